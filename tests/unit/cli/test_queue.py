@@ -19,6 +19,7 @@ from rollout.tasks.orders import RolloutOrder, encode_order
 from tests.unit.cli import in_process
 from transports import Frames, Queue, open_queue
 from transports.codec import encode
+from transports.testing.cases import receive_one
 
 FINISHED = RolloutFinished(
     header=RecordHeader("run-1", "colors", "group-2", "colors-2-0", 0, 3),
@@ -56,8 +57,7 @@ async def put(url: str, *records: Frames, tag: str = "the tag") -> None:
 async def reject(url: str, count: int, reason: str) -> None:
     async with open_queue(url) as queue:
         for _ in range(count):
-            delivery = await queue.receive(timeout=10)
-            assert delivery is not None
+            delivery = await receive_one(queue)
             await delivery.reject(reason)
 
 

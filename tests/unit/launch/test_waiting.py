@@ -22,6 +22,7 @@ from rollout.worker.link import Heartbeat
 from tests.unit.launch.test_feeder import make_orders, receive
 from transports import open_queue
 from transports.base import QueueStats
+from transports.testing.cases import receive_one
 
 
 class World:
@@ -215,8 +216,7 @@ async def test_the_feeder_says_that_it_removes_orders(make_world: WorldMaker) ->
     assert queue is not None
     async with open_queue(queue.url, lease="record") as worker:
         await worker.put((b"held",), key="k")
-        delivery = await worker.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(worker)
         async with anyio.create_task_group() as group:
             group.start_soon(world.feeder.remove_leftovers, 60.0)
             with anyio.fail_after(20):

@@ -11,6 +11,7 @@ import pytest
 from transports import Lease, QueueCorrupt, QueueStorageError, open_queue
 from transports.files.leases import HeartbeatWatcher, LeaseHolder
 from transports.files.records import HEADER_BYTES, stored_length
+from transports.testing.cases import receive_one
 
 HOLDER = "0123456789abcdef"
 DAMAGED_HEARTBEATS = [
@@ -44,8 +45,7 @@ async def test_a_full_disk_makes_no_lease_and_the_record_can_be_taken_later(
             await queue.receive(timeout=5)
         monkeypatch.setattr(os, "pwrite", write)
         assert all(file.stat().st_size for file in (tmp_path / "holders").iterdir())
-        delivery = await queue.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(queue)
         await delivery.ack()
 
 
@@ -72,8 +72,7 @@ async def test_a_damaged_lease_that_is_not_written_again_goes_to_another_consume
         await queue.put((b"record",), key="k")
         segment = next((tmp_path / "p0").glob("*.seg")).name.split(".")[0]
         (tmp_path / "p0" / ("lease.0" if lease == "partition" else f"claims/{segment}.0.0")).write_bytes(content)
-        delivery = await queue.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(queue)
         await delivery.ack()
     assert (tmp_path / "queue.json").exists()
 
@@ -128,8 +127,7 @@ def test_a_full_disk_creates_no_queue_and_leaves_no_draft(tmp_path: Path, monkey
 async def test_a_record_that_is_cut_off_after_it_was_read_is_corruption(tmp_path: Path) -> None:
     async with open_queue(f"file://{tmp_path}") as queue:
         await queue.put((b"record",), key="k")
-        delivery = await queue.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(queue)
         os.truncate(next((tmp_path / "p0").glob("*.seg")), HEADER_BYTES + 5)
         await delivery.nack(0)
         with pytest.raises(QueueCorrupt, match="the record was damaged after it was first read"):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.transports.expired_leases import assert_a_handle_loses_its_leases_when_they_are_expired
 from transports import open_queue
+from transports.testing.cases import receive_one
 
 CONSUMER = """
 import asyncio, sys
@@ -41,8 +42,7 @@ async def test_the_records_of_a_dead_process_are_free_at_once_when_its_leases_ar
         await consumer.wait()
         assert await queue.receive(timeout=0.2) is None
         await queue.expire_leases(holder)
-        again = await queue.receive(timeout=30)
-        assert again is not None
+        again = await receive_one(queue)
         await again.ack()
 
 

@@ -16,6 +16,7 @@ import pytest
 from transports import Delivery, Queue, QueueCorrupt, QueueStorageError, QueueURLError, StaleLease, open_queue
 from transports.files.records import PutTotals, pack_header, pack_record
 from transports.testing import QueueConformance
+from transports.testing.cases import number_in, receive_one
 
 
 class TestFileConformance(QueueConformance):
@@ -46,16 +47,12 @@ async def put_numbers(root: Path, numbers: range, options: str = "") -> None:
 
 
 async def drain(queue: Queue, timeout: float = 0.1) -> list[int]:
-    got = []
+    """Receive and ack records until none comes; return their numbers."""
+    numbers = []
     while (delivery := await queue.receive(timeout=timeout)) is not None:
-        got.append(number(delivery))
+        numbers.append(number_in(delivery))
         await delivery.ack()
-    return got
-
-
-def number(delivery: Delivery | None) -> int:
-    assert delivery is not None
-    return int(bytes(delivery.frames[0]))
+    return numbers
 
 
 # Damage
@@ -107,7 +104,7 @@ async def test_damage_before_later_records_is_corruption(root: Path) -> None:
     content[-50] ^= 1
     damaged.write_bytes(content)
     async with open_queue(f"file://{root}?lease_time=0.05") as queue:
-        assert number(await queue.receive(timeout=5)) == 0
+        assert number_in(await receive_one(queue)) == 0
         with pytest.raises(QueueCorrupt, match=damaged.name):
             await drain(queue, timeout=5)
 
@@ -148,8 +145,7 @@ async def test_acks_that_the_disk_refuses_are_an_error_and_can_be_repeated(root:
     async with open_queue(f"file://{root}") as queue:
         for n in range(200):
             await queue.put((str(n).encode(),), key="k")
-        deliveries = [await queue.receive(timeout=5) for _ in range(200)]
-        leased = [delivery for delivery in deliveries if delivery is not None]
+        leased = [await receive_one(queue) for _ in range(200)]
         with files_limited_to(4000), pytest.raises(QueueStorageError, match="acks"):
             await queue.ack(leased)
         await queue.ack(leased)
@@ -186,8 +182,8 @@ async def test_acked_segments_are_reclaimed(root: Path) -> None:
 async def test_a_segment_with_an_unacked_record_stays(root: Path) -> None:
     await put_numbers(root, range(4), "segment_bytes=1")
     async with open_queue(f"file://{root}") as queue:
-        kept = [await queue.receive(timeout=5) for _ in range(4)]
-        await queue.ack([delivery for n, delivery in enumerate(kept) if delivery is not None and n != 1])
+        leased = [await receive_one(queue) for _ in range(4)]
+        await queue.ack([*leased[:1], *leased[2:]])
     async with open_queue(f"file://{root}") as queue:
         assert await drain(queue) == [1]
 
@@ -196,8 +192,7 @@ async def test_a_handle_without_the_option_does_not_delete_an_archive(root: Path
     async with open_queue(f"file://{root}?retain=true") as queue:
         await queue.put((b"kept",), key="k")
     async with open_queue(f"file://{root}") as plain:
-        delivery = await plain.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(plain)
         await delivery.ack()
         assert await plain.receive(timeout=0) is None
     async with open_queue(f"file://{root}?replay=true") as again:
@@ -222,8 +217,7 @@ async def test_a_large_record_travels_through_threads(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await asyncio.gather(*(queue.put((str(n).encode(), blob), key="k") for n in range(4)))
         for _ in range(4):
-            delivery = await queue.receive(timeout=5)
-            assert delivery is not None
+            delivery = await receive_one(queue)
             assert bytes(delivery.frames[1]) == blob
             await delivery.ack()
 
@@ -231,8 +225,7 @@ async def test_a_large_record_travels_through_threads(root: Path) -> None:
 async def test_a_record_of_a_thousand_frames_comes_back(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await queue.put(tuple(str(n).encode() for n in range(1500)), key="k")
-        delivery = await queue.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(queue)
         assert [bytes(frame) for frame in delivery.frames] == [str(n).encode() for n in range(1500)]
 
 
@@ -245,13 +238,11 @@ async def test_the_partitions_of_a_holder_without_a_heartbeat_go_to_another(
     await put_numbers(root, range(3))
     frozen = open_queue(f"file://{root}?lease_time=0.05")
     monkeypatch.setattr("transports.files.leases.LeaseHolder._keep_heartbeat", lambda self: None)
-    leased = await frozen.receive(timeout=5)
-    assert number(leased) == 0
+    leased = await receive_one(frozen)
+    assert number_in(leased) == 0
     async with open_queue(f"file://{root}?lease_time=0.05") as other:
-        taken = await other.receive(timeout=5)
-        assert taken is not None
-        assert (number(taken), taken.redelivered) == (0, True)
-        assert leased is not None
+        taken = await receive_one(other)
+        assert (number_in(taken), taken.redelivered) == (0, True)
         with pytest.raises(StaleLease):
             await leased.ack()
         await taken.ack()
@@ -265,14 +256,13 @@ async def test_a_claim_of_a_holder_without_a_heartbeat_goes_to_another(
     await put_numbers(root, range(2))
     frozen = open_queue(f"file://{root}?lease_time=0.05", lease="record")
     monkeypatch.setattr("transports.files.leases.LeaseHolder._keep_heartbeat", lambda self: None)
-    leased = await frozen.receive(timeout=5)
-    assert leased is not None
+    leased = await receive_one(frozen)
     async with open_queue(f"file://{root}", lease="record") as other:
-        got = [await other.receive(timeout=5), await other.receive(timeout=5)]
-        assert sorted(map(number, got)) == [0, 1]
+        got = [await receive_one(other), await receive_one(other)]
+        assert sorted(map(number_in, got)) == [0, 1]
         with pytest.raises(StaleLease):
             await leased.ack()
-        await other.ack([delivery for delivery in got if delivery is not None])
+        await other.ack(got)
         assert (await other.stats()).backlog_records == 0
     await frozen.aclose()
 
@@ -286,9 +276,8 @@ async def test_a_long_log_is_replaced_by_a_short_one_with_the_same_facts(
         unacked: list[Delivery] = []
         for n in range(400):
             await writer.put((str(n).encode(), bytes(100)), key="k")
-            delivery = await queue.receive(timeout=5)
-            assert number(delivery) == n
-            assert delivery is not None
+            delivery = await receive_one(queue)
+            assert number_in(delivery) == n
             if n < 2:
                 unacked.append(delivery)
             else:

@@ -8,6 +8,7 @@ import pytest
 
 from transports import QueueClosed, QueueURLError, open_queue
 from transports.testing import QueueConformance
+from transports.testing.cases import receive_one
 
 
 class TestMemoryConformance(QueueConformance):
@@ -41,8 +42,7 @@ async def test_a_producer_on_another_threads_loop_wakes_a_waiting_consumer() -> 
         thread.start()
         got = []
         for _ in range(200):
-            delivery = await queue.receive(timeout=20)
-            assert delivery is not None
+            delivery = await receive_one(queue)
             got.append(int(bytes(delivery.frames[0])))
             await delivery.ack()
         thread.join()

@@ -37,10 +37,17 @@ def request(operation: str, *arguments: Any) -> tuple[bytes, bytes]:
     return b"Q", header(1, operation, arguments)
 
 
-async def new_link(hub: OneLoopHub) -> RemoteHubLink:
+async def open_link(hub: OneLoopHub) -> RemoteHubLink:
     link = hub.link()
     await link.wait_until_ready(10)
     return link
+
+
+@pytest.fixture
+async def link(hub: OneLoopHub) -> AsyncIterator[RemoteHubLink]:
+    link = await open_link(hub)
+    yield link
+    await link.close()
 
 
 async def put_and_receive(link: RemoteHubLink, frame: bytes = b"x") -> None:
@@ -87,13 +94,13 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-async def test_a_malformed_message_is_refused_and_the_queue_goes_on(name: str, hub: OneLoopHub) -> None:
+async def test_a_malformed_message_is_refused_and_the_queue_goes_on(
+    name: str, hub: OneLoopHub, link: RemoteHubLink
+) -> None:
     hub.receive(STRANGER, *hello())
     hub.receive(STRANGER, *MALFORMED[name])
-    link = await new_link(hub)
     await put_and_receive(link)
     assert (await link.stats()).refused_messages == 1
-    await link.close()
 
 
 async def test_a_hello_of_a_connection_without_a_producers_name_is_refused(hub: OneLoopHub) -> None:
@@ -112,26 +119,23 @@ async def test_a_malformed_message_is_logged_once_for_each_peer(
 
 
 @pytest.mark.parametrize("token", [["another hub", 0, 0, 1], ["", 0, 0, 1], ["", 4095, 0, 1], ["", 0, 10**6, 1]])
-async def test_a_token_without_a_leased_record_is_stale(token: list[Any], hub: OneLoopHub) -> None:
-    link = await new_link(hub)
+async def test_a_token_without_a_leased_record_is_stale(token: list[Any], hub: OneLoopHub, link: RemoteHubLink) -> None:
     await link.put((b"x",), "k", "tag")
     leased = LeaseToken(token[0] or hub.name, *token[1:])
     assert not await link.nack(leased, 0.0)
     assert not await link.reject(leased, "no")
     assert (await link.stats()).backlog_records == 1
-    await link.close()
 
 
-async def test_a_handle_cannot_ack_what_another_one_has(hub: OneLoopHub) -> None:
-    owner, other = await new_link(hub), await new_link(hub)
+async def test_a_handle_cannot_ack_what_another_one_has(hub: OneLoopHub, link: RemoteHubLink) -> None:
+    other = await open_link(hub)
     for frame in (b"0", b"1"):
-        await owner.put((frame,), "k", "tag")
-    mine, theirs = await owner.receive(10), await other.receive(10)
+        await link.put((frame,), "k", "tag")
+    mine, theirs = await link.receive(10), await other.receive(10)
     assert mine is not None
     assert theirs is not None
-    await owner.ack([mine.token._replace(position=theirs.token.position)])
-    assert (await owner.stats()).backlog_records == 2
-    await owner.close()
+    await link.ack([mine.token._replace(position=theirs.token.position)])
+    assert (await link.stats()).backlog_records == 2
     await other.close()
 
 
@@ -155,8 +159,7 @@ async def test_a_handle_before_there_were_versions_is_refused(
     assert "version 1" in caplog.text
 
 
-async def test_a_hub_of_another_version_ends_what_waits_for_it(hub: OneLoopHub) -> None:
-    link = await new_link(hub)
+async def test_a_hub_of_another_version_ends_what_waits_for_it(hub: OneLoopHub, link: RemoteHubLink) -> None:
     waiting = asyncio.create_task(link.receive(10))
     await asyncio.sleep(0)
     link.handle_message([b"V", b"7"], "10.0.0.1")
@@ -166,7 +169,6 @@ async def test_a_hub_of_another_version_ends_what_waits_for_it(hub: OneLoopHub) 
     hub.receive(STRANGER, b"B", header(STRANGER))
     link.handle_message([b"W", header(hub.name, 1, 0)], "10.0.0.1")
     assert (await link.stats()).backlog_records == 0
-    await link.close()
 
 
 # What a handle refuses
@@ -193,13 +195,11 @@ MALFORMED_OF_THE_HUB = {
 
 @pytest.mark.parametrize("name", MALFORMED_OF_THE_HUB)
 async def test_a_malformed_message_of_the_hub_changes_nothing(
-    name: str, hub: OneLoopHub, caplog: pytest.LogCaptureFixture
+    name: str, link: RemoteHubLink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link = await new_link(hub)
     link.handle_message(MALFORMED_OF_THE_HUB[name], "10.0.0.1")
     await put_and_receive(link)
     assert "refused a message from 10.0.0.1" in caplog.text
-    await link.close()
 
 
 @pytest.mark.parametrize(
@@ -216,8 +216,7 @@ async def test_a_malformed_message_of_the_hub_changes_nothing(
         ("release", "done"),
     ],
 )
-async def test_a_malformed_answer_is_a_named_error(operation: str, value: Any, hub: OneLoopHub) -> None:
-    link = await new_link(hub)
+async def test_a_malformed_answer_is_a_named_error(operation: str, value: Any, link: RemoteHubLink) -> None:
     call = {"receive": link.receive, "dead_letters": link.dead_letters, "peek": link.peek}.get(operation)
     asking = asyncio.create_task(getattr(link, operation)() if call is None else call(5))
     link.handle_message([b"A", header(0, "", value)], "10.0.0.1")  # nobody waits for it yet
@@ -226,26 +225,24 @@ async def test_a_malformed_answer_is_a_named_error(operation: str, value: Any, h
     link.handle_message([b"A", header(0, "", value)], "10.0.0.1")
     with pytest.raises(QueueStorageError, match=r"the answer of the hub to .* is malformed"):
         await asking
-    await link.close()
 
 
-async def test_what_the_hub_cannot_do_is_a_named_error(hub: OneLoopHub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_hub_cannot_do_is_a_named_error(link: RemoteHubLink, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object) -> None:
         raise KeyError("surprise")
 
     monkeypatch.setattr("transports.zeromq.links.LocalHubLink.peek", fail)
-    link = await new_link(hub)
     with pytest.raises(QueueStorageError, match="could not do 'peek': 'surprise'"):
         await link.peek(1)
     await put_and_receive(link)
-    await link.close()
 
 
 # Numbers and credit
 
 
-async def test_a_put_that_fails_leaves_no_gap(hub: OneLoopHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    link = await new_link(hub)
+async def test_a_put_that_fails_leaves_no_gap(
+    hub: OneLoopHub, link: RemoteHubLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(QueueError, match="at most"):
         await link.put((b"x",), "k" * (17 << 20), "tag")
     monkeypatch.setattr("transports.zeromq.remote.WINDOW_RECORDS", 1)
@@ -258,14 +255,12 @@ async def test_a_put_that_fails_leaves_no_gap(hub: OneLoopHub, monkeypatch: pyte
     await link.put((b"1",), "k", "tag")
     got = [await link.receive(10), await link.receive(10)]
     assert [leased.frames for leased in got if leased is not None] == [(b"0",), (b"1",)]
-    await link.close()
 
 
 async def test_a_put_that_is_cancelled_while_it_waits_leaves_no_gap(
-    hub: OneLoopHub, monkeypatch: pytest.MonkeyPatch
+    hub: OneLoopHub, link: RemoteHubLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transports.zeromq.remote.WINDOW_BYTES", 10)
-    link = await new_link(hub)
     with hub.silence():
         await link.put((b"first",), "k", "tag")
         waiting = asyncio.create_task(link.put((b"too large",), "k", "tag"))
@@ -274,4 +269,3 @@ async def test_a_put_that_is_cancelled_while_it_waits_leaves_no_gap(
     await link.put((b"last",), "k", "tag")
     got = [await link.receive(10), await link.receive(10)]
     assert [leased.frames for leased in got if leased is not None] == [(b"first",), (b"last",)]
-    await link.close()
