@@ -28,7 +28,7 @@ from rollout.records.kinds import NamedReward
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive, RolloutNotFound
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
-from tests.unit.cli.in_process import run_cli
+from tests.unit.cli.in_process import run_cli, set_options
 from transports import open_queue
 from transports.codec import decode, encode
 
@@ -242,7 +242,7 @@ def test_where_an_error_arose_is_shown_with_the_users_frames(
     one_line_environment: Callable[[str], str], tmp_path: Path
 ) -> None:
     broken = one_line_environment("raise ValueError('a bug of its own')")
-    ran = run_cli("run", broken, "--json", "--set", f"run.directory={tmp_path}/runs", "--set", "tasks.group_size=1")
+    ran = run_cli("run", broken, "--json", *set_options(f"run.directory={tmp_path}/runs", "tasks.group_size=1"))
     run_directory = json.loads(ran.stdout)["run_dir"]
     shown = run_cli("inspect", run_directory, "000000.0").stdout
     frame = f'      File "{tmp_path}/{tmp_path.name}.py", line 3, in run\n'
@@ -255,10 +255,10 @@ def test_where_an_error_arose_is_shown_with_the_users_frames(
 @pytest.fixture(scope="module")
 def run_with_tools(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     runs = tmp_path_factory.mktemp("runs")
-    settings = ("tasks.count=1", "tasks.group_size=1", "engine.sampling.temperature=0", f"run.directory={runs}")
-    ran = run_cli(
-        "run", str(repository / "configs" / "calculator.yaml"), "--json", *(a for s in settings for a in ("--set", s))
+    options = set_options(
+        "tasks.count=1", "tasks.group_size=1", "engine.sampling.temperature=0", f"run.directory={runs}"
     )
+    ran = run_cli("run", str(repository / "configs" / "calculator.yaml"), "--json", *options)
     return str(json.loads(ran.stdout)["run_dir"])
 
 

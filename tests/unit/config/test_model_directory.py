@@ -13,7 +13,7 @@ from rollout.config.source import ConfigFileError
 from rollout.doctor.checks import run_checks
 from rollout.doctor.results import CheckStatus
 from rollout.rundir.directory import RunDirectory
-from tests.unit.cli.in_process import run_cli
+from tests.unit.cli.in_process import run_cli, set_options
 
 
 @pytest.fixture
@@ -83,8 +83,8 @@ def test_a_directory_beside_the_file_is_no_owner_of_models(yaml_file: Path) -> N
 @pytest.mark.parametrize("command", ["run", "launch"])
 @pytest.mark.parametrize("urls", ["[]", "['http://127.0.0.1:9']"])
 def test_a_run_without_a_model_ends_with_what_to_do(yaml_file: Path, command: str, urls: str) -> None:
-    settings = ("model.path=Qwen/Qwen3-VL-4B-Instruct", f"engine.urls={urls}")
-    result = run_cli(command, str(yaml_file), *(part for setting in settings for part in ("--set", setting)))
+    options = set_options("model.path=Qwen/Qwen3-VL-4B-Instruct", f"engine.urls={urls}")
+    result = run_cli(command, str(yaml_file), *options)
     assert result.returncode == 2, result.stderr
     assert "hf download Qwen/Qwen3-VL-4B-Instruct" in result.stderr
 
