@@ -100,11 +100,7 @@ def test_gc_keeps_images_of_records_in_another_directory(tmp_path: Path, make_ru
 
 
 @pytest.mark.parametrize(
-    ("url", "complaint"),
-    [
-        ("memory://gone", "cannot be read here"),
-        ("file:///nowhere/at/all", "nowhere"),
-    ],
+    ("url", "complaint"), [("memory://gone", "cannot be read here"), ("file:///nowhere/at/all", "nowhere")]
 )
 def test_gc_is_refused_if_the_records_cannot_be_read(make_run: Callable[[str], Path], url: str, complaint: str) -> None:
     run = make_run(url)

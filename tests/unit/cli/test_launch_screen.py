@@ -29,12 +29,7 @@ def shown_table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("width", "left_out"),
-    [
-        (200, ()),
-        (100, ()),
-        (80, ("tokens/s", "turns/s")),
-        (60, ("tokens/s", "turns/s", "backlog", "workers")),
-    ],
+    [(200, ()), (100, ()), (80, ("tokens/s", "turns/s")), (60, ("tokens/s", "turns/s", "backlog", "workers"))],
 )
 def test_a_narrow_table_leaves_columns_out_and_cuts_neither_a_heading_nor_a_number(
     width: int, left_out: Sequence[str]

@@ -52,10 +52,7 @@ def test_json_has_the_whole_report(run_directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rollout", "options", "complaint"),
-    [
-        ("z.9", (), "has no rollout 'z.9'"),
-        (ROLLOUT, ("--config", "missing.yaml"), "missing.yaml: cannot be read"),
-    ],
+    [("z.9", (), "has no rollout 'z.9'"), (ROLLOUT, ("--config", "missing.yaml"), "missing.yaml: cannot be read")],
 )
 def test_a_rollout_that_cannot_be_replayed_exits_with_2(
     run_directory: Path, rollout: str, options: tuple[str, ...], complaint: str

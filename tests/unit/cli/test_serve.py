@@ -46,13 +46,7 @@ def test_serve_embedded_prints_the_traceback_of_what_a_client_is_told(tmp_path: 
         "class Policy:\n    def answer(self, prompt, images):\n        return {}['dice']\n"
     )
     command = [sys.executable, "-m", "rollout", "serve", "embedded", "--policy", "bad:Policy"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split(" at ")[1].partition(";")[0]

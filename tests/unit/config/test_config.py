@@ -307,10 +307,7 @@ def alias_bomb(levels: int) -> str:
         ('a: "x\\ud800"', "env.yaml:1: a: the text has a lone surrogate"),
         ('"x\\ud800": 1', "env.yaml:1: a key has a lone surrogate"),
         ("a: !!binary aGk=", "env.yaml:1: a: binary data is not supported; write a text."),
-        (
-            "a: !!float ''",
-            "a: '' looks like a number, but is not valid; if it is a text, write it in quotes, without",
-        ),
+        ("a: !!float ''", "a: '' looks like a number, but is not valid; if it is a text, write it in quotes, without"),
         ("a: 2020-13-45", "env.yaml:1: a: '2020-13-45' looks like a date or a time, but is not valid; if it"),
         ("a: !!timestamp b", "if it is a text, write it in quotes, without !!timestamp before it."),
         ("a: !b c", "env.yaml:1: a: 'c' has the tag !b, which is not supported; remove the tag, or write the value in"),

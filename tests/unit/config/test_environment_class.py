@@ -8,15 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from rollout.config.environment_class import EnvironmentUnusable, class_problem, require_usable
-from rollout.environments.base import (
-    Environment,
-    EnvironmentSettings,
-    Model,
-    MultiTurnEnvironment,
-    Reply,
-    Score,
-    Turn,
-)
+from rollout.environments.base import Environment, EnvironmentSettings, Model, MultiTurnEnvironment, Reply, Score, Turn
 from rollout.environments.calculator import CALCULATE_TOOL
 from rollout.records.messages import Message
 from rollout.records.task import Task

@@ -56,11 +56,7 @@ def test_what_failed_before_the_launch_is_not_counted() -> None:
             "rollouts of coin failed, so the run stops: all 17 that have ended; run.max_failed sets",
         ),
         (2, {"failed": 3, "ok": 4}, "3 of 7 that have ended; run.max_failed allows 2 (1.0"),
-        (
-            0.25,
-            {"failed": 6, "ok": 14},
-            "6 of 20 that have ended; run.max_failed allows a share of 0.25 (1.0",
-        ),
+        (0.25, {"failed": 6, "ok": 14}, "6 of 20 that have ended; run.max_failed allows a share of 0.25 (1.0"),
     ],
 )
 def test_the_error_names_environment_counts_and_key(

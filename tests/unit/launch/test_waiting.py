@@ -86,12 +86,7 @@ async def make_world(repository: Path, tmp_path: Path) -> AsyncIterator[Callable
     ("limit", "records", "nbytes", "size"),
     [
         ("?high_water=64MB", 10, 64_000_001, "the backlog of 64.0 MB has reached its high water of 64000000 bytes"),
-        (
-            "?high_water_records=1000",
-            1001,
-            5,
-            "the backlog of 1,001 records has reached its high water of",
-        ),
+        ("?high_water_records=1000", 1001, 5, "the backlog of 1,001 records has reached its high water of"),
     ],
 )
 async def test_a_full_backlog_waits_for_a_trainer(

@@ -71,10 +71,7 @@ def assert_agrees(samples: Samples, summary: dict[str, Any]) -> None:
 
 
 def test_a_launch_and_its_workers_together_export_what_the_summary_says(
-    color_codeword: Path,
-    tmp_path: Path,
-    scrape: Callable[[str], Samples],
-    get: Callable[[str], tuple[int, str]],
+    color_codeword: Path, tmp_path: Path, scrape: Callable[[str], Samples], get: Callable[[str], tuple[int, str]]
 ) -> None:
     tasks = f"file://{tmp_path}/tasks"
 

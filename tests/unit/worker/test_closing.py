@@ -238,11 +238,7 @@ FAILED, TOOK_TOO_LONG = "close of the environment failed", "close of the environ
     ids=["raises", "hangs", "exits", "cancels", "retry", "yields", "forgets await", "returns"],
 )
 async def test_a_close_that_fails_is_logged_and_changes_nothing(
-    workers: WorkerFactory,
-    play: Any,
-    in_close: Callable[[Closes], Any],
-    event: str,
-    logged_text: str,
+    workers: WorkerFactory, play: Any, in_close: Callable[[Closes], Any], event: str, logged_text: str
 ) -> None:
     Closes.in_close = in_close
     with capture_logs() as logs:

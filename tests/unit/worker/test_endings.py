@@ -31,10 +31,7 @@ async def test_a_rollout_that_plays_no_turn_for_too_long_is_ended(workers: Worke
     assert error["message"] == "no turn was done for 0.5 s (worker.turn_timeout), after 1 turns"
 
 
-@pytest.mark.parametrize(
-    ("stragglers", "status"),
-    [("cut", "unscored"), ("abandon", "abandoned")],
-)
+@pytest.mark.parametrize(("stragglers", "status"), [("cut", "unscored"), ("abandon", "abandoned")])
 async def test_the_last_of_a_group_is_treated_as_configured(
     workers: WorkerFactory, stragglers: str, status: str
 ) -> None:
