@@ -1,4 +1,4 @@
-"""/metrics, /healthz and /readyz: where they are found, what they answer, and when the loop is busy."""
+"""The server of /metrics, /healthz and /readyz: its answers, its files, and a busy event loop."""
 
 import asyncio
 import gzip
@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from prometheus_client.registry import CollectorRegistry
 from rollout.metrics import catalogue
 from rollout.metrics.loop_monitor import LoopMonitor
 from rollout.metrics.server import MetricsPortTaken, ProcessStatus, ScrapeTargetFile, serve_metrics
-
-Get = Callable[[str], tuple[int, str]]
+from tests.unit.metrics.scraping import get
 
 
 def process_status(
@@ -28,14 +26,14 @@ def process_status(
     return ProcessStatus(registry or CollectorRegistry(), lambda: problem, lambda: unready)
 
 
-def test_what_is_well_is_told_and_what_is_not_is_named(get: Get) -> None:
+def test_health_and_readiness_are_answered_with_the_reason() -> None:
     with serve_metrics(process_status(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/readyz") == (503, "no worker is ready of squares\n")
         assert get(f"{url}/nothing")[0] == 404
 
 
-def test_where_it_listens_is_written_down_and_at_the_end_what_it_came_to(get: Get, tmp_path: Path) -> None:
+def test_a_file_has_the_address_while_the_server_runs_and_then_the_last_metrics(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     turns = catalogue.TURNS.counter(registry).labels("squares", "bridge")
     announcement = ScrapeTargetFile(tmp_path / "metrics", "launch", {"run": "run7"})
@@ -72,7 +70,7 @@ def test_a_port_that_is_taken_is_named() -> None:
                 pass
 
 
-def test_a_client_that_sends_too_slowly_is_left(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_client_that_sends_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setattr("rollout.metrics.server._CONNECTION_TIMEOUT", 0.05)
     monkeypatch.setattr("rollout.metrics.server._POLL_INTERVAL", 0.01)
     with serve_metrics(process_status(), host="127.0.0.1", port=0) as url:
@@ -82,7 +80,7 @@ def test_a_client_that_sends_too_slowly_is_left(monkeypatch: pytest.MonkeyPatch,
     assert capfd.readouterr().err == ""
 
 
-def test_only_so_many_clients_are_answered_at_once(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_clients_than_the_limit_are_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.metrics.server._MAX_CONNECTIONS", 1)
     monkeypatch.setattr("rollout.metrics.server._POLL_INTERVAL", 0.01)
     with serve_metrics(process_status(), host="127.0.0.1", port=0) as url:
@@ -94,19 +92,19 @@ def test_only_so_many_clients_are_answered_at_once(get: Get, monkeypatch: pytest
             try:
                 assert get(f"{url}/healthz") == (200, "ok\n")
                 break
-            except OSError:  # the thread of the first client has not seen yet that it left
+            except OSError:  # the thread of the first client may not have ended yet
                 assert time.monotonic() < deadline
 
 
-async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
+async def test_an_event_loop_that_is_blocked_is_reported_by_healthz() -> None:
     lags: list[float] = []
     turned = asyncio.Event()
 
-    def late(seconds: float) -> None:
+    def note_lag(seconds: float) -> None:
         lags.append(seconds)
         turned.set()
 
-    monitor = LoopMonitor(late)
+    monitor = LoopMonitor(note_lag)
     monitor_task = asyncio.create_task(monitor.run())
     await asyncio.wait_for(turned.wait(), 20)
     status = ProcessStatus(CollectorRegistry(), lambda: monitor.problem(0.2), lambda: None)
@@ -114,7 +112,7 @@ async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
     seen = threading.Event()
 
     def poll_health(url: str) -> None:
-        # From outside of the loop, which stands still until this has seen it.
+        # In a thread, because the event loop is blocked until `seen` is set.
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             found.append(get(f"{url}/healthz"))
