@@ -1,4 +1,4 @@
-"""What is said if a limit stopped every rollout."""
+"""The warning for a run in which a limit stopped every rollout."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def config(repository: Path) -> Config:
         ({"tokens": 2, "context": 1}, {"ok": 2, "unscored": 1}, "stopped by a limit: 2 by the length limit"),
     ],
 )
-def test_what_is_said_if_a_limit_stopped_every_rollout(
+def test_a_warning_names_the_limits_that_stopped_every_rollout(
     config: Config, limit_counts: dict[str, int], status_counts: dict[str, int], expected: str | None
 ) -> None:
     warning = warn_if_all_limited(limit_counts, status_counts, config)
