@@ -11,7 +11,7 @@ from tests.unit.cli.in_process import run_cli, set_options
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk; the same error without one is tested below")
-def test_a_full_disk_for_assets_ends_the_run_with_one_paragraph(
+def test_a_full_disk_for_images_ends_the_run_with_one_message(
     repository: Path, small_disk: Callable[[str], Path]
 ) -> None:
     options = set_options("tasks.count=8", f"run.directory={small_disk('64k')}", "queue.url=memory://elsewhere")

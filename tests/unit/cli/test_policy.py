@@ -37,7 +37,7 @@ def published(engine: str, tmp_path: Path, write_weights: Callable[..., None]) -
 
 
 @pytest.mark.usefixtures("published")
-def test_an_engine_that_its_trainer_left_behind_is_shown_and_mended(
+def test_push_repairs_an_engine_that_stopped_during_an_update(
     rollout: Callable[..., "subprocess.CompletedProcess[str]"], engine: str
 ) -> None:
     assert rollout("status").returncode == 0
@@ -54,7 +54,7 @@ def test_an_engine_that_its_trainer_left_behind_is_shown_and_mended(
     assert status == {"published": 3, "engines": {engine: {"version": "3", "paused": False, "sound": True}}}
 
 
-def test_without_anything_published_there_is_nothing_to_push(
+def test_push_and_status_need_a_published_version(
     rollout: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
     assert "is not the directory of a run" in rollout("push").stderr

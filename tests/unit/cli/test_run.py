@@ -114,7 +114,7 @@ def test_an_environment_beside_its_yaml_is_played_and_its_bug_is_shown_once(
 
 
 @pytest.mark.parametrize("command", ["run", "launch"])
-def test_an_environment_that_cannot_be_made_is_exit_code_2_before_anything_is_written(
+def test_an_error_in_init_ends_a_run_before_it_writes_a_file(
     tmp_path: Path, one_line_environment: Callable[[str], str], command: str
 ) -> None:
     path = one_line_environment("pass\n    def __init__(self, settings): raise ValueError('bug')")

@@ -75,7 +75,7 @@ def leaf_commands(command: Any, name: str = "rollout") -> Iterator[tuple[str, An
         yield from leaf_commands(subcommand, f"{name} {inner}")
 
 
-def test_debug_means_the_same_in_every_command() -> None:
+def test_every_command_has_the_same_option_debug() -> None:
     helps = {
         name: [option.help for option in command.params if option.name == "debug"]
         for name, command in leaf_commands(typer.main.get_command(rollout.cli.app))
@@ -99,7 +99,7 @@ def test_debug_means_the_same_in_every_command() -> None:
         ("assets", "gc", "none"),
     ],
 )
-def test_an_error_that_ends_a_command_is_a_paragraph_and_with_debug_a_traceback(failing: tuple[str, ...]) -> None:
+def test_an_error_is_one_message_and_with_debug_a_traceback(failing: tuple[str, ...]) -> None:
     plain, debugged = run_rollout(*failing), run_rollout(*failing, "--debug")
     assert plain.returncode == debugged.returncode != 0
     assert plain.stderr.startswith("rollout: ")
@@ -107,11 +107,11 @@ def test_an_error_that_ends_a_command_is_a_paragraph_and_with_debug_a_traceback(
     assert debugged.stderr.startswith("Traceback")
 
 
-def test_version_is_told() -> None:
+def test_version_is_printed() -> None:
     assert run_rollout("--version").stdout.startswith("rollout ")
 
 
-def test_help_lists_the_commands_in_the_order_in_which_one_uses_them() -> None:
+def test_help_lists_the_commands_in_the_order_of_use() -> None:
     commands = re.findall(r"^  (\w+) ", run_rollout("--help").stdout.partition("Commands:\n")[2], re.MULTILINE)
     assert set(commands) <= set(ORDER)
     assert commands == [name for name in ORDER if name in commands]
@@ -127,7 +127,7 @@ def test_help_cuts_no_sentence(group: Sequence[str], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("typed", "meant"), [(["rn"], "run"), (["inspekt"], "inspect"), (["queue", "stat"], "stats")])
-def test_an_unknown_command_is_answered_with_the_nearest(typed: Sequence[str], meant: str) -> None:
+def test_the_error_for_an_unknown_command_names_the_nearest_one(typed: Sequence[str], meant: str) -> None:
     result = run_rollout(*typed)
     assert result.returncode == 2
     assert f"No such command '{typed[-1]}'. Did you mean '{meant}'" in result.stderr

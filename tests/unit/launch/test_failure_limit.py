@@ -37,11 +37,13 @@ def finding(
         (1.0, {"failed": 100_000}, False),
     ],
 )
-def test_when_a_run_stops(max_failed: int | float | None, counts: dict[str, int], stops: bool) -> None:
+def test_a_run_stops_at_its_limit_of_failed_rollouts(
+    max_failed: int | float | None, counts: dict[str, int], stops: bool
+) -> None:
     assert (finding(max_failed, counts) is not None) == stops
 
 
-def test_what_failed_before_the_launch_is_not_counted() -> None:
+def test_failures_before_the_launch_are_not_counted() -> None:
     earlier = {"failed": 20, "ok": 5}
     assert finding(None, {"failed": 35, "ok": 5}, earlier) is None
     assert "all 16 that have ended" in (finding(None, {"failed": 36, "ok": 5}, earlier) or "")

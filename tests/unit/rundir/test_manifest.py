@@ -11,7 +11,7 @@ from rollout.rundir.directory import RunAlreadyActive, RunDirectory, RunDirector
 from rollout.rundir.manifest import CannotResume, LaunchConfig, create_run, resume_run
 from rollout.rundir.private_files import write_private_file
 
-CreateRun = Callable[..., tuple[RunDirectory, tuple[LaunchConfig, ...]]]
+CreateRun = Callable[..., tuple[RunDirectory, list[LaunchConfig]]]
 
 
 @pytest.fixture

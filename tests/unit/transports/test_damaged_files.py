@@ -28,7 +28,7 @@ DAMAGED_HEARTBEATS = [
 
 @pytest.mark.parametrize("lease", ["partition", "record"])
 @pytest.mark.parametrize("refused", ["holders/", "p0/draft."])
-async def test_a_full_disk_makes_no_lease_and_the_record_can_be_taken_later(
+async def test_a_full_disk_creates_no_lease_and_the_record_can_be_received_later(
     tmp_path: Path, lease: Lease, refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.pwrite
@@ -50,9 +50,7 @@ async def test_a_full_disk_makes_no_lease_and_the_record_can_be_taken_later(
 
 
 @pytest.mark.parametrize("content", DAMAGED_HEARTBEATS)
-async def test_the_leases_of_a_dead_holder_are_expired_although_its_file_is_damaged(
-    tmp_path: Path, content: bytes
-) -> None:
+async def test_the_leases_of_a_dead_holder_expire_although_its_file_is_damaged(tmp_path: Path, content: bytes) -> None:
     lease_file = tmp_path / "p0" / "lease.0"
     async with open_queue(f"file://{tmp_path}?lease_time=600") as queue:
         await queue.put((b"record",), key="k")
@@ -65,7 +63,7 @@ async def test_the_leases_of_a_dead_holder_are_expired_although_its_file_is_dama
 
 @pytest.mark.parametrize("lease", ["partition", "record"])
 @pytest.mark.parametrize("content", DAMAGED_HEARTBEATS)
-async def test_a_damaged_lease_that_is_not_written_again_goes_to_another_consumer(
+async def test_a_damaged_lease_without_a_heartbeat_goes_to_another_consumer(
     tmp_path: Path, lease: Lease, content: bytes
 ) -> None:
     async with open_queue(f"file://{tmp_path}?lease_time=0.01", lease=lease) as queue:
@@ -108,7 +106,7 @@ def test_a_living_holder_keeps_a_damaged_lease(tmp_path: Path, monkeypatch: pyte
         json.dumps({"format": 1, "partitions": 1, "retain": "no"}).encode(),
     ],
 )
-def test_the_error_of_a_damaged_queue_json_says_what_it_should_be(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_queue_json_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "queue.json").write_bytes(content)
     with pytest.raises(QueueCorrupt, match=r"queue\.json does not describe a queue.*Correct it"):
         open_queue(f"file://{tmp_path}")

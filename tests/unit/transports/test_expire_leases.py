@@ -31,7 +31,7 @@ async def test_a_handle_loses_its_leases_when_they_are_expired(scheme: str, tmp_
     await assert_a_handle_loses_its_leases_when_they_are_expired(url, "record")
 
 
-async def test_the_records_of_a_dead_process_are_free_at_once_when_its_leases_are_expired(tmp_path: Path) -> None:
+async def test_another_consumer_gets_the_records_of_a_dead_process_at_once(tmp_path: Path) -> None:
     url = f"file://{tmp_path}?lease_time=600"
     async with open_queue(url, lease="record") as queue:
         await queue.put((b"record",), key="k")

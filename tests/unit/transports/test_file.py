@@ -59,7 +59,9 @@ async def drain(queue: Queue, timeout: float = 0.1) -> list[int]:
 
 
 @pytest.mark.parametrize("cut", [1, 8, 40, 150])
-async def test_a_torn_tail_is_cut_off_and_reported(root: Path, cut: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_incomplete_record_at_the_end_is_removed_and_reported(
+    root: Path, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
     writer = open_queue(f"file://{root}")
     for n in range(3):
         await writer.put((str(n).encode(), bytes(100)), key="k")
@@ -130,7 +132,7 @@ def files_limited_to(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_put_that_the_disk_refuses_leaves_nothing_and_the_next_put_succeeds(root: Path) -> None:
+async def test_a_put_on_a_full_disk_leaves_nothing_and_a_smaller_one_succeeds(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await queue.put((b"0", bytes(3000)), key="k")
         with files_limited_to(5000):
@@ -141,7 +143,7 @@ async def test_a_put_that_the_disk_refuses_leaves_nothing_and_the_next_put_succe
         assert await drain(queue) == [0, 2, 3]
 
 
-async def test_acks_that_the_disk_refuses_are_an_error_and_can_be_repeated(root: Path) -> None:
+async def test_acks_on_a_full_disk_fail_and_can_be_repeated(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         for n in range(200):
             await queue.put((str(n).encode(),), key="k")
@@ -152,7 +154,7 @@ async def test_acks_that_the_disk_refuses_are_an_error_and_can_be_repeated(root:
         assert (await queue.stats()).backlog_records == 0
 
 
-def test_a_directory_that_cannot_be_one_is_a_named_error(tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(QueueStorageError, match="file"):
         open_queue(f"file://{tmp_path}/file/queue")
@@ -167,7 +169,7 @@ def test_only_an_absolute_local_directory_is_a_queue(url: str) -> None:
 # Segments
 
 
-async def test_acked_segments_are_reclaimed(root: Path) -> None:
+async def test_acked_segments_are_deleted(root: Path) -> None:
     await put_numbers(root, range(20), "segment_bytes=300")
     assert len(segments(root)) > 5
     async with open_queue(f"file://{root}") as queue:
@@ -212,7 +214,7 @@ async def test_a_retained_run_can_be_replayed_repeatedly(root: Path) -> None:
             assert await queue.receive(timeout=0) is None
 
 
-async def test_a_large_record_travels_through_threads(root: Path) -> None:
+async def test_large_records_that_are_put_together_are_received(root: Path) -> None:
     blob = os.urandom(5 << 20)
     async with open_queue(f"file://{root}") as queue:
         await asyncio.gather(*(queue.put((str(n).encode(), blob), key="k") for n in range(4)))
@@ -222,7 +224,7 @@ async def test_a_large_record_travels_through_threads(root: Path) -> None:
             await delivery.ack()
 
 
-async def test_a_record_of_a_thousand_frames_comes_back(root: Path) -> None:
+async def test_a_record_with_many_frames_is_received(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await queue.put(tuple(str(n).encode() for n in range(1500)), key="k")
         delivery = await receive_one(queue)
@@ -267,9 +269,7 @@ async def test_a_claim_of_a_holder_without_a_heartbeat_goes_to_another(
     await frozen.aclose()
 
 
-async def test_a_long_log_is_replaced_by_a_short_one_with_the_same_facts(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_log_of_acks_is_replaced_by_a_short_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transports.files.acks._COMPACT_BYTES", 500)
     writer = open_queue(f"file://{root}?segment_bytes=1")
     async with writer, open_queue(f"file://{root}") as queue, open_queue(f"file://{root}") as peeking:
@@ -320,7 +320,7 @@ FOREIGN = f"{'a' * 16}.{0:016x}.seg"
 
 @pytest.mark.parametrize("replay", ["", "?replay=true"])
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
-async def test_a_directory_or_pipe_with_the_name_of_a_segment_is_a_named_error(
+async def test_a_segment_that_is_not_a_regular_file_is_an_error(
     make: Callable[[Path], None], replay: str, root: Path
 ) -> None:
     await put_numbers(root, range(1))
@@ -330,7 +330,7 @@ async def test_a_directory_or_pipe_with_the_name_of_a_segment_is_a_named_error(
             await queue.stats()
 
 
-async def test_a_replay_names_a_partition_that_is_not_a_directory(root: Path) -> None:
+async def test_a_partition_that_is_not_a_directory_is_named(root: Path) -> None:
     await put_numbers(root, range(1))
     shutil.rmtree(root / "p0")
     (root / "p0").touch()

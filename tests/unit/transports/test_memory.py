@@ -17,7 +17,7 @@ class TestMemoryConformance(QueueConformance):
         return f"memory://{tmp_path.name}"
 
 
-async def test_a_queue_is_gone_when_its_last_handle_closes() -> None:
+async def test_a_queue_is_deleted_when_its_last_handle_closes() -> None:
     async with open_queue("memory://gone") as queue:
         await queue.put((b"x",), key="k")
     async with open_queue("memory://gone") as queue:
@@ -49,7 +49,7 @@ async def test_a_producer_on_another_threads_loop_wakes_a_waiting_consumer() -> 
     assert got == list(range(200))
 
 
-async def test_a_consumer_that_waits_learns_that_its_handle_was_closed() -> None:
+async def test_a_waiting_receive_fails_when_its_handle_is_closed() -> None:
     queue = open_queue("memory://closed-under-it")
     waiting = asyncio.create_task(queue.receive(timeout=20))
     await asyncio.sleep(0)

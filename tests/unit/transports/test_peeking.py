@@ -29,7 +29,7 @@ async def peeked(queue: Queue) -> list[int]:
     return [int(bytes(record.frames[0])) for record in await queue.peek(limit=100)]
 
 
-async def test_a_requeue_that_dies_in_between_leaves_one_record_twice_and_loses_none(
+async def test_an_interrupted_requeue_duplicates_a_record_and_loses_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def die(queue: Queue, letter: DeadLetter) -> None:
@@ -45,7 +45,7 @@ async def test_a_requeue_that_dies_in_between_leaves_one_record_twice_and_loses_
         assert (stats.backlog_records, stats.dead_letters) == (1, 1)
 
 
-async def test_the_segments_of_dead_letters_are_reclaimed_once_all_of_them_are_gone(root: Path) -> None:
+async def test_a_segment_of_dead_letters_is_deleted_when_all_are_requeued(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await put_numbers(queue, range(3))
         for _ in range(3):
@@ -75,7 +75,7 @@ async def test_retained_records_are_counted_and_only_a_replay_shows_them(root: P
             assert (stats.backlog_records, stats.retained_records) == (2, 4)
 
 
-async def test_a_queue_that_was_closed_retains_what_was_put_and_no_more(root: Path) -> None:
+async def test_a_reopened_queue_counts_its_retained_records(root: Path) -> None:
     async with open_queue(f"file://{root}?retain=true") as queue:
         await put_numbers(queue, range(3))
     async with open_queue(f"file://{root}") as queue:
@@ -86,14 +86,14 @@ async def test_a_queue_that_was_closed_retains_what_was_put_and_no_more(root: Pa
         assert (stats.backlog_records, stats.retained_records) == (0, 3)
 
 
-async def test_what_a_queue_does_not_keep_is_not_retained(root: Path) -> None:
+async def test_a_queue_without_retain_has_no_retained_records(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await put_numbers(queue, range(3))
         await queue.ack([await receive_one(queue)])
         assert (await queue.stats()).retained_records == 0
 
 
-async def test_a_record_that_is_being_written_is_not_peeked_at_and_not_called_torn(
+async def test_peek_skips_a_record_that_is_being_written_without_a_warning(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_queue(f"file://{root}") as queue:
@@ -105,7 +105,7 @@ async def test_a_record_that_is_being_written_is_not_peeked_at_and_not_called_to
     assert not caplog.records
 
 
-async def test_peeking_at_damage_names_it(root: Path) -> None:
+async def test_peek_names_a_damaged_segment(root: Path) -> None:
     async with open_queue(f"file://{root}?segment_bytes=1") as queue:
         await put_numbers(queue, range(3))
     damaged = segments(root)[1]

@@ -94,7 +94,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-async def test_a_malformed_message_is_refused_and_the_queue_goes_on(
+async def test_a_malformed_message_is_refused_and_the_queue_still_works(
     name: str, hub: OneLoopHub, link: RemoteHubLink
 ) -> None:
     hub.receive(STRANGER, *hello())
@@ -103,7 +103,7 @@ async def test_a_malformed_message_is_refused_and_the_queue_goes_on(
     assert (await link.stats()).refused_messages == 1
 
 
-async def test_a_hello_of_a_connection_without_a_producers_name_is_refused(hub: OneLoopHub) -> None:
+async def test_a_hello_without_the_name_of_a_producer_is_refused(hub: OneLoopHub) -> None:
     hub.receive(b"\x00abcd", *hello())
     assert (hub.refusals.count, hub.sent) == (1, [])
 
@@ -127,7 +127,7 @@ async def test_a_token_without_a_leased_record_is_stale(token: list[Any], hub: O
     assert (await link.stats()).backlog_records == 1
 
 
-async def test_a_handle_cannot_ack_what_another_one_has(hub: OneLoopHub, link: RemoteHubLink) -> None:
+async def test_a_handle_cannot_ack_a_record_of_another_handle(hub: OneLoopHub, link: RemoteHubLink) -> None:
     other = await open_link(hub)
     for frame in (b"0", b"1"):
         await link.put((frame,), "k", "tag")
@@ -151,15 +151,13 @@ async def test_a_handle_of_another_version_gets_the_version_of_the_hub(
     assert "this hub speaks version 2: install the same release" in caplog.text
 
 
-async def test_a_handle_before_there_were_versions_is_refused(
-    hub: OneLoopHub, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_handle_that_sends_no_version_is_refused(hub: OneLoopHub, caplog: pytest.LogCaptureFixture) -> None:
     hub.receive(STRANGER, *hello(version=b""))
     assert hub.sent == []
     assert "version 1" in caplog.text
 
 
-async def test_a_hub_of_another_version_ends_what_waits_for_it(hub: OneLoopHub, link: RemoteHubLink) -> None:
+async def test_calls_fail_if_the_hub_has_another_version(hub: OneLoopHub, link: RemoteHubLink) -> None:
     waiting = asyncio.create_task(link.receive(10))
     await asyncio.sleep(0)
     link.handle_message([b"V", b"7"], "10.0.0.1")
@@ -194,7 +192,7 @@ MALFORMED_OF_THE_HUB = {
 
 
 @pytest.mark.parametrize("name", MALFORMED_OF_THE_HUB)
-async def test_a_malformed_message_of_the_hub_changes_nothing(
+async def test_a_malformed_message_of_the_hub_is_ignored(
     name: str, link: RemoteHubLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     link.handle_message(MALFORMED_OF_THE_HUB[name], "10.0.0.1")
@@ -216,7 +214,7 @@ async def test_a_malformed_message_of_the_hub_changes_nothing(
         ("release", "done"),
     ],
 )
-async def test_a_malformed_answer_is_a_named_error(operation: str, value: Any, link: RemoteHubLink) -> None:
+async def test_a_malformed_answer_raises_a_storage_error(operation: str, value: Any, link: RemoteHubLink) -> None:
     call = {"receive": link.receive, "dead_letters": link.dead_letters, "peek": link.peek}.get(operation)
     asking = asyncio.create_task(getattr(link, operation)() if call is None else call(5))
     link.handle_message([b"A", header(0, "", value)], "10.0.0.1")  # nobody waits for it yet
@@ -227,7 +225,7 @@ async def test_a_malformed_answer_is_a_named_error(operation: str, value: Any, l
         await asking
 
 
-async def test_what_the_hub_cannot_do_is_a_named_error(link: RemoteHubLink, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_in_the_hub_raises_a_storage_error(link: RemoteHubLink, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object) -> None:
         raise KeyError("surprise")
 

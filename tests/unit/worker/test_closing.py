@@ -321,7 +321,7 @@ async def test_close_cannot_ask_the_model(workers: WorkerFactory) -> None:
     assert check(ended) == []
 
 
-async def test_a_close_that_holds_the_loop_is_interrupted(
+async def test_a_close_that_blocks_the_loop_is_interrupted(
     workers: WorkerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.1)

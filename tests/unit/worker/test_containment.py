@@ -64,7 +64,7 @@ async def test_an_exit_in_a_task_of_an_attempt_is_an_error_of_that_task() -> Non
         loop.set_task_factory(None)
 
 
-async def test_each_attempt_may_print_so_much_and_no_more() -> None:
+async def test_each_attempt_may_print_up_to_its_own_limit() -> None:
     inner = io.StringIO()
     output = LimitedOutput(inner)
 
@@ -102,7 +102,7 @@ def _function_of(module: str, file_name: str = "module.py") -> Callable[[], None
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_catches() -> None:
+async def test_an_environment_that_blocks_the_loop_is_interrupted_even_if_it_catches_exceptions() -> None:
     async def attempt() -> None:
         enter_attempt_context(lambda: None)
         with contextlib.suppress(Exception):
@@ -130,7 +130,7 @@ async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
 
 @pytest.mark.usefixtures("_quick_watchdog")
 @pytest.mark.parametrize("module", ["rollout.records.messages", "rollout.session.session", "renderers_adapter.pool"])
-async def test_our_own_code_is_interrupted_and_its_attempt_is_closed(module: str) -> None:
+async def test_code_of_the_package_is_interrupted_and_its_attempt_is_closed(module: str) -> None:
     closed: list[bool] = []
     enter_attempt_context(lambda: closed.append(True))
     with LoopWatchdog(0.05, lambda _: None), pytest.raises(EventLoopHeld, match=rf"it was interrupted in {module}"):
@@ -139,7 +139,7 @@ async def test_our_own_code_is_interrupted_and_its_attempt_is_closed(module: str
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_what_other_rollouts_use_is_interrupted_only_where_nobody_ends_its_process() -> None:
+async def test_code_that_rollouts_share_is_interrupted_if_the_process_cannot_end() -> None:
     enter_attempt_context(lambda: None)
     began = time.monotonic()
     with LoopWatchdog(0.2), pytest.raises(EventLoopHeld, match=r"it was interrupted in transports\.files"):
@@ -152,7 +152,7 @@ class Stuck(BaseException):
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_a_worker_whose_own_code_is_stuck_says_where_and_ends() -> None:
+async def test_a_worker_whose_own_code_blocks_the_loop_reports_the_place_and_ends() -> None:
     said: list[str] = []
 
     def end_process(description: str) -> None:
@@ -174,7 +174,7 @@ async def test_a_worker_whose_own_code_is_stuck_says_where_and_ends() -> None:
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_a_run_that_shall_end_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_ends_interrupts_a_blocked_loop_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containment, "_HURRIED_BLOCK_TIMEOUT", 0.05)
     enter_attempt_context(lambda: None)
     with LoopWatchdog(1000) as watchdog:
@@ -184,7 +184,7 @@ async def test_a_run_that_shall_end_waits_no_longer(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_what_is_no_attempt_is_not_interrupted() -> None:
+async def test_code_outside_an_attempt_is_not_interrupted() -> None:
     with LoopWatchdog(0.05) as watchdog:
         time.sleep(0.5)  # noqa: ASYNC251 - that is the point
         assert watchdog.stalled_seconds > 0.1
@@ -193,7 +193,7 @@ async def test_what_is_no_attempt_is_not_interrupted() -> None:
                 await asyncio.sleep(0.01)
 
 
-def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: Path) -> None:
+def test_a_worker_without_its_supervisor_dies_with_its_children(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(
         "import os, subprocess, sys, time\n"

@@ -32,7 +32,7 @@ async def test_a_rollout_that_plays_no_turn_for_too_long_is_ended(workers: Worke
 
 
 @pytest.mark.parametrize(("stragglers", "status"), [("cut", "unscored"), ("abandon", "abandoned")])
-async def test_the_last_of_a_group_is_treated_as_configured(
+async def test_the_last_rollout_of_a_group_ends_as_configured(
     workers: WorkerFactory, stragglers: str, status: str
 ) -> None:
     async def hang_first(task: Task, model: Model) -> Score:

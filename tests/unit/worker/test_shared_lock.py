@@ -24,7 +24,7 @@ class LockHolders:
             self.inside.remove(name)
 
 
-async def test_some_are_together_and_some_alone() -> None:
+async def test_shared_holders_are_together_and_exclusive_holders_alone() -> None:
     room = LockHolders()
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
@@ -39,7 +39,7 @@ async def test_some_are_together_and_some_alone() -> None:
     assert len(room.most_holders) == 12
 
 
-async def test_whoever_gives_up_waiting_holds_nobody_up() -> None:
+async def test_a_cancelled_wait_delays_no_other_holder() -> None:
     room = LockHolders()
     with anyio.fail_after(20):
         async with room.lock.shared():
