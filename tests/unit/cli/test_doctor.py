@@ -1,4 +1,4 @@
-"""`rollout doctor`: what is printed, and the exit codes."""
+"""`rollout doctor`: its output and its exit codes."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ def test_doctor_wraps_no_line_in_a_pipe(color_codeword: Sequence[str]) -> None:
 def test_doctor_asks_the_engines_only_if_the_run_could_begin(color_codeword: Sequence[str], tmp_path: Path) -> None:
     with EmbeddedServer(EmbeddedSettings(allowed_directories=(tmp_path,))) as url:
         live = (*color_codeword, "--live", "--set", f'engine.urls=["{url}"]')
-        sound = run_cli("doctor", *live)
-        begun_wrong = run_cli("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
-    assert sound.returncode == 0, sound.stdout
-    assert {line.partition("  ")[0] for line in sound.stdout.splitlines()} <= {"ok", "?", ""}
-    assert begun_wrong.returncode == 2
-    assert "?  engines  not checked" in begun_wrong.stdout
+        good = run_cli("doctor", *live)
+        wrong = run_cli("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
+    assert good.returncode == 0, good.stdout
+    assert {line.partition("  ")[0] for line in good.stdout.splitlines()} <= {"ok", "?", ""}
+    assert wrong.returncode == 2
+    assert "?  engines  not checked" in wrong.stdout
 
 
 def test_doctor_shows_an_error_in_init_once_with_its_line(

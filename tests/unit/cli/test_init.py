@@ -1,4 +1,4 @@
-"""`rollout init`: what it writes runs as it is, and what it cannot write it refuses as a whole."""
+"""`rollout init`: the environment that it writes runs, and an error leaves no file."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ TEMPLATES = ("chat", "images", "tools", "gym")
 
 @pytest.fixture(params=TEMPLATES)
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The YAML of an environment that was just written; its module has a name of its own in each test."""
+    """Write an environment with a name that no other test uses; return its YAML."""
     name = f"env-{tmp_path.name}"
     result = run_cli("init", str(tmp_path / name), "--template", request.param)
     assert result.returncode == 0, result.stderr
@@ -81,10 +81,8 @@ def test_init_prints_the_written_files_and_the_next_commands(tmp_path: Path, mon
 
 def test_init_prints_how_to_install_gymnasium_if_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (
-        "pip install"
-        not in run_cli("init", "lake", "--template", "gym").stdout.partition("next:")[2].partition("pytest")[0]
-    )
+    next_commands = run_cli("init", "lake", "--template", "gym").stdout.partition("next:")[2]
+    assert "pip install" not in next_commands.partition("pytest")[0]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert '  pip install "rollout-rl[gym]"  installs gymnasium' in run_cli("init", "pond", "--template", "gym").stdout
 

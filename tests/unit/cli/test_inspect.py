@@ -1,4 +1,4 @@
-"""`rollout inspect`: a run that is over, as a table, as a conversation, as a file."""
+"""`rollout inspect`: a finished run as a table, as a conversation, as a file."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import NamedReward
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive, RolloutNotFound
-from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
+from rollout.trainer.testing import Packet, checkpoint, put_all, read_all, scripted_rollout
 from tests.unit.cli.in_process import run_cli, set_options
 from transports import open_queue
 from transports.codec import decode, encode
@@ -36,7 +36,7 @@ Inspect = Callable[..., str]
 
 
 async def record_run(directory: Path) -> None:
-    """Two groups, read and acked by a trainer; of the second one, a member is damaged and another never ended."""
+    """Record two groups that a trainer has read and acked. The second has a damaged and an unfinished rollout."""
     url = f"file://{directory}/trajectories?retain=true"
     async with open_queue(url) as queue:
         for sample in range(2):
@@ -203,7 +203,7 @@ def test_rows_are_filtered_and_sorted(inspect: Inspect, filters: list[str], sort
         ({"export": Path("/nowhere/x.jsonl")}, "cannot be written: No such file or directory"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_by_name(inspect: Inspect, options: dict[str, Any], complaint: str) -> None:
+def test_a_wrong_option_is_refused(inspect: Inspect, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InspectError, match=complaint):
         inspect(**options)
 
@@ -316,13 +316,18 @@ def test_a_directory_of_runs_stands_for_its_newest_run(tmp_path: Path, capsys: p
     assert newest_run(tmp_path / "old") == tmp_path / "old"
 
 
+async def exported(records: list[Packet]) -> Any:
+    """Return the document of the trajectory that these records make."""
+    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
+        await put_all(queue, records)
+        (trajectory,) = await read_all(reader)
+    return json.loads(orjson.dumps(trajectory_document(trajectory)))
+
+
 async def test_rewards_by_name_and_by_turn_are_exported() -> None:
     *others, finished = await scripted_rollout(turns=2, turn_rewards={1: -0.5})
     value = decode(finished.frames) | {"rewards": {"answer": [0.5, 2.0]}}
-    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
-        await put_all(queue, [*others, finished._replace(frames=encode(value))])
-        (trajectory,) = await read_all(reader)
-    document = json.loads(orjson.dumps(trajectory_document(trajectory)))
+    document = await exported([*others, finished._replace(frames=encode(value))])
     assert document["rewards"] == {"answer": {"value": 0.5, "weight": 2.0}}
     assert document["turn_rewards"] == {"1": -0.5}
     (sample,) = document["samples"]
@@ -331,12 +336,8 @@ async def test_rewards_by_name_and_by_turn_are_exported() -> None:
 
 
 async def test_task_data_that_is_not_json_is_exported() -> None:
-    """The rows of a source may hold bytes."""
     started, *others = await scripted_rollout()
     value = decode(started.frames)
     value["task"]["data"] = {"picture": b"\x00\xff", "scores": np.array([1, 2])}
-    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
-        await put_all(queue, [started._replace(frames=encode(value)), *others])
-        (trajectory,) = await read_all(reader)
-    document = json.loads(orjson.dumps(trajectory_document(trajectory)))
+    document = await exported([started._replace(frames=encode(value)), *others])
     assert document["task"]["data"] == {"picture": "0x00ff", "scores": [1, 2]}

@@ -33,7 +33,7 @@ def append(path: Path, text: str, *, second: float = 100.0) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The directory of a launch with a log, and no workers yet."""
+    """Return the directory of a launch that has a log and no workers yet."""
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     (tmp_path / "workers").mkdir()
@@ -112,7 +112,7 @@ def test_rollouts_with_the_same_name_in_two_environments_are_different(run: Path
         (("{run}/workers",), "holds no logs"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_by_name(run: Path, arguments: tuple[str, ...], complaint: str) -> None:
+def test_a_wrong_option_or_directory_is_refused(run: Path, arguments: tuple[str, ...], complaint: str) -> None:
     result = run_cli("logs", *(argument.format(run=run) for argument in arguments))
     assert (result.returncode, result.stdout) == (2, "")
     assert complaint in result.stderr
@@ -165,14 +165,14 @@ def test_a_line_that_is_too_long_is_cut(run: Path, monkeypatch: pytest.MonkeyPat
     assert max(len(event) for event in events(RunLogs(run, level="debug"), is_last=True)) < 500_000
 
 
-def in_a_moment(write: Callable[[], None]) -> None:
-    timer = threading.Timer(0.1, write)
+def call_soon(call: Callable[[], None]) -> None:
+    timer = threading.Timer(0.1, call)
     timer.daemon = True
     timer.start()
 
 
 def test_follow_continues_until_the_launch_ends(run: Path) -> None:
-    in_a_moment(lambda: append(run / "log.jsonl", logged(5, "launch ended")))
+    call_soon(lambda: append(run / "log.jsonl", logged(5, "launch ended")))
     assert [line.split(maxsplit=4)[4] for line in shown(run, "--follow")][1:] == ["launch ended"]
 
 

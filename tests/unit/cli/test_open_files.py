@@ -1,4 +1,4 @@
-"""Too few files that a process may open: one paragraph with what to do."""
+"""The errors for a process that may open too few files."""
 
 import errno
 import resource

@@ -1,4 +1,4 @@
-"""What is shown on a terminal of 80 columns, and what goes into a pipe."""
+"""The output on a terminal of 80 columns and in a pipe."""
 
 import io
 import re
@@ -96,7 +96,7 @@ def test_the_summary_on_a_terminal_is_aligned_if_stderr_is_a_pipe(
     shown = run_in_terminal("run", config, *arguments, terminal="stdout", variables={"FORCE_COLOR": "1"})
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.terminal)
     assert plain.startswith("rollouts  4 of 4  (4 failed)\nreward    none\n"), plain
-    printed = re.sub(r"^\d+/4 rollouts.*\n", "", shown.piped, flags=re.MULTILINE)  # progress, where it took long
+    printed = re.sub(r"^\d+/4 rollouts.*\n", "", shown.piped, flags=re.MULTILINE)  # without the progress of a slow run
     assert printed == "said\n" * 4, "no bar, although colours are forced"
 
 

@@ -1,4 +1,4 @@
-"""`rollout policy` on embedded engines, through the command line."""
+"""`rollout policy` with embedded engines."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def rollout(repository: Path, engine: str, tmp_path: Path) -> Callable[..., "sub
 
 @pytest.fixture
 def published(engine: str, tmp_path: Path, write_weights: Callable[..., None]) -> None:
-    """Version 3 of the weights."""
+    """Publish version 3 of the weights."""
     with PolicyPublisher(PublisherSettings((engine,), tmp_path / "run" / "policy")) as publisher:
         publisher.publish(3, lambda directory: write_weights(directory, {"embed.weight": (4, 2)}))
 
@@ -48,8 +48,8 @@ def test_push_repairs_an_engine_that_stopped_during_an_update(
     assert "published: version 3" in shown.stdout
     assert "version 4-loading, paused" in shown.stdout
 
-    mended = rollout("push")
-    assert (mended.returncode, mended.stdout) == (0, f"ok  {engine}  version 3\n")
+    repaired = rollout("push")
+    assert (repaired.returncode, repaired.stdout) == (0, f"ok  {engine}  version 3\n")
     status = json.loads(rollout("status", "--json").stdout)
     assert status == {"published": 3, "engines": {engine: {"version": "3", "paused": False, "sound": True}}}
 

@@ -1,4 +1,4 @@
-"""`rollout queue` on queues in directories, through the command line."""
+"""`rollout queue` with queues in directories."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ async def reject(url: str, count: int, reason: str) -> None:
 async def run_with_consumer(
     command: Callable[[], Any], holding: Callable[[Queue], Coroutine[Any, Any, None]], queue: Queue
 ) -> Any:
-    """What a command says while this process is a consumer of its queue."""
+    """Return what a command returns while this process is a consumer of its queue."""
     async with queue:
         await holding(queue)
         return await asyncio.to_thread(command)

@@ -1,4 +1,4 @@
-"""`rollout replay`: what it prints, and its exit codes."""
+"""`rollout replay`: its output and its exit codes."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""stdout holds the report of a command and nothing else, whatever the user's code prints."""
+"""stdout has only the report of a command, also if the user's code prints."""
 
 import json
 import re
@@ -38,7 +38,7 @@ EVERYTHING_PRINTED = (
 
 @pytest.fixture
 def noisy(tmp_path: Path, tiny_model: Path) -> str:
-    """The YAML of an environment that prints in every way."""
+    """Return the YAML of an environment that prints in every possible way."""
     (tmp_path / "noisy_environment.py").write_text(PRINTS)
     path = tmp_path / "noisy.yaml"
     path.write_text(
@@ -124,7 +124,9 @@ def test_a_command_ends_without_an_error_text_if_its_reader_closes_the_pipe(
         assert process.stdout is not None
         process.stdout.close()
         _, err = process.communicate(timeout=60)
-    printed = re.sub(rb"^(starting|\d+/\d+ rollouts).*\n", b"", err, flags=re.MULTILINE)  # progress, where it took long
+    printed = re.sub(
+        rb"^(starting|\d+/\d+ rollouts).*\n", b"", err, flags=re.MULTILINE
+    )  # without the progress of a slow run
     assert (process.returncode, printed) == (1, b"")
 
 

@@ -1,4 +1,4 @@
-"""`rollout serve` as its user meets it: a process that answers until a signal."""
+"""`rollout serve`: a process that answers until a signal, and its errors."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The limit of failed rollouts: when it stops a run, and what it says."""
+"""The limit of failed rollouts: when it stops a run, and its error text."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ import pytest
 from rollout.launch.failure_limit import FailureLimit, TooManyFailures
 
 
-def finding(
+def stop_reason(
     max_failed: int | float | None, counts: Mapping[str, int], earlier: Mapping[str, int] | None = None
 ) -> str | None:
-    """Why the run stops; None if it goes on."""
+    """Return why the run stops, or None if it continues."""
     try:
         FailureLimit("coin", max_failed, earlier or {}).check(counts)
     except TooManyFailures as error:
@@ -40,13 +40,13 @@ def finding(
 def test_a_run_stops_at_its_limit_of_failed_rollouts(
     max_failed: int | float | None, counts: dict[str, int], stops: bool
 ) -> None:
-    assert (finding(max_failed, counts) is not None) == stops
+    assert (stop_reason(max_failed, counts) is not None) == stops
 
 
 def test_failures_before_the_launch_are_not_counted() -> None:
     earlier = {"failed": 20, "ok": 5}
-    assert finding(None, {"failed": 35, "ok": 5}, earlier) is None
-    assert "all 16 that have ended" in (finding(None, {"failed": 36, "ok": 5}, earlier) or "")
+    assert stop_reason(None, {"failed": 35, "ok": 5}, earlier) is None
+    assert "all 16 that have ended" in (stop_reason(None, {"failed": 36, "ok": 5}, earlier) or "")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_failures_before_the_launch_are_not_counted() -> None:
 def test_the_error_names_environment_counts_and_key(
     max_failed: int | float | None, counts: dict[str, int], expected: str
 ) -> None:
-    said = finding(max_failed, counts)
-    assert said is not None
-    assert expected in said
-    assert "(1.0: no limit)" in said
+    reason = stop_reason(max_failed, counts)
+    assert reason is not None
+    assert expected in reason
+    assert "(1.0: no limit)" in reason

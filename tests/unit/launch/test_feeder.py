@@ -1,4 +1,4 @@
-"""Feeding: orders are paced by the trainer, groups are sent whole, and nothing that is done is sent again."""
+"""The feeder sends whole groups, at the pace of the trainer, and no order of a finished rollout."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_the_capacity_rule_bounds_how_stale_a_rollout_can_become(
     assert room is not None
     in_flight = extra + room
     assert in_flight == (staleness + version + 1) * batch - progress.consumed
-    # Consumed in order, the last of those in flight is trained on at most `staleness` versions from now.
+    # If they are consumed in order, the last one in flight is trained on after at most `staleness` versions.
     assert (in_flight - 1) // batch <= staleness
 
 

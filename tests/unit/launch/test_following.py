@@ -1,4 +1,4 @@
-"""A launch that cannot read the trainer's progress for a while goes on, and says so once."""
+"""A launch continues if it cannot read the trainer's progress, and reports it once."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""The leases of a handle whose process is dead, for any transport and kind of lease."""
+"""A check of `expire_leases` for any transport and kind of lease."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The codec carries values exactly, arrays without copies, and refuses everything else by name."""
+"""The codec keeps values exactly, does not copy arrays, and refuses everything else."""
 
 import contextlib
 import math
@@ -199,7 +199,7 @@ def test_a_malformed_head_is_refused_with_the_reason(head: bytes, reason: str) -
 
 @pytest.mark.parametrize("value", ["x" * 40_000, b"x" * 40_000, np.zeros(10_000)])
 def test_two_values_cannot_share_a_frame(value: Any) -> None:
-    """Otherwise a few bytes of the head would ask for many copies of a large frame."""
+    """Otherwise a short head could request many copies of a large frame."""
     head, frame = encode([value, "end"])
     (reference, _) = msgpack.unpackb(head)
     with pytest.raises(MalformedRecord, match="frame 1 more than once"):

@@ -1,4 +1,4 @@
-"""Files of a queue that a full disk, a power loss or another program damaged."""
+"""Files of a queue that are damaged by a full disk, a power loss or another program."""
 
 import errno
 import json

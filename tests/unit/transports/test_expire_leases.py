@@ -1,4 +1,4 @@
-"""The leases of a dead process can be ended at once."""
+"""The leases of a dead process can expire at once."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""`file://`: the contract, damage, full disks, dead holders and acked segments."""
+"""`file://`: the conformance suite, damage, full disks, dead holders and acked segments."""
 
 import asyncio
 import contextlib
@@ -286,7 +286,7 @@ async def test_a_long_log_of_acks_is_replaced_by_a_short_one(root: Path, monkeyp
                 await queue.ack(unacked[::-1])
                 unacked = []
             assert (await peeking.stats()).backlog_records == len(unacked)
-            # When nothing is left to read, a long log was replaced, so its length is limited.
+            # A log that is too long is replaced when no record is left to read.
             assert await queue.receive(timeout=0) is None
             assert ledger_bytes(root) <= longest_ledger(acked_out_of_order=38 if n < 150 else 0)
         for n in range(400, 410):
@@ -296,13 +296,13 @@ async def test_a_long_log_of_acks_is_replaced_by_a_short_one(root: Path, monkeyp
 
 
 def longest_ledger(*, acked_out_of_order: int) -> int:
-    """A log begins with three entries for one writer, and one for each record that was acked out of order."""
+    """Return the largest size of a log, which begins with three entries and one for each ack out of order."""
     opening_bytes = 32 * (3 + acked_out_of_order)
     return 500 + 2 * opening_bytes
 
 
 def ledger_bytes(root: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):  # a log that was removed just now
+    with contextlib.suppress(FileNotFoundError):  # a log was removed while it was counted
         return sum(path.stat().st_size for path in root.glob("p0/acks.*"))
     return ledger_bytes(root)
 

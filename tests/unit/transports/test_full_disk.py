@@ -1,4 +1,4 @@
-"""A queue on a full disk. Only root may mount one; test_file uses a limit on files instead."""
+"""A queue on a full disk. Only root may mount one; test_file.py limits the size of files instead."""
 
 import os
 from collections.abc import Callable

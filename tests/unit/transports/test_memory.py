@@ -1,4 +1,4 @@
-"""`memory://`: the contract, and handles that share a queue by name, across threads and loops."""
+"""`memory://`: the conformance suite, and handles in several threads that share a queue by its name."""
 
 import asyncio
 import threading

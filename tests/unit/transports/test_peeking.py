@@ -1,4 +1,4 @@
-"""Peeks, replays and dead letters: what the conformance suite cannot see from outside."""
+"""Peeks, replays and dead letters: what the conformance suite cannot test for all transports."""
 
 import logging
 import os

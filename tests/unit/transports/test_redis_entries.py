@@ -1,4 +1,4 @@
-"""Entries of a Redis stream, without a server: records, and the dead letters of foreign entries."""
+"""Entries of a Redis stream, read without a server: records, and entries of other programs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""From a URL to a transport: which URLs and options are refused."""
+"""The choice of a transport by a URL, and the URLs and options that are refused."""
 
 from collections.abc import Sequence
 

@@ -65,10 +65,10 @@ MALFORMED = {
     "no header": (b"H2",),
     "an empty part": (b"", b""),
     "an unknown kind": (b"Z", header()),
-    "bytes that are no header": (b"P", b"\xc1"),
+    "bytes that are not a header": (b"P", b"\xc1"),
     "a header that is cut off": (b"P", b"\xdd\xff\xff\xff\xff"),
     "a header that nests deeply": (b"P", b"\x91" * 5000),
-    "a header that is no list": (b"P", msgpack.packb({"a": 1})),
+    "a header that is not a list": (b"P", msgpack.packb({"a": 1})),
     "a hello of few values": hello("record"),
     "a hello of many values": hello("record", None, 0, 0),
     "a hello with no lease": hello("all", None, 0),
@@ -84,12 +84,12 @@ MALFORMED = {
     "an unknown request": request("format"),
     "a request with few arguments": request("take"),
     "a take that waits forever": request("take", math.inf),
-    "a take that waits for no number": request("take", math.nan),
-    "an ack of no token": request("ack", [[1, 2]]),
+    "a take that waits for nan": request("take", math.nan),
+    "an ack of something that is not a token": request("ack", [[1, 2]]),
     "an ack of a list as a hub": request("ack", [[[], 0, 0, 1]]),
     "a nack with a negative delay": request("nack", TOKEN, -1.0),
     "a reject without a reason": request("reject", TOKEN, None),
-    "a peek of no number": request("peek", "all"),
+    "a peek of a text": request("peek", "all"),
 }
 
 
@@ -113,8 +113,8 @@ async def test_a_malformed_message_is_logged_once_for_each_peer(
 ) -> None:
     for _ in range(5):
         hub.receive(STRANGER, b"P", b"garbage", b"x")
-    (said,) = caplog.messages
-    assert "refused a message from 10.0.0.9: a header that cannot be read" in said
+    (message,) = caplog.messages
+    assert "refused a message from 10.0.0.9: a header that cannot be read" in message
     assert hub.refusals.count == 5
 
 
@@ -175,7 +175,7 @@ MALFORMED_OF_THE_HUB = {
     "nothing": [],
     "no header": [b"W"],
     "an unknown kind": [b"Z", header()],
-    "an answer that is no header": [b"A", b"\xc1"],
+    "an answer that is not a header": [b"A", b"\xc1"],
     "an answer of few values": [b"A", header(0)],
     "an answer with a list as its number": [b"A", header([], "", None)],
     "progress with a text": [b"S", header("1", [])],
@@ -235,7 +235,7 @@ async def test_an_error_in_the_hub_raises_a_storage_error(link: RemoteHubLink, m
     await put_and_receive(link)
 
 
-# Numbers and credit
+# Puts that fail
 
 
 async def test_a_put_that_fails_leaves_no_gap(

@@ -1,4 +1,4 @@
-"""An event loop ends although tasks and threads in it do not."""
+"""An event loop ends although its tasks and threads continue."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""`shared` of an environment's class: open while rollouts are played, and what its failures do."""
+"""The resources that `shared` of an environment opens while rollouts are played."""
 
 import asyncio
 import io
@@ -106,7 +106,7 @@ def sharing(shared: Any) -> type[Environment]:
 
 
 async def play_with(shared: Any, meanwhile: Callable[[Any], object]) -> None:
-    """Play until cancelled."""
+    """Keep the shared resources open until the task is cancelled."""
     async with open_shared_resources(sharing(shared), SETTINGS) as shared_resources:
         meanwhile(shared_resources)
         await anyio.sleep_forever()
@@ -231,7 +231,7 @@ async def test_a_shared_that_blocks_the_loop_is_interrupted_and_may_print_withou
     async def shared(cls: Any, settings: object) -> AsyncIterator[str]:
         for _ in range(17):
             output.write("x" * (1 << 20))
-        time.sleep(60)  # noqa: ASYNC251 - that is the point
+        time.sleep(60)  # noqa: ASYNC251 - it blocks the loop
         yield ""
 
     monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.1)

@@ -1,4 +1,4 @@
-"""Scores with several rewards, rewards of turns, and a limit: how they are checked before they are recorded."""
+"""The checks of scores with several rewards, rewards of turns, and a limit."""
 
 from typing import Any, cast
 
