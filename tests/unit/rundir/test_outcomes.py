@@ -34,7 +34,7 @@ def failed(rollout: str, message: str, line: int = 7) -> Outcome:
     return outcome(rollout, status="failed", error={"type": "ValueError", "message": message}, traceback=traceback)
 
 
-def test_a_report_has_what_all_rollouts_did() -> None:
+def test_a_report_sums_up_all_rollouts() -> None:
     work = {"turns": 2, "images": 1, "tokens": 30, "queue_bytes": 500, "retries": 1, "request_retries": 3}
     report = totals_of(
         outcome("a", reward=1.0, **work, retry_reason="no judge"),
@@ -80,7 +80,7 @@ def test_an_error_is_kept_once_with_the_first_rollout_that_ended_with_it() -> No
     assert totals.errors.rollouts == 4
 
 
-def test_errors_that_are_all_different_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_different_errors_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.rundir.outcomes._MAX_DISTINCT_ERRORS", 2)
     totals = totals_of(*(failed(str(number), f"bad {number}") for number in range(5)), failed("6", "bad 0"))
     assert [(error.message, error.rollouts) for error in totals.errors.distinct()] == [("bad 0", 2), ("bad 1", 1)]
