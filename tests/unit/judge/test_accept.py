@@ -26,7 +26,7 @@ async def test_an_answer_that_is_refused_is_asked_for_again_and_not_kept() -> No
 async def test_an_answer_that_stays_refused_is_a_retry_that_quotes_it(max_tries: int) -> None:
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m", max_tries=max_tries) as judge:
         tries = "1 try" if max_tries == 1 else "3 tries"
-        with pytest.raises(Retry, match=f"gave no answer as 'm' in {tries}: accept refuses its answer 'good'$"):
+        with pytest.raises(Retry, match=f"gave no answer from 'm' in {tries}: accept refused the answer 'good'$"):
             await judge.ask("well?", accept=str.isdigit)
         assert len(server.questions) == max_tries
         assert await judge.ask("well?") == "good"
@@ -56,7 +56,7 @@ async def test_an_answer_that_was_kept_is_dropped_if_it_is_refused_and_costs_no_
 async def test_tries_without_an_answer_and_refused_answers_count_together() -> None:
     responses = in_turn(respond(500, b"no"), verdict("good"), respond(500, b"no"))
     async with serve_judge(responses) as server, Judge(server.url, "m", max_tries=3) as judge:
-        with pytest.raises(Retry, match="in 3 tries: it answered 500: no"):
+        with pytest.raises(Retry, match="in 3 tries: the judge answered with status 500: no"):
             await judge.ask("well?", accept=refuse)
     assert len(server.questions) == 3
 
@@ -82,7 +82,7 @@ async def test_a_pause_beyond_the_time_of_the_call_is_not_begun(monkeypatch: pyt
     monkeypatch.setattr("rollout.judge.client._MAX_PAUSE_SECONDS", 1000.0)
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m") as judge:
         async with asyncio.timeout(30):
-            with pytest.raises(Retry, match="in 1 try: accept refuses"):
+            with pytest.raises(Retry, match="in 1 try: accept refused"):
                 await judge.ask("well?", accept=refuse)
 
 
