@@ -147,7 +147,7 @@ async def test_a_rollout_that_failed_with_a_retry_is_compared_as_others(tmp_path
     assert (await replay(tmp_path / "run", ROLLOUT)).same
     AsksAgain.failures_left = 0
     (difference,) = (await replay(tmp_path / "run", ROLLOUT)).differences
-    assert difference.text == "the environment gives the reward 3.5; recorded is failed, Retry: the judge sleeps"
+    assert difference.text == "the environment returns the reward 3.5; recorded: failed, Retry: the judge sleeps"
 
 
 async def test_what_cannot_be_shared_is_no_difference_but_an_error(game: Path) -> None:
@@ -186,8 +186,8 @@ async def test_a_configuration_of_another_environment_is_noted(game: Path, tmp_p
     other.write_text(other.read_text().replace("name: game", "name: chess"))
     notes = (await replay(game, ROLLOUT, config=other)).notes
     assert notes == (
-        f"{other} has another run.name: chess; recorded is game",
-        f"{other} has another environment.class: tests.unit.testing.games:OtherScore; recorded is "
+        f"{other} has another run.name: chess; recorded: game",
+        f"{other} has another environment.class: tests.unit.testing.games:OtherScore; recorded: "
         "tests.unit.testing.games:Game",
     )
     assert (await replay(game, ROLLOUT, config=write_config(tmp_path, games.Game))).notes == ()
