@@ -75,7 +75,7 @@ class ReplayReport:
 
 
 def compare_messages(turn: int, recorded: Sequence[Message], today: Sequence[Message], index: int) -> Difference:
-    """Return the difference of two conversations in canonical form; `index` is that of the first message that differs."""
+    """Return the difference of two conversations in canonical form; `index` is the first message that differs."""
     old, new = (messages[index] if index < len(messages) else None for messages in (recorded, today))
     if old is None:
         text = f"messages[{index}] is new; the recorded conversation has {len(recorded)} messages"
