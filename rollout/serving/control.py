@@ -1,7 +1,7 @@
 """The control routes of an engine, like vLLM's with VLLM_SERVER_DEV_MODE=1: pause, reload, version, resume.
 
-They are stricter than vLLM's. Weights and their version can change only while the engine is paused. vLLM allows a
-change at any time, and then crashes or labels tokens with the wrong version.
+They are stricter than vLLM's: the weights and their version change only while the engine is paused. vLLM allows a
+change at any time. It then crashes, or labels tokens with the wrong version.
 """
 
 import asyncio

@@ -105,7 +105,7 @@ class Answer:
         return self.finish_reason is not None
 
     def add_token(self, token: SampledToken, version: str) -> None:
-        """Add a token, and end the answer if it must end. As in vLLM, the model's own end token is not a stop reason."""
+        """Add a token, and end the answer if it must end. The model's own end token is no stop reason, as in vLLM."""
         self.tokens.append(token)
         self.weight_versions.append(version)
         if token.token_id in self.stop_conditions.eos_token_ids:

@@ -16,7 +16,7 @@ class GuessSettings(EnvironmentSettings):
 
 
 class GuessNumber(MultiTurnEnvironment):
-    """Plays one game. Each rollout has its own instance, so `self` can hold its state."""
+    """Plays one game. Each rollout has its own instance, which holds its state."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = GuessSettings
     settings: GuessSettings

@@ -9,9 +9,7 @@ TURN = re.compile(r"(\d+)\.<\|im_end\|>\s*<\|im_start\|>user\s*(Higher|Lower)")
 
 
 class Halving:
-    """Guesses the middle of the range; with a temperature above 0, it is sometimes
-    wrong.
-    """
+    """Guesses the middle of the range; if the temperature is above 0, not always."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
         """Return the possible answers; an answer with a greater logit is likelier."""

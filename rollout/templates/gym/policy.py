@@ -9,7 +9,7 @@ STEPS = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
 
 
 class Walker:
-    """Takes the shortest way; with a temperature above 0, it is sometimes wrong."""
+    """Takes the shortest way; if the temperature is above 0, not always."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
         """Return the possible answers; an answer with a greater logit is likelier."""

@@ -22,7 +22,7 @@ class DiscSettings(EnvironmentSettings):
 
 
 class FindDisc(Environment):
-    """Keeps all pictures in one conversation, so a request also has the earlier ones."""
+    """Keeps all pictures in one conversation; a request also has the earlier ones."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = DiscSettings
     settings: DiscSettings

@@ -70,7 +70,7 @@ def test_an_instance_that_plays_nothing_is_told_that_it_has_no_shared_resources(
             super().__init__(settings)
             self.pool = self.shared_resources
 
-    with pytest.raises(SharedResourcesMissing, match=r"Early\.shared_resources is not there yet: use it in `run`"):
+    with pytest.raises(SharedResourcesMissing, match=r"Early\.shared_resources is not set yet; use it in `run`"):
         Early(SETTINGS)
 
 
