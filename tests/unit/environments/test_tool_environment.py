@@ -217,7 +217,7 @@ def test_an_environment_without_tools_cannot_be_made() -> None:
     class Empty(ToolEnvironment):
         reset, score = Desk.reset, Desk.score
 
-    with pytest.raises(Exception, match="Empty has no tools; write `@tool` above its methods, or name functions"):
+    with pytest.raises(Exception, match="Empty has no tools; write `@tool` above its methods, or list functions"):
         require_usable(lambda: Empty(ToolSettings()), "my:Empty")
 
 

@@ -222,7 +222,7 @@ class Holder:
         (many, "takes `*queries: str`; give each parameter a name, because the model needs the names."),
         (any_name, "takes `**queries: str`; give each parameter a name"),
         (by_position, "takes `query` by position only; remove the `/`"),
-        (private_parameter, "has the private parameter `_query`; rename it"),
+        (private_parameter, "has the private parameter `_query`; rename or"),
         (_private, "has the name '_private'; expected a letter, then up to 63 letters, "),
         (misspelt, "describes `qurey` in its docstring, but has no parameter of this name."),
         (unresolved, "has an annotation that cannot be evaluated: name 'Query' is not defined; import or define it"),
