@@ -187,7 +187,7 @@ class Tool(Generic[P, R]):
     def _check_parameter(self, parameter: inspect.Parameter) -> None:
         name = parameter.name
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            self._refuse(f"takes `{parameter}`; give each parameter a name, because the model needs the names")
+            self._refuse(f"takes `{parameter}`; give each parameter a name, because the model uses the names")
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             self._refuse(f"takes `{name}` by position only; remove the `/`, because the model passes arguments by name")
         if name.startswith("_"):

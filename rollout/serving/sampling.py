@@ -82,7 +82,7 @@ def _sample_slot(
     slot: AnswerSlot, temperature: float, rng: random.Random, encode: Callable[[str], TokenIds]
 ) -> list[SampledToken]:
     if not slot.logits:
-        raise PolicyFault("a slot has no candidates")
+        raise PolicyFault("a slot has no candidates; give it at least one")
     _require_prefix_free({text: encode(text) for text in slot.logits})
     remaining_candidates = _distribution(slot, temperature, encode)
     chosen = rng.choices(

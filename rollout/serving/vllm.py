@@ -351,7 +351,7 @@ def _plugin_names(executable: Path) -> str | None:
     if user_plugins is not None:
         names = user_plugins.split(",")
     else:
-        # vLLM loads endpoint plugins only if the variable names them, and then it loads no other plugins.
+        # vLLM loads endpoint plugins only if the variable names them, and then it loads only named plugins.
         names = [
             point.name
             for point in installed_entry_points

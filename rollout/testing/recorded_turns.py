@@ -85,7 +85,7 @@ def _read_reply(
     text, tool_calls = str(message["content"]), tuple(_recorded_calls(message))
     if renderers is not None:
         opening = LogicalIds(answer.run.ids[: answer.run.sampled_from])
-        # Without a generation prompt, the answer continues a turn that began earlier.
+        # If there is no generation prompt, the answer continues a turn that an earlier message began.
         prefix = opening if len(opening) else concat_ids(*(node.run.ids for node in path[:-1]))
         parsed = renderers.parse(prefix, LogicalIds(answer.run.ids[answer.run.sampled_from :]), tools)
         parsed_message, parsed_calls = build_assistant_message(parsed, step.turn)

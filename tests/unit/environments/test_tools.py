@@ -219,7 +219,7 @@ class Holder:
         (undocumented, "has no description; add a docstring with one, because the model reads it."),
         (sections_alone, "has no description; add a docstring"),
         (untyped, "has the parameter `query` without a type; write `query: str`, or another type."),
-        (many, "takes `*queries: str`; give each parameter a name, because the model needs the names."),
+        (many, "takes `*queries: str`; give each parameter a name, because the model uses the names."),
         (any_name, "takes `**queries: str`; give each parameter a name"),
         (by_position, "takes `query` by position only; remove the `/`"),
         (private_parameter, "has the private parameter `_query`; rename or"),
