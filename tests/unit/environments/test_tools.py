@@ -240,7 +240,7 @@ def test_what_a_function_lacks_to_be_a_tool_is_told_with_its_line(function: Call
 
 
 def test_a_partial_is_no_tool_because_its_docstring_is_not_of_the_function() -> None:
-    with pytest.raises(ToolUnusable, match=r"is a functools\.partial; write a `def` that calls it"):
+    with pytest.raises(ToolUnusable, match=r"is a functools\.partial; write a `def` with its own docstring"):
         tool(functools.partial(no_schema, "query"))
 
 

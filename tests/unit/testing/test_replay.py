@@ -131,7 +131,7 @@ async def test_a_mended_error_is_a_difference(run: Path) -> None:
     await record(run, games.Raises(games.GameSettings()), ["moon", "sea"])
     mended = await only_difference(run, games.Game)
     assert (mended.what, mended.turn) == ("turns", 2)
-    assert "the recorded rollout ended here: failed, ValueError: no hint for sea" in mended.text
+    assert "the recorded rollout ended: failed, ValueError: no hint for sea" in mended.text
     scored = await only_difference(run, games.Game, turns=2)
     assert scored.text == "the environment returns the reward 3.5; recorded: failed, ValueError: no hint for sea"
 
