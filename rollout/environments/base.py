@@ -1,14 +1,14 @@
-"""The base classes of environments; an environment is one class with one coroutine.
+"""The base classes of environments. An environment is a class whose coroutine `run` plays one rollout.
 
     class Guess(Environment):
         async def run(self, task: Task, model: Model) -> Score:
             reply = await model.chat([{"role": "user", "content": "Heads or tails?"}])
             return Score(reward=float(reply.text.strip() == "heads"))
 
-Every attempt at a rollout has an instance of its own, so `run` can keep its state on `self`; `close` releases it.
-`shared` makes expensive resources once for all instances of a worker.
-An environment may call `chat` as often as it likes, with any conversation: extended, cut, compacted or forked. The
-trace finds the messages that are already known, so an environment never handles tokens.
+Every attempt at a rollout has its own instance, so `run` can keep its state on `self`; `close` releases it. `shared`
+makes expensive resources once for all instances of a worker.
+An environment may call `chat` any number of times, with any conversation: extended, cut, compacted or forked. The trace
+finds the messages that are already known, so an environment never handles tokens.
 """
 
 import abc
@@ -32,17 +32,17 @@ from rollout.records.task import Task
 from rollout.records.wrong_types import describe_wrong_type
 
 QUEUE_SOURCE = "queue"
-"""The value of `tasks.source` if another program puts the orders on the tasks queue."""
+"""The value of `tasks.source` that means: another program puts the orders on the tasks queue."""
 
 
 class EnvironmentSettings(BaseModel):
-    """The `environment` section of the YAML, besides `class`. Subclass it to add keys."""
+    """The keys of the YAML's section `environment`, except `class`. Subclass it to add keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _resolve_source(source: str | None, info: ValidationInfo) -> str | None:
-    """Make a path absolute; it is relative to the YAML file."""
+    """Return the source; a path becomes absolute, relative to the directory of the YAML file."""
     if source is None or source == QUEUE_SOURCE or "://" in source or not info.context:
         return source
     try:
@@ -62,69 +62,67 @@ def _check_count(count: int, info: ValidationInfo) -> int:
     if count < 0:
         raise ValueError("expected a number that is not negative")
     if count == 0 and info.data.get("source") is None:
-        raise ValueError("expected at least 1, because 0 means all rows of tasks.source and there is none")
+        raise ValueError("expected at least 1; 0 means all rows of tasks.source, but tasks.source is not set")
     return count
 
 
 class TaskSettings(BaseModel):
-    """The `tasks` section of the YAML. Subclass it to add keys that describe the tasks."""
+    """The keys of the YAML's section `tasks`. Subclass it to add keys that describe the tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Annotated[str | None, AfterValidator(_resolve_source)] = Field(
         default=None,
-        description="Where tasks come from instead of the environment: .jsonl, .parquet, hf://owner/name, queue.",
+        description="Where tasks come from, if not from the environment: .jsonl, .parquet, hf://owner/name, queue.",
     )
     count: Annotated[int, AfterValidator(_check_count)] = Field(
         default_factory=_default_count,
-        description="How many different tasks; by default 16. With a source: at most so many rows; by default all (0).",
+        description="The number of tasks (default: 16). With a source: the limit for its rows (default: 0, all rows).",
     )
     group_size: int = Field(
-        default=4,
-        ge=1,
-        le=MAX_GROUP_SIZE,
-        description="How many rollouts of each task; together they are a group.",
+        default=4, ge=1, le=MAX_GROUP_SIZE, description="The number of rollouts of each task; they are one group."
     )
-    seed: int = Field(default=0, ge=0, description="Every task's own seed is derived from this one.")
+    seed: int = Field(default=0, ge=0, description="The seed from which the seed of each task is computed.")
 
 
 class ContextExhausted(RolloutError):
-    """The conversation no longer fits the model's context.
+    """The conversation no longer fits into the model's context.
 
-    `chat` raises it. An environment may catch it and score what was played so far. Otherwise, the rollout is unscored.
+    `chat` raises this error. An environment may catch it and score the rollout so far; otherwise, the rollout is
+    unscored.
     """
 
 
 class Retry(RolloutError):
-    """This attempt says nothing about the policy: a judge did not answer, or a sandbox broke.
+    """The attempt failed for a reason outside the policy: for example, a judge did not answer, or a sandbox broke.
 
-    An environment raises it with the reason, anywhere but in `close` and `shared`. A fresh environment then plays the
-    rollout again from its start. After `worker.max_attempts` attempts, the rollout is failed with the last reason. An
-    attempt that ends with it never trains.
+    An environment raises it with the reason, anywhere except in `close` and `shared`. A fresh environment then plays
+    the rollout again from its start. After `worker.max_attempts` attempts, the rollout fails with the last reason. An
+    attempt that ends with `Retry` is never used for training.
     """
 
 
 class SharedResourcesMissing(RolloutError):
-    """An instance used `shared_resources` before it had them."""
+    """An instance used `shared_resources` before the worker set them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well a rollout went: one reward, or several named ones whose weighted sum is the reward.
+    """The score of a rollout: one reward, or several named rewards whose weighted sum is the reward.
 
         Score(reward=1.0)
         Score(rewards={"answer": 1.0, "format": 1.0}, weights={"format": 0.2})
 
     Attributes:
-        reward: the reward that the trainer uses; a finite number. With `rewards`, it is computed from them.
-        metrics: further numbers by name. A run averages them; the trainer does not use them.
-        rewards: rewards by name.
-        weights: how much each of `rewards` counts; 1 for a name that is not here.
+        reward: the reward that the trainer uses; a finite number. If there are `rewards`, it is computed from them.
+        metrics: further numbers by name. A run reports their means; the trainer does not use them.
+        rewards: the named rewards.
+        weights: the weight of each of the `rewards`; 1 for a name that is not here.
         turn_rewards: the rewards of single answers, by `Reply.turn`. They are not part of `reward`.
         limit: the limit that stopped the rollout, if the environment knows it; otherwise the worker finds it.
     """
 
-    reward: float = None  # type: ignore[assignment]  # a number as soon as the score is made
+    reward: float = None  # type: ignore[assignment]  # never None after __post_init__
     metrics: Mapping[str, float] = field(default_factory=dict)
     rewards: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -136,11 +134,11 @@ class Score:
             return
         if self.reward is not None:
             raise ValueError(
-                "a Score takes reward or rewards, not both: reward is the weighted sum of rewards; leave one out"
+                "a Score takes reward or rewards, not both, because reward is computed from rewards; leave one out"
             )
         try:
             reward = sum(reward * self.weights.get(name, 1.0) for name, reward in self.rewards.items())
-        except Exception:  # noqa: BLE001 - the worker checks the score, and its error names the reward
+        except Exception:  # noqa: BLE001 - the worker checks the score, and names the wrong reward in its error
             reward = math.nan
         object.__setattr__(self, "reward", reward)
 
@@ -153,10 +151,10 @@ class Reply:
         message: the answer as a message; append it to the conversation to continue from it.
         text: the text of the answer, without reasoning and tool calls.
         finish_reason: why the answer ended.
-        tool_calls: the tool calls in the answer, malformed ones included.
-        prompt_tokens: how many tokens the prompt had, with its images expanded.
-        completion_tokens: how many tokens the policy sampled.
-        turn: the number of the turn in its rollout, from 0; `Score.turn_rewards` uses it as key.
+        tool_calls: the tool calls in the answer, including malformed ones.
+        prompt_tokens: the number of tokens in the prompt, with its images expanded.
+        completion_tokens: the number of tokens that the policy sampled.
+        turn: the number of the turn in its rollout, from 0; `Score.turn_rewards` uses it as the key.
     """
 
     message: Message
@@ -178,18 +176,19 @@ class Model(Protocol):
         tools: Sequence[Mapping[str, Any]] | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> Reply:
-        """Ask for the next assistant message.
+        """Send the conversation to the policy, and return its answer.
 
-        References replace the images in `messages`, in place. `sampling` overrides keys of `engine.sampling` for this
-        turn only; None as a value leaves a key out.
+        The images in `messages` are replaced by references, in place. `sampling` overrides keys of `engine.sampling`
+        for this turn only; a key with the value None is left out.
 
         Raises:
-            ChatArgumentError: there is no such argument; the error says what to write instead.
+            ChatArgumentError: `chat` has no such argument; the error says what to write instead.
             MessageError: the messages or the tools do not have the form that chat templates read, or are too large.
             SamplingError: a sampling key is unknown, or its value is not valid.
-            ImageError: a message has an image that cannot be used; nothing was replaced.
-            ContextExhausted: the conversation is too long for the model. Not caught, it ends the rollout as unscored.
-            EngineError: the engine cannot be reached, or its answer must not be trained on.
+            ImageError: an image in the messages cannot be used; no image was replaced.
+            ContextExhausted: the conversation is too long for the model. If nothing catches it, the rollout is
+                unscored.
+            EngineError: the engine cannot be reached, or its answer must not be used for training.
         """
         ...
 
@@ -198,13 +197,13 @@ _NO_RESOURCES = object()
 
 
 class Environment(abc.ABC):
-    """The base class of all environments, named in YAML as `package.module:Class`.
+    """The base class of all environments. The YAML names a class as `package.module:Class`.
 
     Attributes:
-        Settings: the class of the `environment` section of the YAML.
-        Tasks: the class of the `tasks` section of the YAML.
+        Settings: the class of the YAML's section `environment`.
+        Tasks: the class of the YAML's section `tasks`.
         scoring_method: the name of the method that returns the score, for errors about the score.
-        settings: the `environment` section of the YAML.
+        settings: the values of the section `environment`.
     """
 
     Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
@@ -217,22 +216,24 @@ class Environment(abc.ABC):
     @classmethod
     @asynccontextmanager
     async def shared(cls, settings: Any) -> AsyncIterator[Any]:
-        """Make what is expensive once for each worker process, and yield the `shared_resources` of all instances.
+        """Make expensive resources once for each worker process, and yield them as `shared_resources` of all instances.
 
-        The worker enters it before its first order, and leaves it when it has drained. If it raises, the worker ends.
+        The worker enters this context before its first order, and leaves it after it has drained. If the context raises
+        an error, the worker ends.
         """
         yield None
 
     @property
     def shared_resources(self) -> Any:
-        """What `shared` yielded, for `run`, `reset`, `step` and `close`.
+        """The resources that `shared` yielded; use them in `run`, `reset`, `step` and `close`.
 
         Raises:
-            SharedResourcesMissing: in `__init__` and `tasks`, which are also called where no rollout is played.
+            SharedResourcesMissing: it is used in `__init__` or `tasks`, which are also called where no rollout is
+                played.
         """
         if self._shared_resources is _NO_RESOURCES:
             raise SharedResourcesMissing(
-                f"{type(self).__name__}.shared_resources is not there yet: use it in `run`, `reset` or `step`, not in "
+                f"{type(self).__name__}.shared_resources is not set yet; use it in `run`, `reset` or `step`, not in "
                 "`__init__` or `tasks`."
             )
         return self._shared_resources
@@ -244,32 +245,33 @@ class Environment(abc.ABC):
     _shared_resources: Any = _NO_RESOURCES
 
     def close(self) -> Awaitable[None] | None:
-        """Release what this attempt holds; write it as `def` or as `async def`.
+        """Release the resources of this attempt; write it as `def` or as `async def`.
 
-        The worker calls it once after every attempt, also after an error, and waits five seconds. If it fails, the
-        worker logs a warning, and the rollout ends as it would have. An instance that plays nothing is not closed.
+        The worker calls it once after every attempt, also after an error, and waits at most five seconds. If it fails,
+        the worker logs a warning, and the result of the rollout does not change. An instance that plays nothing is not
+        closed.
         """
         return None
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
-        """Yield all tasks of a run in order: by default `count` tasks that differ only in their seed."""
+        """Yield all tasks of a run in order. By default, there are `count` tasks that differ only in their seeds."""
         rng = random.Random(tasks.seed)  # noqa: S311 - reproducible, not secret
         for index in range(tasks.count):
             yield Task(id=f"{index:06d}", index=index, seed=rng.getrandbits(63))
 
     @abc.abstractmethod
     async def run(self, task: Task, model: Model) -> Score:
-        """Play one rollout and score it. An exception that leaves this coroutine ends the rollout as failed."""
+        """Play one rollout, and return its score. Errors other than `Retry` and `ContextExhausted` end it as failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The environment's answer to a reply of the policy.
+    """The result of one `step`: messages for the policy, or the score.
 
     Attributes:
         messages: the messages to add after the reply.
-        score: the score, which ends the rollout; None: the rollout goes on.
-        reward: the reward of that reply, as in `Score.turn_rewards`; None: it has none.
+        score: the score, which ends the rollout; None if the rollout continues.
+        reward: the reward of the reply, as in `Score.turn_rewards`; None if it has none.
     """
 
     messages: Sequence[Message] = ()
@@ -278,11 +280,11 @@ class Turn:
 
 
 class MultiTurnEnvironment(Environment):
-    """An environment with `reset` and `step`; `run` is the loop that calls them and the model.
+    """An environment with `reset` and `step`; its `run` is a loop that calls them and the model.
 
     Attributes:
         tools: the schemas of the tools that the model may call.
-        conversation: the messages so far; the next call of the model gets them.
+        conversation: the messages so far, which the next turn sends to the model.
     """
 
     scoring_method: ClassVar[str] = "step"
@@ -291,19 +293,19 @@ class MultiTurnEnvironment(Environment):
 
     @abc.abstractmethod
     async def reset(self, task: Task) -> Sequence[Message]:
-        """Begin the rollout, and return the first messages."""
+        """Begin the rollout, and return its first messages."""
 
     @abc.abstractmethod
     async def step(self, reply: Reply) -> Turn:
-        """Process the model's answer, and return the next messages or the final score."""
+        """Process an answer of the model, and return the next messages or the final score."""
 
     async def truncated(self, conversation: list[Message]) -> Score | None:
-        """Score a conversation that no longer fits the model's context; None: the rollout is unscored."""
+        """Return the score of a conversation that no longer fits into the model's context; None means unscored."""
         return None
 
     @final
     async def run(self, task: Task, model: Model) -> Score:
-        """Play one rollout: call `reset`, then the model and `step` by turns, until there is a score."""
+        """Play one rollout, and return its score: call `reset`, then the model and `step` in turn until it is there."""
         self.conversation = _first_messages(self, await self.reset(task))
         turn_rewards: dict[int, float] = {}
         method = "reset"
@@ -315,7 +317,7 @@ class MultiTurnEnvironment(Environment):
                 if score is None:
                     raise
                 return _with_turn_rewards(_checked_score(self, "truncated", score), turn_rewards)
-            except MessageError as error:  # its traceback has no line of the user's code
+            except MessageError as error:  # its traceback does not show the user's code
                 error.args = (f"chat with the messages from {describe_method(self, method)} failed: {error}",)
                 raise
             method = "step"
@@ -328,18 +330,18 @@ class MultiTurnEnvironment(Environment):
 
 
 def change_score(score: Score, **changes: Any) -> Score:
-    """Return a score with other values of some fields; the reward is still the weighted sum of named rewards."""
+    """Return a copy of a score with other values of some fields. With named rewards, the reward is computed again."""
     if score.rewards:
         changes["reward"] = None
     return replace(score, **changes)
 
 
 class WrongReturn(RolloutError):
-    """A method of an environment returned a value of the wrong type; the text says what to return."""
+    """A method or a tool returned a value that cannot be used; the error says what to return."""
 
 
 def describe_method(environment: Environment | type[Environment], name: str) -> str:
-    """Return the name of a method with its file and line, for an error about what it returned."""
+    """Return the name of a method with its file and line, for an error about its result."""
     environment_class = environment if isinstance(environment, type) else type(environment)
     code = getattr(inspect.unwrap(getattr(environment_class, name)), "__code__", None)
     where = "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
@@ -365,11 +367,7 @@ def _checked_score(environment: MultiTurnEnvironment, name: str, score: object) 
 
 
 def _with_turn_rewards(score: Score, turn_rewards: Mapping[int, float]) -> Score:
-    """Return the score with the rewards of the turns added.
-
-    Raises:
-        WrongReturn: a turn has a reward in its `Turn` and in the score.
-    """
+    """Return the score with the rewards of the turns added. Raises WrongReturn if a turn has two rewards."""
     if twice := turn_rewards.keys() & score.turn_rewards.keys():
         raise WrongReturn(f"turn {min(twice)} has a reward in its Turn and another in the Score; leave one out.")
     return change_score(score, turn_rewards={**turn_rewards, **score.turn_rewards})
@@ -379,13 +377,12 @@ def _checked_turn(environment: MultiTurnEnvironment, turn: object) -> Turn:
     method = describe_method(environment, "step")
     if not isinstance(turn, Turn):
         raise WrongReturn(
-            f"{method} returned {describe_wrong_type(turn)}; write `return Turn(messages=[…])` to go on, or "
+            f"{method} returned {describe_wrong_type(turn)}; write `return Turn(messages=[…])` to continue, or "
             "`return Turn(score=Score(reward=…))` to end the rollout."
         )
     if turn.score is not None and not isinstance(turn.score, Score):
         raise WrongReturn(
-            f"{method} returned a Turn whose score is {describe_wrong_type(turn.score)}; write "
-            "`Turn(score=Score(reward=…))`."
+            f"{method} returned a Turn whose score is {describe_wrong_type(turn.score)}; write `Turn(score=Score(…))`."
         )
     if isinstance(turn.messages, Score):
         raise WrongReturn(f"{method} returned a Turn whose messages are a Score; write `Turn(score=…)`.")

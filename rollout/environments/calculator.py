@@ -1,11 +1,11 @@
-"""Calculator: the model computes a chain of operations with a tool, and says the result. Text only.
+"""Calculator: the model computes a chain of operations with a tool, and answers with the result. There are no images.
 
     Start with 7. Then add 5. Then multiply by 3. …
 
-The model calls `calculate` once or several times per turn, and gets each result as a tool message. When it is done, it
-says the last result. If the tool cannot run a call, its message says why.
+The model calls `calculate` once or several times per turn, and gets each result as a tool message. At the end, it
+answers with the last result. If a call cannot be run, its tool message says why.
 
-    reward = 1 if the first number of the last answer is the result, else 0
+    reward = 1 if the first number in the last answer is the right result, else 0
 """
 
 import random
@@ -42,19 +42,19 @@ _NUMBER = re.compile(r"-?\d+")
 
 
 class CalculatorSettings(EnvironmentSettings):
-    """The `environment` section: how many turns a rollout may take."""
+    """The keys of the section `environment`: how many turns a rollout may take."""
 
-    max_turns: int = Field(default=16, ge=1, description="Answers after which a rollout that is not done scores 0.")
+    max_turns: int = Field(default=16, ge=1, description="The limit for answers; without a result, the reward is 0.")
 
 
 class CalculatorTasks(TaskSettings):
-    """The `tasks` section: how long the chain of operations is."""
+    """The keys of the section `tasks`: how long the chain of operations is."""
 
-    operations: int = Field(default=3, ge=1, description="Operations in a task.")
+    operations: int = Field(default=3, ge=1, description="The number of operations in a task.")
 
 
 class Calculator(MultiTurnEnvironment):
-    """Answers each call of its one tool, and scores the first answer without a call."""
+    """Runs the calls of its only tool, and scores the first answer without a call."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = CalculatorSettings
     Tasks: ClassVar[type[TaskSettings]] = CalculatorTasks
@@ -62,7 +62,7 @@ class Calculator(MultiTurnEnvironment):
     tools: ClassVar[Sequence[Mapping[str, Any]] | None] = (CALCULATE_TOOL,)
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
-        """Yield tasks with a start and a chain of operations, both drawn from the task's seed."""
+        """Yield tasks with a first number and a chain of operations, which are computed from the task's seed."""
         assert isinstance(tasks, CalculatorTasks)
         for task in super().tasks(tasks):
             rng = random.Random(task.seed)  # noqa: S311 - reproducible, not secret
@@ -70,7 +70,7 @@ class Calculator(MultiTurnEnvironment):
             yield replace(task, data={"start": rng.randint(2, 20), "chain": chain})
 
     async def reset(self, task: Task) -> Sequence[Message]:
-        """Compute the expected result, and ask the question."""
+        """Compute the expected result, and return the question."""
         self._turn_count = self._call_count = self._refused_count = 0
         start, chain = task.data["start"], task.data["chain"]
         self._expected_result = start
@@ -83,7 +83,7 @@ class Calculator(MultiTurnEnvironment):
         ]
 
     async def step(self, reply: Reply) -> Turn:
-        """Return the results of the calls, or the score if the answer has no calls or is the last."""
+        """Return the results of the calls, or the score if the answer has no calls or is the last one."""
         self._turn_count += 1
         if reply.tool_calls and self._turn_count < self.settings.max_turns:
             return Turn([self._tool_message(call) for call in reply.tool_calls])

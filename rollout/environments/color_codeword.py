@@ -1,12 +1,13 @@
 """Colour codeword: the model sees one image per turn, and names the colours of all images at the end.
 
-In each of T turns the user shows one image, a coloured square somewhere on grey noise, and asks for its colour. A last
-question asks for all T colours in order.
+In each of T turns, the user shows one image, which has a coloured square on grey noise, and asks for the colour of the
+square. A last question asks for all T colours in order.
 
     reward = 0.5 * (share of correct turns) + 0.5 * (share of correct positions in the codeword)
 
-A turn is correct if its answer names that colour once, and no other colour. Position i of the codeword is correct if
-the i-th colour in the last answer is the i-th that was shown. The seed of a task fixes every byte of its images.
+A turn is correct if its answer names the right colour once, and no other colour. Position i of the codeword is correct
+if the i-th colour in the last answer is the i-th colour that was shown. The seed of a task determines every byte of its
+images.
 """
 
 import asyncio
@@ -33,40 +34,43 @@ _JPEG_QUALITY = 85
 
 
 class ColorCodewordSettings(EnvironmentSettings):
-    """The `environment` section: how the pictures look."""
+    """The keys of the section `environment`: how the images look."""
 
     image_size: int = Field(
-        default=128, ge=32, le=4096, description="Mean side of an image in pixels; each side varies by a quarter."
+        default=128,
+        ge=32,
+        le=4096,
+        description="Mean side of an image in pixels; sides differ by up to a quarter.",
     )
     square_share: float = Field(
         default=0.4, ge=0.25, le=1, description="Side of the square as a share of the image's shorter side."
     )
     image_format: Literal["png", "jpeg", "mixed"] = Field(
-        default="mixed", description="How images are encoded; `mixed` draws one of the two for each image."
+        default="mixed", description="How images are encoded; with `mixed`, each image is PNG or JPEG at random."
     )
 
 
 class ColorCodewordTasks(TaskSettings):
-    """The `tasks` section: how long the codeword is."""
+    """The keys of the section `tasks`: how long the codeword is."""
 
-    turns: int = Field(default=4, ge=1, description="Images per rollout, which is also the length of the codeword.")
+    turns: int = Field(default=4, ge=1, description="The number of images per rollout and of colours in the codeword.")
 
 
 class ColorCodeword(Environment):
-    """Shows one image per turn, then asks for the colours of all of them."""
+    """Shows one image per turn, then asks for the colours of all images."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = ColorCodewordSettings
     Tasks: ClassVar[type[TaskSettings]] = ColorCodewordTasks
     settings: ColorCodewordSettings
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
-        """Yield tasks with a codeword that is drawn from the task's seed."""
+        """Yield tasks, each with a codeword that is computed from the task's seed."""
         assert isinstance(tasks, ColorCodewordTasks)
         for task in super().tasks(tasks):
             yield replace(task, data={"codeword": draw_codeword(task, tasks.turns)})
 
     async def run(self, task: Task, model: Model) -> Score:
-        """Ask about each image, then about the whole codeword, and score both."""
+        """Ask about each image, then about the whole codeword, and return the score of the answers."""
         codeword: list[str] = task.data["codeword"]
         conversation: list[dict[str, Any]] = [
             {
@@ -101,12 +105,12 @@ class ColorCodeword(Environment):
 
 
 def draw_codeword(task: Task, length: int) -> list[str]:
-    """Return the colours that a task shows, drawn from its seed."""
+    """Return the colours that a task shows; they are computed from its seed."""
     return random.Random(task.seed).choices(list(PALETTE), k=length)  # noqa: S311 - reproducible, not secret
 
 
 def draw_square(color: str, settings: ColorCodewordSettings, *, seed: str) -> str:
-    """Draw a square of this colour at a random place on grey noise; return a base64 `data:` URI."""
+    """Return an image of a coloured square at a random place on grey noise, as a base64 `data:` URI."""
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
     noise_rng = np.random.default_rng(rng.getrandbits(64))
     min_side, max_side = settings.image_size - settings.image_size // 4, settings.image_size + settings.image_size // 4
@@ -133,5 +137,5 @@ def named_colors(answer: str) -> list[str]:
 
 
 def fraction_correct(named: Sequence[str], shown: Sequence[str]) -> float:
-    """Return the share of positions at which the named colour is the shown one."""
+    """Return the share of positions at which the named colour is the colour that was shown."""
     return sum(named_color == shown_color for named_color, shown_color in zip(named, shown, strict=False)) / len(shown)

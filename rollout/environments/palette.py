@@ -1,7 +1,7 @@
 """The colours that our image tasks show and ask for.
 
-They differ enough from each other and from grey to be recognised after noise, JPEG and resizing. In the tokenizer that
-we ship, each name is one token, with and without a space in front.
+They differ so much from each other and from grey that they can be recognised after noise, JPEG and resizing. In the
+tokenizer that we ship, each name is one token, with or without a space before it.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Reads the docstring of a tool: what the tool does, and what its parameters mean (Google style).
+"""Reads what a tool does and what its parameters mean from its docstring (Google style).
 
 Search the handbook.
 
@@ -21,7 +21,7 @@ _PARAMETER = re.compile(r"\s*(\w+)\s*(?:\(.*?\))?\s*:\s*(.*)")
 
 @dataclass(frozen=True, slots=True)
 class ToolDocumentation:
-    """What a docstring says.
+    """The content of a tool's docstring.
 
     Attributes:
         description: the text before the first section.
@@ -33,7 +33,7 @@ class ToolDocumentation:
 
 
 def read_docstring(docstring: str) -> ToolDocumentation:
-    """Read a docstring; sections other than the arguments are for people, and are left out."""
+    """Return the description and the parameters in a docstring. Its other sections are for people, and are left out."""
     sections: dict[str, list[str]] = {"": []}
     current = sections[""]
     for line in inspect.cleandoc(docstring).splitlines():

@@ -1,4 +1,4 @@
-"""An environment that plays with tools: the model calls them until it answers without a call.
+"""The base class of environments with tools. The model calls tools until it gives an answer without a call.
 
     class Handbook(ToolEnvironment):
         @tool
@@ -12,14 +12,15 @@
         async def score(self, reply: Reply) -> Score:
             return Score(float(reply.text == self.answer))
 
-Every method with `@tool` is a tool of the environment. Name plain functions with `@tool` in `functions`.
+Every method with `@tool` is a tool of the environment. List plain functions with `@tool` in `functions`.
 Functions that are not coroutines run in threads, and the calls of one answer run at the same time. If two tools change
 the same state, use a lock, or write them as coroutines.
 
-A call that cannot be parsed is answered with a tool message, like every other call. The conversation has such a call in
-the assistant's text, not in its `tool_calls`; every shipped renderer can still bridge the tool message. A user message
-would make many renderers drop the reasoning before it, and `gemma4` refuses one after the results of other calls. If
-no call of an answer could be parsed, `gemma4` refuses the tool message when it renders the whole conversation.
+A call that cannot be parsed is answered with a tool message, as every other call is. In the conversation, such a call
+is part of the assistant's text, not of its `tool_calls`. Every shipped renderer can still bridge the tool message. A
+user message would be worse: many renderers then drop the reasoning before it, and `gemma4` refuses a user message after
+the results of other calls. One gap is left: if no call of an answer could be parsed, `gemma4` cannot render the whole
+conversation again.
 """
 
 import sys
@@ -46,27 +47,27 @@ from rollout.records.wrong_types import describe_wrong_type
 
 
 class ToolSettings(EnvironmentSettings):
-    """The `environment` section of a tool environment. Subclass it to add keys."""
+    """The keys of a tool environment's section `environment`. Subclass it to add keys."""
 
-    max_turns: int = Field(default=10, ge=1, description="Answers of the model after which a rollout is scored.")
-    tool_timeout: float = Field(default=60.0, gt=0, description="Seconds that one call of a tool may take.")
+    max_turns: int = Field(default=10, ge=1, description="The limit for answers of the model; then it is scored.")
+    tool_timeout: float = Field(default=60.0, gt=0, description="The time limit for one tool call, in seconds.")
     max_result_chars: int = Field(
-        default=20_000, ge=1, description="Characters of a tool's result that the model gets; the rest is cut off."
+        default=20_000, ge=1, description="The limit for the characters of a tool's result; the rest is cut off."
     )
 
 
 class ToolEnvironment(MultiTurnEnvironment):
-    """An environment with tools, `reset` and `score`; `step` runs the tools that the model calls.
+    """An environment with tools. Write `reset` and `score`; `step` runs the tools that the model calls.
 
-    A score gets two more metrics: `tool_calls`, the calls that were answered, and `tool_errors`, those of them that
-    were answered with an error.
+    A score gets two more metrics. `tool_calls` is the number of calls that were answered; `tool_errors` is the number
+    of calls that were answered with an error.
 
     To end a rollout from a tool, override `step`: call `await super().step(reply)`, and return `Turn(score=…)` if the
     tool has set a flag.
 
     Attributes:
         functions: tools that are not methods of this class.
-        tools: the schemas of all tools; the class computes them.
+        tools: the schemas of all tools; the class computes them itself.
     """
 
     Settings: ClassVar[type[EnvironmentSettings]] = ToolSettings
@@ -85,12 +86,12 @@ class ToolEnvironment(MultiTurnEnvironment):
         for tool in (*_find_methods(cls), *cls.functions):
             if not isinstance(tool, Tool):
                 raise ToolUnusable(
-                    f"{cls.__qualname__}.functions holds {describe_wrong_type(tool)}; write `@tool` above the function."
+                    f"{cls.__qualname__}.functions has {describe_wrong_type(tool)}; write `@tool` above the function."
                 )
             if tool in cls.functions and tool.is_method:
                 raise ToolUnusable(
-                    f"{cls.__qualname__}.functions holds {tool!r}, which is a method; it takes only functions outside "
-                    "of classes."
+                    f"{cls.__qualname__}.functions contains the method {tool!r}; list only functions outside of "
+                    "classes."
                 )
             if cls._tools_by_name.setdefault(tool.name, tool) is not tool:
                 raise ToolUnusable(
@@ -102,20 +103,20 @@ class ToolEnvironment(MultiTurnEnvironment):
         super().__init__(settings)
         if not self._tools_by_name:
             raise ToolUnusable(
-                f"{type(self).__qualname__} has no tools; write `@tool` above its methods, or name functions with "
+                f"{type(self).__qualname__} has no tools; write `@tool` above its methods, or list functions with "
                 "`@tool` in `functions`."
             )
 
     @abstractmethod
     async def score(self, reply: Reply) -> Score:
-        """Score the rollout after an answer without a call, or after the last turn.
+        """Return the score of the rollout, after an answer without a call or after the last turn.
 
-        The calls in the answer of the last turn, `reply.tool_calls`, were not run. The rollout's limit is then `turns`
-        if the score names no other.
+        The calls in the answer of the last turn, `reply.tool_calls`, were not run. If there are such calls and the
+        score names no limit, the limit of the rollout is `turns`.
         """
 
     async def step(self, reply: Reply) -> Turn:
-        """Run the calls of an answer and return their results, or return the score."""
+        """Run the calls of an answer, and return their results or the score."""
         self._answer_count += 1
         is_last = self._answer_count >= self.settings.max_turns
         if reply.tool_calls and not is_last:
@@ -138,14 +139,14 @@ class ToolEnvironment(MultiTurnEnvironment):
 
 
 _RESERVED_NAMES: Final = frozenset(dir(ToolEnvironment))
-"""Attributes that every environment has; a tool of this name would replace one of them."""
+"""The names of all environments' attributes; a tool with such a name would replace the attribute."""
 
 
 def _check_class(environment_class: type[ToolEnvironment]) -> None:
     name = environment_class.__qualname__
     if "tools" in vars(environment_class):
         raise ToolUnusable(
-            f"{name} sets `tools`, which the class computes from its tools; name functions with `@tool` in `functions`."
+            f"{name} sets `tools`, but this is computed from its tools; list functions with `@tool` in `functions`."
         )
     functions: object = environment_class.functions
     if not isinstance(functions, list | tuple):
@@ -158,7 +159,7 @@ def _check_class(environment_class: type[ToolEnvironment]) -> None:
 
 
 def unused_tools(environment_class: type) -> list[Tool[..., Any]]:
-    """Return the tools that the module of a class defines outside of classes, and that none of its classes uses."""
+    """Return the tools outside of classes in the module of this class that no environment of the module uses."""
     module = sys.modules.get(environment_class.__module__)
     found = {
         id(value): value
@@ -173,7 +174,7 @@ def unused_tools(environment_class: type) -> list[Tool[..., Any]]:
 
 
 def _find_methods(environment_class: type[ToolEnvironment]) -> Iterator[Tool[..., Any]]:
-    """Yield the tools among the attributes of a class, in the order of the code; a subclass may replace one."""
+    """Yield the methods of a class that are tools, in the order of the code; a subclass may replace a tool."""
     attributes: dict[str, Any] = {}
     for base in reversed(environment_class.__mro__):
         attributes |= vars(base)
@@ -181,13 +182,13 @@ def _find_methods(environment_class: type[ToolEnvironment]) -> Iterator[Tool[...
         replaces_tool = any(isinstance(vars(base).get(name), Tool) for base in environment_class.__mro__)
         if replaces_tool and callable(attribute) and not isinstance(attribute, Tool):
             raise ToolUnusable(
-                f"{environment_class.__qualname__}.{name} replaces a tool and is not a tool; write `@tool` above it, "
-                f"or `{name} = None` to remove the tool."
+                f"{environment_class.__qualname__}.{name} replaces a tool, but is not a tool itself; write `@tool` "
+                f"above it, or `{name} = None` to remove the tool."
             )
         if isinstance(attribute, staticmethod | classmethod) and isinstance(attribute.__func__, Tool):
             raise ToolUnusable(
                 f"the tool {environment_class.__qualname__}.{name} is a {type(attribute).__name__}; make it a method "
-                "with `self`, or a function outside the class that `functions` names."
+                "with `self`, or a function outside the class, and list that in `functions`."
             )
         if isinstance(attribute, Tool):
             if name in _RESERVED_NAMES:

@@ -1,4 +1,4 @@
-"""Makes the content of a tool message from what the tool returned: text, images, or JSON."""
+"""Makes the content of a tool message (text, images, or JSON) from the result of a tool."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,26 +12,27 @@ from rollout.texts import escape_surrogates
 from rollout.value_limits import MAX_VALUES, OutOfBoundsError, TooMuchTextError, ValueCounter
 
 NOTHING = "Done."
-"""The content for a tool that returned None."""
+"""The content of the message if a tool returned None."""
 
 Content = str | list[dict[str, Any]]
 
 
 class ResultTooLarge(Exception):
-    """A tool returned more values than a message may hold; the text is for the model."""
+    """A tool returned more values than a message may contain; the model reads this text."""
 
 
 def make_content(result: object, tool: str, *, max_chars: int) -> Content:
-    """Return the content of the message that has this result.
+    """Return the content of the tool message for a result.
 
     Args:
-        result: what the tool returned: text, a Pillow image, a list of both, None, or a value with a JSON form.
+        result: what the tool returned: text, a Pillow image, a list of texts and images, None, or a value with a JSON
+            form.
         tool: the name of the tool, for errors.
-        max_chars: how many characters of text the model gets; a note replaces the rest.
+        max_chars: the limit for the characters of text that the model gets; a note replaces the rest.
 
     Raises:
-        WrongReturn: the result has another type; the text says what to return.
-        ResultTooLarge: the result holds too many values.
+        WrongReturn: the result has another type; the error says what to return.
+        ResultTooLarge: the result contains too many values.
     """
     if isinstance(result, Image.Image):
         return [{"type": "image", "image": result}]
@@ -41,7 +42,7 @@ def make_content(result: object, tool: str, *, max_chars: int) -> Content:
 
 
 def _make_parts(items: list[Any] | tuple[Any, ...], tool: str, max_chars: int) -> list[dict[str, Any]]:
-    """Return a part for each item; all texts together have at most `max_chars` characters."""
+    """Return a content part for each item; all texts together have at most `max_chars` characters."""
     parts: list[dict[str, Any]] = []
     for item in items:
         if isinstance(item, Image.Image):
@@ -66,15 +67,15 @@ def _write_text(value: object, tool: str) -> str:
     except TooMuchTextError:
         pass  # a long text is cut later
     except OutOfBoundsError:
-        raise ResultTooLarge(f"the result holds more than {MAX_VALUES:,} values, or is nested too deep") from None
+        raise ResultTooLarge(f"the result contains more than {MAX_VALUES:,} values, or is nested too deep") from None
     try:
         return to_json(value, inf_nan_mode="constants", fallback=_write_other_type).decode()
     except (PydanticSerializationError, TypeError, ValueError):
         found = next((part for part in _parts_of(value) if _conversion_of(part)), value)
-        contents = "" if found is value else f" that holds {describe_wrong_type(found)}"
+        contents = "" if found is value else f" that contains {describe_wrong_type(found)}"
         conversion = _conversion_of(found) or (
-            "return text, a Pillow image, a list of both, or values with a JSON form: numbers, lists, dicts, "
-            "dataclasses, pydantic models"
+            "return text, a Pillow image, a list of texts and images, or values with a JSON form: numbers, lists, "
+            "dicts, dataclasses, pydantic models"
         )
         raise WrongReturn(f"{tool} returned {describe_wrong_type(value)}{contents}; {conversion}.") from None
 
@@ -83,7 +84,7 @@ _BYTES = "decode them to text, or, if they are an image, write Image.open(io.Byt
 
 
 def _write_other_type(value: Any) -> Any:
-    """Return a number of numpy or torch as a plain one; pydantic calls this for types that it does not know."""
+    """Return a numpy or torch number as a Python number; pydantic calls this for types that it does not know."""
     if not getattr(value, "shape", None) and hasattr(value, "item"):
         return value.item()
     raise TypeError
@@ -96,9 +97,9 @@ def _parts_of(value: object) -> list[Any]:
 
 
 def _conversion_of(value: object) -> str | None:
-    """Return how to convert a value of another library into one that is accepted; None if it is not known."""
+    """Return what to write to convert a value into a type that is accepted; None if this is not known."""
     if isinstance(value, Image.Image):
-        return "return images alone, or in a list beside texts"
+        return "return an image alone, or a list of images and texts"
     if isinstance(value, bytes | bytearray | memoryview):
         return _BYTES
     package = type(value).__module__.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Runs the tool calls of one answer at the same time, each with a timeout, and makes a message of each result.
+"""Runs the tool calls of one answer at the same time, each with a time limit, and makes a message from each result.
 
 If a call fails, the model reads the error, and the worker's log has the traceback. Only errors of this package end the
 attempt, because the policy cannot prevent them. Examples are `Retry`, a judge that refuses a question, and a tool that
@@ -28,38 +28,38 @@ from rollout.records.wrong_types import show_value
 log = structlog.get_logger()
 
 _MAX_RUNNING = 64
-"""So many calls of one answer run at the same time. A policy may write thousands, and each may need a thread."""
+"""The limit for calls of one answer that run at the same time. A policy may write thousands, each with a thread."""
 _CLEANUP_TIMEOUT = 2.0
-"""Seconds in which a cancelled tool can clean up; less than a worker gives to its environment."""
+"""The time that a cancelled tool has to clean up, in seconds; a worker gives its environment more than this."""
 _MAX_ERROR_CHARS = 1000
 _MAX_ERRORS = 3
 _MAX_LOGGED_CHARS = 5000
 _UNKNOWN_NAME = "unknown"
-"""The tool name in the answer to a call whose name could not be parsed. Some templates write the name."""
+"""The tool name in the answer to a call whose name could not be parsed. Some chat templates write this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Raised:
-    """The error that a tool raised, as a value; a SystemExit that leaves a task would end the event loop."""
+    """An error that a tool raised, as a return value; a SystemExit that leaves a task would end the event loop."""
 
     error: BaseException
 
 
 class _CallRefused(Exception):
-    """No tool ran, or the tool took too long; the text is for the model."""
+    """No tool ran, or the tool took too long; the model reads this text."""
 
 
 class _ToolFailed(Exception):
-    """A tool raised an error; the text is for the model."""
+    """A tool raised an error; the model reads this text."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredCall:
-    """The answer to one call.
+    """The answer to one tool call.
 
     Attributes:
         message: the tool message.
-        failed: whether the message is an error.
+        failed: whether the message contains an error instead of a result.
     """
 
     message: Message
@@ -73,8 +73,8 @@ class ToolRunner:
     Attributes:
         tools: the tools by their names.
         environment: the `self` of tools that are methods.
-        timeout: the seconds that one call may take, for tools without a timeout of their own.
-        max_result_chars: how many characters of a result the model gets.
+        timeout: the time limit for one call, in seconds, for tools without their own `timeout`.
+        max_result_chars: the limit for the characters of a result that the model gets.
     """
 
     tools: Mapping[str, Tool[..., Any]]
@@ -83,11 +83,11 @@ class ToolRunner:
     max_result_chars: int
 
     async def answer(self, calls: Sequence[ToolCall]) -> list[AnsweredCall]:
-        """Run all calls of an answer at once, and return a message for each, in their order.
+        """Run all calls of an answer at the same time, and return a message for each call, in the same order.
 
         Raises:
-            RolloutError: a tool raised it, such as `Retry`; calls that still run are cancelled.
-            WrongReturn: a tool returned a value that no message can hold.
+            RolloutError: a tool raised such an error, for example `Retry`; calls that still run are cancelled.
+            WrongReturn: a tool returned a value that a message cannot contain.
         """
         free_slots = asyncio.Semaphore(_MAX_RUNNING)
         tasks = [asyncio.create_task(self._answer_call(call, free_slots)) for call in calls]
@@ -127,7 +127,7 @@ class ToolRunner:
                 is_late = not task.done()
             finally:
                 if await _cancel_unfinished([task], _CLEANUP_TIMEOUT):
-                    log.warning("a tool ignores its cancellation, and is left behind", tool=tool.name)
+                    log.warning("a tool ignores its cancellation and still runs", tool=tool.name)
         if is_late:
             log.warning("a tool did not end in time", tool=tool.name, timeout=timeout)
             raise _CallRefused(f"{tool.name} did not end within {timeout:g} s")
@@ -137,7 +137,7 @@ class ToolRunner:
         return result
 
     async def _run_tool(self, tool: Tool[..., Any], arguments: Mapping[str, Any]) -> Content | _Raised:
-        """Return the content of the tool's message, or what the tool raised."""
+        """Run a tool, and return the content of its message or the error that it raised."""
         try:
             parsed = tool.parse_arguments(arguments)
             environment = (self.environment,) if tool.is_method else ()
@@ -150,15 +150,15 @@ class ToolRunner:
             return make_content(result, f"the tool {tool.where}", max_chars=self.max_result_chars)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001 - an error of a tool ends its call alone
+        except BaseException as error:  # noqa: BLE001 - an error of a tool ends only its call
             return _Raised(error)
 
 
 async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
-    """Run a function in a thread of its own, and return its result or a `_Raised`.
+    """Run a function in its own thread, and return its result or a `_Raised`.
 
-    When this is cancelled, a function that hangs is left behind. Its thread takes no place in the pool that the worker
-    uses for files, queues and images, and the process does not wait for it at its end.
+    If this is cancelled, the function may continue to run. Its thread takes no place in the pool that the worker uses
+    for files, queues and images. When the process ends, it does not wait for the thread.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[Any] = loop.create_future()
@@ -167,9 +167,9 @@ async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
     def run() -> None:
         try:
             result = context.run(function)
-        except BaseException as error:  # noqa: BLE001 - the model reads it
+        except BaseException as error:  # noqa: BLE001 - the model reads the error
             result = _Raised(error)
-        with suppress(RuntimeError):  # the loop has ended, and nothing waits for this thread
+        with suppress(RuntimeError):  # the event loop has ended, so nobody waits for the result
             loop.call_soon_threadsafe(deliver, result)
 
     def deliver(result: Any) -> None:
@@ -178,12 +178,12 @@ async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
 
     threading.Thread(target=run, name=f"tool {name}", daemon=True).start()
     result = await outcome
-    # A function that wraps a coroutine returns it without having run it.
+    # A function that wraps a coroutine function returns a coroutine that has not run yet.
     return await result if inspect.iscoroutine(result) else result
 
 
 async def _cancel_unfinished(tasks: Sequence["asyncio.Task[Any]"], seconds: float) -> bool:
-    """Cancel the tasks that still run, and return whether one still runs after so many seconds."""
+    """Cancel the tasks that still run, wait up to `seconds`, and return whether a task still runs then."""
     unfinished = [task for task in tasks if not task.done()]
     for task in unfinished:
         task.cancel()
@@ -197,7 +197,7 @@ def _error_for_model(error: BaseException, tool: Tool[..., Any]) -> str:
     """Return the text of an error for the model, and log the traceback.
 
     Raises:
-        BaseException: the error is not about this call, and ends the attempt.
+        BaseException: the error is not an error of this call, so it ends the attempt.
     """
     if isinstance(error, _CallRefused | ArgumentsInvalid | ResultTooLarge):
         raise error
@@ -210,7 +210,7 @@ def _error_for_model(error: BaseException, tool: Tool[..., Any]) -> str:
     others = [leaf for leaf in leaf_errors if not isinstance(leaf, asyncio.CancelledError)]
     for leaf in others:
         if not isinstance(leaf, Exception | SystemExit | KeyboardInterrupt | GeneratorExit):
-            raise leaf  # a worker's watchdog interrupts with an exception of its own
+            raise leaf  # the exception with which a worker's watchdog interrupts code
     if others and all(isinstance(leaf, RolloutError) for leaf in others):
         raise others[0]
     log.warning("a tool raised an error", tool=tool.name, exception=_describe_for_log(error))

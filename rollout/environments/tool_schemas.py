@@ -1,7 +1,7 @@
-"""The schema of a tool's arguments, in the form that chat templates read.
+"""Changes the schema of a tool's arguments into the form that chat templates read.
 
-pydantic describes an inner model or an enum once, in `$defs`, and refers to it. Several templates write only the type
-of a parameter, and a reference has no type.
+pydantic describes an inner model or an enum once, in `$defs`, and refers to it with `$ref`. Several chat templates
+write only the type of a parameter, but a reference has no type. So each reference is replaced by its definition.
 """
 
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from typing import Any
 _DEFINITIONS = "$defs"
 _REFERENCE = "$ref"
 _VALUES = ("default", "enum", "const", "examples")
-"""The keys whose content is values, not schemas."""
+"""The keys of a schema that contain values, not schemas."""
 _PREFIX = f"#/{_DEFINITIONS}/"
 
 
 class _DefinitionContainsItself(Exception):
-    """A definition that is part of itself cannot be written where it is used."""
+    """A definition contains a reference to itself, so its references cannot be replaced."""
 
 
 def inline_definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema with each definition where it is used, and without titles, which repeat the names.
+    """Return the schema with each reference replaced by its definition. Titles are removed, because they repeat names.
 
-    If a definition contains itself, return the schema as it is.
+    If a definition contains itself, return the schema unchanged.
     """
     definitions = schema.get(_DEFINITIONS, {})
     try:
@@ -36,7 +36,7 @@ def _inline(schema: Mapping[str, Any], definitions: Mapping[str, Any], inside: t
         raise _DefinitionContainsItself
     inlined = _inline(definitions[name], definitions, (*inside, name)) if name else {}
     for key, value in schema.items():
-        if key in ("properties", "patternProperties"):  # their keys are names, `title` among them
+        if key in ("properties", "patternProperties"):  # the keys are names, and one may be `title`
             inlined[key] = {inner: _inline_value(each, definitions, inside) for inner, each in value.items()}
         elif key in _VALUES:
             inlined[key] = value

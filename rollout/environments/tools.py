@@ -1,4 +1,4 @@
-"""Tools from functions: `@tool` makes the schema of a function that the model may call.
+"""Makes tools from functions: `@tool` computes the schema with which the model can call a function.
 
     @tool
     def search(query: str, limit: int = 5) -> str:
@@ -9,9 +9,9 @@
             limit: how many passages at most.
         '''
 
-The schema comes from the signature, the annotations and the docstring. pydantic makes it, and validates the arguments
-that the model writes: an argument may have any type that pydantic validates, such as a model or an enum. A test can
-still call the function directly. `rollout.environments.tool_environment` has the environment that plays with tools.
+The schema is made by pydantic from the signature, the annotations and the docstring. pydantic also validates the
+arguments that the model writes. So an argument may have any type that pydantic validates, such as a model or an enum. A
+test can still call the function directly. `rollout.environments.tool_environment` has the environment class for tools.
 """
 
 import functools
@@ -51,11 +51,11 @@ _MAX_SHOWN_PROBLEMS = 5
 
 
 class ToolUnusable(ConfigurationError):
-    """A function cannot be a tool, or an environment's tools are not consistent; the text says what to write."""
+    """A function cannot be a tool, or the tools of an environment conflict; the error says what to write."""
 
 
 class ArgumentsInvalid(RolloutError):
-    """The model called a tool with arguments that are not valid; the text is for the model."""
+    """The model called a tool with arguments that are not valid; the model reads this text."""
 
 
 class Tool(Generic[P, R]):
@@ -63,11 +63,11 @@ class Tool(Generic[P, R]):
 
     Attributes:
         function: the function itself.
-        name: its name for the model.
+        name: the name by which the model calls it.
         schema: its schema in the form of OpenAI's chat API.
-        timeout: the seconds that one call may take; None: the environment's `tool_timeout`.
-        where: the function with its file and line, for errors.
-        is_method: whether it is a method of an environment.
+        timeout: the time limit for one call, in seconds; None means the environment's `tool_timeout`.
+        where: the name of the function with its file and line, for errors.
+        is_method: whether the function is a method of an environment.
     """
 
     function: Callable[P, R]
@@ -77,7 +77,7 @@ class Tool(Generic[P, R]):
         self.function = function
         self.where = _describe_function(function)
         if isinstance(function, functools.partial):
-            self._refuse("is a functools.partial; write a `def` that calls it, with a docstring of its own")
+            self._refuse("is a functools.partial; write a `def` with its own docstring that calls it")
         self.name = self._check_name(getattr(function, "__name__", "") if name is None else name)
         self.timeout = self._check_timeout(timeout)
         self.is_method = _is_method(function)
@@ -86,7 +86,7 @@ class Tool(Generic[P, R]):
             self._refuse("has a `yield`, which makes it a generator; use `return` instead")
         documentation = read_docstring(function.__doc__ or "")
         if not documentation.description:
-            self._refuse("has no description; begin it with a docstring, which the model reads")
+            self._refuse("has no description; add a docstring with one, because the model reads it")
         self._arguments = self._make_adapter(documentation)
         self.schema: Mapping[str, Any] = {
             "type": "function",
@@ -98,7 +98,7 @@ class Tool(Generic[P, R]):
         }
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function itself."""
+        """Call the function without validation, and return its result."""
         return self.function(*args, **kwargs)
 
     @overload
@@ -112,7 +112,7 @@ class Tool(Generic[P, R]):
         return f"<tool {self.name}>"
 
     def parse_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the validated arguments of a call; a missing one has its default.
+        """Return the validated arguments of a call; a missing argument gets its default value.
 
         Raises:
             ArgumentsInvalid: the arguments do not match the schema.
@@ -127,7 +127,7 @@ class Tool(Generic[P, R]):
         parameters = list(inspect.signature(self.function).parameters.values())
         if self.is_method:
             if not parameters or parameters[0].name != "self":
-                self._refuse("is in a class and has no `self`; add it, or move the function out of the class")
+                self._refuse("is in a class, but has no `self`; add `self`, or move the function out of the class")
             del parameters[:1]
         for parameter in parameters:
             self._check_parameter(parameter)
@@ -156,7 +156,10 @@ class Tool(Generic[P, R]):
         return adapter
 
     def _evaluate_annotations(self, parameters: list[inspect.Parameter]) -> dict[str, Any]:
-        """Return the types of the parameters; the type of the result may need an import that only type checkers do."""
+        """Return the types of the parameters.
+
+        The type of the result is not evaluated, because it may need an import that only type checkers do.
+        """
         annotations = SimpleNamespace(__annotations__={each.name: each.annotation for each in parameters})
         try:
             module = getattr(inspect.unwrap(self.function), "__globals__", {})
@@ -169,8 +172,8 @@ class Tool(Generic[P, R]):
     def _check_name(self, name: object) -> str:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             self._refuse(
-                f"has the name {show_value(name)}; expected at most 64 letters, digits, `_` and `-`, the first a "
-                "letter: rename it, or write `@tool(name=…)`"
+                f"has the name {show_value(name)}; expected a letter, then up to 63 letters, digits, `_` or `-`. "
+                "Rename the function, or write `@tool(name=…)`"
             )
         return name
 
@@ -178,19 +181,19 @@ class Tool(Generic[P, R]):
         if timeout is None:
             return None
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-            self._refuse(f"has the timeout {show_value(timeout)}; expected seconds, a number above 0")
+            self._refuse(f"has the timeout {show_value(timeout)}; expected a number of seconds above 0")
         return float(timeout)
 
     def _check_parameter(self, parameter: inspect.Parameter) -> None:
         name = parameter.name
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            self._refuse(f"takes `{parameter}`; give each parameter a name, because the model calls with names")
+            self._refuse(f"takes `{parameter}`; give each parameter a name, because the model uses the names")
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-            self._refuse(f"takes `{name}` by position only; remove the `/`, because the model calls with names")
+            self._refuse(f"takes `{name}` by position only; remove the `/`, because the model passes arguments by name")
         if name.startswith("_"):
-            self._refuse(f"has the private parameter `{name}`; rename it, or remove it: the model would see it")
+            self._refuse(f"has the private parameter `{name}`; rename or remove it, because the model would see it")
         if parameter.annotation is inspect.Parameter.empty:
-            self._refuse(f"has the parameter `{name}` without a type; write `{name}: str`, or what it is")
+            self._refuse(f"has the parameter `{name}` without a type; write `{name}: str`, or another type")
 
     def _refuse_annotation(self, hints: Mapping[str, Any], error: PydanticUserError) -> NoReturn:
         for name, hint in hints.items():
@@ -201,7 +204,7 @@ class Tool(Generic[P, R]):
                     f"has the parameter `{name}`, whose type has no JSON schema; use str, int, float, bool, list, "
                     f"dict, Literal, an enum, a dataclass or a pydantic model ({_first_sentence(problem)})"
                 )
-        self._refuse(f"has parameters without a JSON schema: {error}")
+        self._refuse(f"has parameters without a JSON schema; change their types: {error}")
 
     def _describe_problems(self, error: ValidationError) -> str:
         problems = error.errors(include_url=False, include_context=False)
@@ -225,20 +228,20 @@ def tool(*, name: str | None = None, timeout: float | None = None) -> Callable[[
 def tool(
     function: Callable[P, R] | None = None, /, *, name: str | None = None, timeout: float | None = None
 ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
-    """Make a tool of a function, or of a method of an environment; both may be coroutines.
+    """Return a tool that is made from a function or a method of an environment; both may be coroutine functions.
 
     Args:
         function: the function; the model reads its docstring.
-        name: its name for the model; None: the name of the function.
-        timeout: the seconds that one call may take; None: the environment's `tool_timeout`.
+        name: the name by which the model calls it; None means the name of the function.
+        timeout: the time limit for one call, in seconds; None means the environment's `tool_timeout`.
 
     Raises:
-        ToolUnusable: the model could not call it; the text says what to write.
+        ToolUnusable: the model could not call the function; the error says what to write.
     """
     if function is None:
         return functools.partial(Tool, name=name, timeout=timeout)
     if not callable(function):
-        raise ToolUnusable(f"@tool got {describe_wrong_type(function)}; put it above a `def`, or an `async def`.")
+        raise ToolUnusable(f"@tool got {describe_wrong_type(function)}; write it above a `def` or an `async def`.")
     return Tool(function, name=name, timeout=timeout)
 
 
@@ -247,11 +250,11 @@ _PROBLEMS = {
     "missing_argument": "is missing",
     "unexpected_keyword_argument": "is not a parameter of the tool",
 }
-"""Texts for pydantic's problems with arguments, which speak of Python's functions."""
+"""The model reads these texts instead of pydantic's, which are about functions of Python, not about tools."""
 
 
 class _ArgumentsSchema(GenerateJsonSchema):
-    """Makes a schema without warnings about parts of a type, or defaults, that have no JSON form."""
+    """Makes a schema. It leaves out defaults and parts of types that have no JSON form, without a warning."""
 
     ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""A judge: another model that an environment asks about the quality of the policy's answers.
+"""A judge is another model, which an environment asks to score the policy's answers.
 
 class Essay(Environment):
     @classmethod

@@ -1,4 +1,4 @@
-"""The address of a judge: the URL without secrets, and the header with them."""
+"""Splits the address of a judge into a URL without secrets and a header with the secrets."""
 
 import base64
 import json
@@ -27,9 +27,9 @@ class JudgeAddress:
     """The address of a judge.
 
     Attributes:
-        base_url: the URL as it was given, without user, password and the last slash; errors show it.
-        authorization: the value of the header `Authorization`; None: the judge needs none.
-        secrets: the texts that no error and no log may contain, the longest first.
+        base_url: the URL that the user gave, without user, password and last slash; errors show it.
+        authorization: the value of the header `Authorization`; None if the judge needs none.
+        secrets: the texts that no error and no log may contain, sorted from longest to shortest.
     """
 
     base_url: str
@@ -38,10 +38,11 @@ class JudgeAddress:
 
     @classmethod
     def parse(cls, base_url: str, api_key: str | None) -> Self:
-        """Check a URL and a key.
+        """Check a URL and an API key, and return the address.
 
         Raises:
-            ConfigurationError: one of them cannot be used, or there are a user and a key. The text contains no secret.
+            ConfigurationError: the URL or the key is not valid, or there are both a user and a key. The error has no
+                secret.
         """
         parts = _split(base_url)
         key = _checked_key(api_key)
@@ -52,29 +53,29 @@ class JudgeAddress:
             return cls(plain_url) if key is None else cls(plain_url, f"Bearer {key}", _spellings(key))
         if key is not None:
             raise ConfigurationError(
-                f"Judge: base_url {plain_url} has a user, and there is an api_key; only one of them can be sent. Leave "
-                "the other one out."
+                f"Judge: base_url {plain_url} contains a user, and api_key is set; only one of them can be sent. "
+                "Leave one of them out."
             )
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
-        # A user without a password is often a token.
+        # A user name without a password is often a token, so it is secret, too.
         secrets = (password, parts.password or "") if password else (user, parts.username or "")
         return cls(plain_url, f"Basic {token}", _spellings(token, *secrets))
 
     @property
     def url(self) -> str:
-        """Where questions are sent."""
+        """The URL to which questions are sent."""
         return self.base_url + _ROUTE
 
     def hide_secrets(self, text: str) -> str:
-        """Return a text from a server without the secrets that this client sends."""
+        """Return a text from a server in which the secrets of this client are replaced."""
         for secret in self.secrets:
             text = text.replace(secret, HIDDEN)
         return text
 
     def excerpt(self, text: str) -> str:
-        """Return the start of a text from a server, in one line and without secrets."""
-        # Secrets are removed before the text is cut, because half a key is a secret, too.
+        """Return the start of a text from a server, as one line without secrets."""
+        # Remove the secrets before cutting the text, because half a key is secret, too.
         one_line = " ".join(self.hide_secrets(text).split())
         return self.hide_secrets(one_line)[:_MAX_EXCERPT_CHARS]
 
@@ -84,7 +85,7 @@ class JudgeAddress:
 
 
 def _spellings(*secrets: str) -> tuple[str, ...]:
-    """Return secrets as they are, and as JSON and URLs spell them, because some servers answer with these."""
+    """Return each secret as it is, and as JSON and URLs write it, because some servers repeat it in these forms."""
     in_json = [json.dumps(secret)[1:-1] for secret in secrets]
     in_urls = [
         spelling for secret in secrets for spelling in (quote(secret, safe=""), quote(secret), quote_plus(secret))
@@ -109,19 +110,19 @@ def _split(base_url: object) -> SplitResult:
         raise ConfigurationError(f"Judge: base_url {shown_url!r} has a query or a fragment; {_expected_url()}")
     if parts.path.rstrip("/").endswith(_ROUTE):
         raise ConfigurationError(
-            f"Judge: base_url {shown_url!r} ends in {_ROUTE}; leave that out, because it is added."
+            f"Judge: base_url {shown_url!r} ends in {_ROUTE}; leave this part out, because it is added later."
         )
     return parts
 
 
 def _expected_url() -> str:
-    return "expected the part before /chat/completions, such as http://127.0.0.1:8000/v1."
+    return "expected the part of the URL before /chat/completions, such as http://127.0.0.1:8000/v1."
 
 
 def _require_known_to_httpx(plain_url: str) -> None:
     try:
         is_known = str(httpx.URL(plain_url)).isprintable() and " " not in plain_url
-    except (httpx.InvalidURL, ValueError):  # ValueError: half of a surrogate pair
+    except (httpx.InvalidURL, ValueError):  # ValueError: half of a surrogate pair in the URL
         is_known = False
     if not is_known:
         shown_url = ascii(plain_url[:_MAX_SHOWN_CHARS])
@@ -135,5 +136,5 @@ def _checked_key(api_key: object) -> str | None:
         raise ConfigurationError(f"Judge: api_key is {describe_wrong_type(api_key)}; expected a string.")
     key = clean_api_key(api_key, found_in="Judge: api_key", owner="the judge's")
     if not key:
-        raise ConfigurationError("Judge: api_key is empty; give the judge's API key, or None if it needs no key.")
+        raise ConfigurationError("Judge: api_key is empty; give the API key, or None if the judge needs no key.")
     return key

@@ -1,15 +1,15 @@
-"""The cache of a judge's answers, by the content of the question."""
+"""A cache of a judge's answers."""
 
 import sys
 from collections import OrderedDict
 
 MAX_CACHE_BYTES = 64 << 20
 _ENTRY_BYTES = 256
-"""About the size of a key and its entry in the dict."""
+"""The approximate size of a key and its entry in the dict, in bytes."""
 
 
 class AnswerCache:
-    """Keeps answers up to a number and a size, and forgets the least recently used."""
+    """Keeps a limited number and size of answers; it first removes those that were not used for the longest time."""
 
     def __init__(self, max_count: int, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._max_count = max_count
@@ -21,18 +21,18 @@ class AnswerCache:
         return len(self._answers)
 
     def get(self, key: bytes) -> str | None:
-        """Return the answer to a question, if it is kept."""
+        """Return the stored answer to a question, or None."""
         if key in self._answers:
             self._answers.move_to_end(key)
         return self._answers.get(key)
 
     def discard(self, key: bytes, answer: str) -> None:
-        """Forget this answer, unless another one has replaced it."""
+        """Remove this answer to a question, unless another answer has replaced it."""
         if self._answers.get(key) == answer:
             self._n_bytes -= _size_of(self._answers.pop(key))
 
     def add(self, key: bytes, answer: str) -> None:
-        """Keep an answer, and forget older ones that no longer fit."""
+        """Store an answer, and remove old ones while the cache is over its limits."""
         if (replaced := self._answers.pop(key, None)) is not None:
             self._n_bytes -= _size_of(replaced)
         self._answers[key] = answer

@@ -1,4 +1,4 @@
-"""The client of a judge: it shares calls, keeps answers, and tries again if that may help."""
+"""The client of a judge: it shares calls between callers, caches answers, and repeats failed requests."""
 
 import asyncio
 import hashlib
@@ -36,7 +36,7 @@ _MAX_QUOTED_CHARS = 100
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """The answer of a call, and the number of its tries."""
+    """The text of an answer, and the number of tries that it took."""
 
     text: str
     tries: int
@@ -44,7 +44,13 @@ class _Answer:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A call, its deadline, and how many callers wait for its answer."""
+    """A running call to the judge.
+
+    Attributes:
+        task: the task that returns the answer or the error.
+        deadline: when the call ends at the latest, on the clock of the event loop.
+        waiting: how many callers wait for the answer.
+    """
 
     task: "asyncio.Task[_Answer | Retry | JudgeRefused]"
     deadline: float
@@ -52,35 +58,37 @@ class _Flight:
 
 
 class Judge:
-    """Asks a model behind an OpenAI-compatible chat endpoint. Use it as an async context manager, or `close` it.
+    """Asks a model behind an OpenAI-compatible chat endpoint. Use it as an async context manager, or call `close`.
 
-    Make one for each worker process, in `Environment.shared`: two judges share neither limits nor answers.
+    Make one judge for each worker process, in `Environment.shared`, because two judges share no limits and no answers.
 
-    - One try takes at most `timeout` seconds. A whole call, with its pauses and its wait for other calls, takes at most
-      `timeout` × (`max_tries` + 1).
-    - A question is sent again after 408, 429, 5xx, a broken connection, or a try that took too long. It is also sent
-      again if the answer cannot be used: it has no text, is not a chat completion, is larger than 4 MiB, was ended by
-      something other than the judge, or is refused by the caller's `accept`. An answer that was cut
-      (`finish_reason: length`) can be used only if the caller set `max_tokens` or `max_completion_tokens`. After any
-      other 4xx, and after a redirect, it is not sent again.
-    - The pauses grow from 0.25 to 8 seconds; the Retry-After of a 429 or a 503 is kept up to 30 seconds.
-    - Up to `cache_size` answers are kept, by the content of the question. The same question costs one call, also if
-      many callers ask it at the same time. So the same question gets the same answer; for another one, use another
-      `seed`.
-    - Proxies in the environment (HTTP_PROXY and others) are not used, as with engines; a judge may be on loopback.
+    - One try takes at most `timeout` seconds. A whole call takes at most `timeout` × (`max_tries` + 1) seconds. This
+      includes pauses, and the time in which the call waits for other calls.
+    - A question is sent again after a broken connection, a try that took too long, or the status 408, 429 or 5xx. It is
+      not sent again after another 4xx status or a redirect.
+    - A question is also sent again if its answer cannot be used. This is so if the answer is not a chat completion, has
+      no text, is compressed, has more than 4 MiB, or is refused by the caller's `accept`. It is also so if its
+      `finish_reason` is `content_filter`, `tool_calls`, `function_call`, `abort` or `error`.
+    - An answer that was cut off (`finish_reason: length`) is used only if the caller set `max_tokens` or
+      `max_completion_tokens`.
+    - The pauses between tries grow from 0.25 to 8 seconds. A 429 or 503 answer can ask for a longer pause in its header
+      Retry-After, up to 30 seconds.
+    - Up to `cache_size` answers are cached. If several callers ask the same question, also at the same time, it costs
+      one call and they get the same answer. To get another answer, use another `seed`.
+    - Proxies from environment variables (HTTP_PROXY and others) are not used, because a judge may run on this machine.
 
     Args:
-        base_url: the address before `/chat/completions`, such as `http://127.0.0.1:8000/v1`. A user and a password in
-            it are sent, but never shown.
-        model: the model's name at the judge.
-        api_key: sent as a bearer token, without the white space around it, but never shown.
-        timeout: seconds for one try.
-        max_tries: how often a question is sent at most.
-        max_concurrent: how many questions are in flight at the same time; others wait.
-        cache_size: how many answers are kept; 0: none.
+        base_url: the part of the URL before `/chat/completions`, such as `http://127.0.0.1:8000/v1`. A user and a
+            password in it are sent, but no error or log shows them.
+        model: the name by which the judge knows the model.
+        api_key: the key, sent as a bearer token without the white space around it; no error or log shows it.
+        timeout: the time limit for one try, in seconds.
+        max_tries: the limit for the number of times that a question is sent.
+        max_concurrent: the limit for requests at the same time; further requests wait.
+        cache_size: the limit for cached answers; 0 caches none.
 
     Raises:
-        ConfigurationError: an argument cannot be used. The error says which one, and contains no secret.
+        ConfigurationError: an argument is not valid. The error names the argument, and contains no secret.
     """
 
     def __init__(
@@ -119,7 +127,7 @@ class Judge:
         self._flights: dict[bytes, _Flight] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
-        # Several rollouts may share a call, so its log lines name none of them.
+        # Several rollouts may share a call, so its log lines must not name the rollout that started it.
         self._context = copy_context()
 
     async def __aenter__(self) -> Self:
@@ -131,7 +139,7 @@ class Judge:
         await self.close()
 
     async def close(self) -> None:
-        """Cancel the calls in flight and close all connections. The callers get `JudgeClosed`."""
+        """Cancel all running calls, and close all connections. Callers that wait for an answer get `JudgeClosed`."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -148,24 +156,26 @@ class Judge:
         accept: Callable[[str], bool] | None = None,
         **sampling: Any,
     ) -> str:
-        """Return the text of the judge's answer; it is never empty.
+        """Ask a question, and return the text of the answer, which is never empty.
 
-        Callers with the same question share a call and its answer, and each checks the answer with its own `accept`.
-        The first that refuses it asks again with the tries that it has left, and others that refuse it share that
-        call. A shared answer counts as a try of each caller; an answer from the cache does not.
+        Callers with the same question share a call and its answer, and each checks the answer with its own `accept`. If
+        an `accept` refuses the answer, its caller asks again with the tries that it has left. Other callers whose
+        `accept` refuses the answer share this new call. A shared answer counts as a try of each caller; a cached answer
+        does not.
 
         Args:
-            question: the text of one user message, or messages. Images in them are Pillow images, bytes, images of
-                the run, or URLs. The messages are not changed.
-            accept: takes the text of an answer and returns whether it can be used, such as `str.isdecimal`. An answer
-                that it refuses is not kept, and the question is tried again. Only this caller gets an exception that
-                it raises.
-            sampling: further keys of the request, such as `temperature`; one that is None is left out.
+            question: the text of one user message, or a list of messages. Images in them are Pillow images, bytes,
+                images of the run, or URLs. The messages are not changed.
+            accept: a function that gets the text of an answer and returns whether the answer can be used, such as
+                `str.isdecimal`. A refused answer is not cached, and the question is sent again. If `accept` raises an
+                exception, only this caller gets it.
+            sampling: further keys of the request, such as `temperature`; a key with the value None is left out.
 
         Raises:
-            Retry: no try brought an answer that `accept` takes; the error says where, after how many tries, and why.
-            JudgeClosed: the judge was closed; it is a `Retry`, too.
-            JudgeRefused: the judge refused the question, and would refuse it again.
+            Retry: no try gave an answer that `accept` takes. The error names the judge, the number of tries and the
+                reason.
+            JudgeClosed: the judge was closed; this is also a `Retry`.
+            JudgeRefused: the question cannot be sent, or the judge refused it and would refuse it again.
             ImageError: an image in the question cannot be used.
         """
         _require_function(accept)
@@ -174,7 +184,7 @@ class Judge:
         key = hashlib.sha256(body).digest()
         deadline = anyio.current_time() + self._timeout * (self._max_tries + 1)
         tries = 0
-        failure = TryFailed(f"it waited too long for other calls (max_concurrent: {self._max_concurrent})")
+        failure = TryFailed(f"the question waited too long for other calls (max_concurrent: {self._max_concurrent})")
         while True:
             if self._closed:
                 raise self._closed_error()
@@ -182,7 +192,7 @@ class Judge:
                 if tries >= self._max_tries:
                     raise self._no_answer_error(tries, failure)
                 flight = self._flights.get(key)
-                # The call of a later caller may last longer than this caller can wait.
+                # A call that another caller started later may last longer than this caller can wait.
                 is_shared = flight is not None and not flight.task.done() and flight.deadline <= deadline
                 if flight is None or not is_shared:
                     call = self._call(key, body, takes_cut_answer, deadline, tries, failure)
@@ -192,7 +202,7 @@ class Judge:
             if accept is None or accept(answer):
                 return answer
             self._answers.discard(key, answer)
-            failure = TryFailed(f"accept refuses its answer {self._quote(answer)}")
+            failure = TryFailed(f"accept refused the answer {self._quote(answer)}")
 
     def _start_call(
         self, key: bytes, call: Coroutine[Any, Any, _Answer | Retry | JudgeRefused], deadline: float
@@ -226,26 +236,26 @@ class Judge:
         outcome = flight.task.result()
         if isinstance(outcome, _Answer):
             return outcome
-        # Each caller gets its own exception: one that several tasks raise would collect all of their tracebacks.
+        # Each caller gets its own exception. One exception that several tasks raise would collect all their tracebacks.
         raise type(outcome)(*outcome.args)
 
     async def _call(
         self, key: bytes, body: bytes, takes_cut_answer: bool, deadline: float, tries: int, failure: TryFailed
     ) -> _Answer | Retry | JudgeRefused:
-        """Return the answer and keep it, or return the error. `failure` is the error of the `tries` before it."""
+        """Return the answer after it was cached, or an error. `failure` is the error of the latest earlier try."""
         with anyio.CancelScope(deadline=deadline):
             while tries < self._max_tries:
                 if tries:
                     pause = _pause_seconds(tries, failure)
                     if anyio.current_time() + pause >= deadline:
                         break
-                    log.info("question to a judge sent again", judge=self._address.base_url, because=failure.reason)
+                    log.info("a question is sent again", judge=self._address.base_url, because=failure.reason)
                     await anyio.sleep(pause)
                 async with self._slots:
                     tries += 1
                     if tries == 1:
                         total_seconds = self._timeout * (self._max_tries + 1)
-                        failure = TryFailed(f"it waited for other calls, and the whole call took {total_seconds:g} s")
+                        failure = TryFailed(f"the question waited for other calls; all of it took {total_seconds:g} s")
                     try:
                         answer = await self._try_once(body, takes_cut_answer)
                     except TryFailed as error:
@@ -264,7 +274,7 @@ class Judge:
 
     def _no_answer_error(self, tries: int, failure: TryFailed) -> Retry:
         return Retry(
-            f"the judge at {self._address.base_url} gave no answer as {self._model!r} in {tries} "
+            f"the judge at {self._address.base_url} gave no answer from {self._model!r} in {tries} "
             f"{'try' if tries == 1 else 'tries'}: {failure.reason}"
         )
 
@@ -274,15 +284,15 @@ class Judge:
 
     def _closed_error(self) -> JudgeClosed:
         return JudgeClosed(
-            f"the judge at {self._address.base_url} was closed before it answered; close it after the last rollout, as "
-            "`Environment.shared` does."
+            f"the judge at {self._address.base_url} was closed before it answered; close it only after the last "
+            "rollout, for example at the end of `Environment.shared`."
         )
 
 
 def _require_name(model: object) -> None:
     if not isinstance(model, str) or not model.strip():
         raise ConfigurationError(
-            f"Judge: model is {show_value(model)}; expected the model's name at the judge, a string."
+            f"Judge: model is {show_value(model)}; expected a string, the name by which the judge knows the model."
         )
 
 
@@ -293,7 +303,7 @@ def _is_number(value: object, kinds: type | UnionType) -> bool:
 def _require_function(accept: object) -> None:
     if accept is not None and (not callable(accept) or inspect.iscoroutinefunction(accept)):
         found = "a coroutine function" if callable(accept) else describe_wrong_type(accept)
-        raise JudgeRefused(f"ask(accept=…) is {found}; expected a plain function of the answer's text.")
+        raise JudgeRefused(f"ask(accept=…) is {found}; expected a plain function that gets the answer's text.")
 
 
 def _pause_seconds(tries: int, failure: TryFailed) -> float:

@@ -1,11 +1,11 @@
-"""The errors of requests to a judge, besides `Retry`."""
+"""The errors that a judge raises, in addition to `Retry`."""
 
 from rollout.environments.base import Retry
 from rollout.errors import RolloutError
 
 
 class JudgeRefused(RolloutError):
-    """The judge refuses the question (4xx) or redirects it (3xx), or the question cannot be sent.
+    """The judge refused the question (4xx) or redirected it (3xx), or the question cannot be sent.
 
     Another attempt would fail in the same way.
     """
@@ -16,11 +16,11 @@ class JudgeClosed(Retry):
 
 
 class TryFailed(Exception):
-    """One try brought no answer, but another one may.
+    """One try gave no answer, but another try may give one.
 
     Attributes:
-        reason: the reason, as an error says it after "the judge … gave no answer".
-        retry_after: the seconds to wait before another try, if the judge named them.
+        reason: why the try failed; an error shows it after "the judge … gave no answer".
+        retry_after: the seconds to wait before another try; 0 if the judge did not name a time.
     """
 
     def __init__(self, reason: str, retry_after: float = 0.0) -> None:

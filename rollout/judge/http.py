@@ -1,4 +1,4 @@
-"""One HTTP request to a judge, and the text of its answer."""
+"""Sends a question to a judge over HTTP, and reads the text of the answer."""
 
 import math
 from datetime import UTC, datetime
@@ -20,15 +20,15 @@ _CUT = ("length", "max_tokens", "model_length")
 _NOT_ENDED = ("content_filter", "tool_calls", "function_call", "abort", "error")
 """The finish reasons of an answer that cannot be used."""
 _FIX_BY_STATUS = {
-    400: " (are the sampling parameters known to this judge, and is the question short enough for its context?)",
-    401: " (is api_key the judge's key?)",
-    403: " (may this api_key use this model?)",
-    404: " (has base_url the /v1 that most servers need, and does the judge serve this model?)",
+    400: " (check that the judge knows all sampling parameters, and that the question fits into its context)",
+    401: " (check that api_key is the judge's key)",
+    403: " (check that this api_key may use this model)",
+    404: " (check that the judge serves this model, and that base_url ends in /v1 if the judge needs it)",
 }
 
 
 class JudgeHttp:
-    """The connections to one judge, within one event loop."""
+    """Holds the connections to one judge; use it in one event loop."""
 
     def __init__(self, address: JudgeAddress, *, max_connections: int) -> None:
         self._address = address
@@ -37,7 +37,7 @@ class JudgeHttp:
             headers["authorization"] = address.authorization
         self._client = httpx.AsyncClient(
             headers=headers,
-            timeout=None,  # noqa: S113 - every try has its deadline, which is that of the whole try
+            timeout=None,  # noqa: S113 - the caller limits the time of the whole try
             trust_env=False,
             follow_redirects=False,
             verify=system_tls_settings(),
@@ -53,41 +53,46 @@ class JudgeHttp:
         await self._client.aclose()
 
     async def ask(self, body: bytes, *, takes_cut_answer: bool) -> str:
-        """Send a question; deadlines are the caller's.
+        """Send a question, and return the text of the answer. The caller sets the deadline.
+
+        An answer that was cut off is returned only if `takes_cut_answer` is true.
 
         Raises:
-            TryFailed: no connection, no answer that is complete, or the judge cannot answer now.
-            JudgeRefused: the judge refuses this question (4xx), or redirects it (3xx).
+            TryFailed: there was no connection or no complete answer, or the judge cannot answer now.
+            JudgeRefused: the judge refused this question (4xx), or redirected it (3xx).
         """
         try:
             async with self._client.stream("POST", self._address.url, content=body) as response:
                 content = await self._read(response)
         except httpx.RemoteProtocolError:
-            # Its text repeats what the judge sent, in which a key may be; so does its traceback.
+            # The error and its traceback repeat what the judge sent, and this may contain a key.
             raise TryFailed(
                 "the connection was closed before the whole answer came, or the answer is not HTTP"
             ) from None
         except (httpx.HTTPError, httpx.StreamError, ValueError) as error:
             # ValueError: the host name is not valid.
             reason = self._address.excerpt(f"{type(error).__name__}: {error_text(error)}")
-            raise TryFailed(f"{reason.rstrip(': .')}. Is it running, and is base_url right?") from None
+            raise TryFailed(
+                f"{reason.rstrip(': .')}. Check that the judge is running, and that base_url is right."
+            ) from None
         status = response.status_code
         if 200 <= status < 300:
             if content is None:
-                raise TryFailed(f"its answer is compressed, or has more than {MAX_ANSWER_BYTES:,} bytes")
+                raise TryFailed(f"the answer is compressed, or has more than {MAX_ANSWER_BYTES:,} bytes")
             return self._read_answer(content, takes_cut_answer=takes_cut_answer)
         if status < 400:
             raise JudgeRefused(self._describe_redirect(response))
-        said = self._error_message(content)
+        reason = self._error_message(content)
         if status >= 500 or status in _RETRIED_STATUSES:
             asked_pause = response.headers.get("retry-after", "") if status in _WAITING_STATUSES else ""
-            raise TryFailed(f"it answered {status}: {said}", _parse_retry_after(asked_pause))
+            raise TryFailed(f"the judge answered with status {status}: {reason}", _parse_retry_after(asked_pause))
         raise JudgeRefused(
-            f"the judge at {self._address.base_url} answered {status}: {said}{_FIX_BY_STATUS.get(status, '')}"
+            f"the judge at {self._address.base_url} answered with status {status}: {reason}"
+            f"{_FIX_BY_STATUS.get(status, '')}"
         )
 
     async def _read(self, response: httpx.Response) -> bytes | None:
-        """Return the body of an answer; None if it is too large, or is compressed and could be."""
+        """Return the body of an answer; None if it is compressed, or has more than `MAX_ANSWER_BYTES`."""
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             return None
         chunks, n_bytes = [], 0
@@ -103,38 +108,38 @@ class JudgeHttp:
             choice = orjson.loads(content)["choices"][0]
             text, finish_reason = _join_parts(choice["message"]["content"]), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise TryFailed(f"its answer is not a chat completion: {self._error_message(content)}") from None
+            raise TryFailed(f"the answer is not a chat completion: {self._error_message(content)}") from None
         if finish_reason in _CUT and not takes_cut_answer:
             raise TryFailed(
-                f"its answer was cut (finish_reason: {finish_reason}); set max_tokens=… if an answer may be cut there"
+                f"the answer was cut off (finish_reason: {finish_reason}); set max_tokens=… if such an answer is useful"
             )
         if finish_reason in _NOT_ENDED:
-            raise TryFailed(f"its answer ended with finish_reason {finish_reason!r}, not with 'stop'")
+            raise TryFailed(f"the answer ended with finish_reason {finish_reason!r}, not with 'stop'")
         if not isinstance(text, str) or not text.strip():
-            raise TryFailed(f"its answer has no text (finish_reason: {self._address.excerpt(str(finish_reason))})")
+            raise TryFailed(f"the answer has no text (finish_reason: {self._address.excerpt(str(finish_reason))})")
         return text
 
     def _error_message(self, content: bytes | None) -> str:
-        """Return the judge's own reason, or else the text of the answer."""
+        """Return the error message in an answer, or the start of the answer if there is no such message."""
         if content is None:
             return "(an answer that is compressed or too long)"
         try:
             message = str(orjson.loads(content)["error"]["message"])
         except (ValueError, LookupError, TypeError):
             message = content.decode(errors="replace")
-        return self._address.excerpt(message) or "(it gave no reason)"
+        return self._address.excerpt(message) or "(no reason given)"
 
     def _describe_redirect(self, response: httpx.Response) -> str:
         location = self._address.location_excerpt(response.headers.get("location", ""))
         return (
-            f"the judge at {self._address.base_url} answered {response.status_code}: it redirects to "
-            f"{location or 'an address that it does not name'}, and redirects are not followed. Give the right address "
+            f"the judge at {self._address.base_url} answered with status {response.status_code}: it "
+            f"redirects to {location or 'an unknown address'}, and redirects are not followed. Give the right address "
             "as base_url, without /chat/completions."
         )
 
 
 def _join_parts(content: object) -> object:
-    """Return the text of a content that is a list of parts, without other parts such as the judge's thoughts."""
+    """Return a message's text. If the content is a list of parts, join its texts, without parts such as reasoning."""
     if not isinstance(content, list):
         return content
     texts = [part.get("text") for part in content if part.get("type", "text") == "text"]

@@ -1,4 +1,4 @@
-"""Writes a question as the body of a request: messages with images, and sampling parameters."""
+"""Writes a question as the body of a request, with its images and its sampling parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,25 +22,25 @@ from rollout.value_limits import OutOfBoundsError, ValueCounter
 
 MAX_QUESTION_BYTES = 64 << 20
 _OWN_KEYS = {
-    "model": "it is set in Judge(…); make another Judge for another model",
-    "messages": "give them as the first argument",
-    "stream": "answers are read as a whole; leave it out",
-    "n": "one answer is read; ask with another seed for another one",
+    "model": "the model is set in Judge(…); make another Judge for another model",
+    "messages": "give the messages as the first argument",
+    "stream": "an answer is read as a whole; leave stream out",
+    "n": "only one answer is read; to get another answer, ask with another seed",
     **dict.fromkeys(
         ("base_url", "api_key", "timeout", "max_tries", "max_concurrent", "cache_size"),
-        "it is the Judge's; give it where the Judge is made, Judge(…)",
+        "this is an argument of Judge(…), not of ask(); give it where the Judge is made",
     ),
 }
-_FORM = 'give a text, or a list of messages such as {"role": "user", "content": …}'
+_FORM = 'give a string, or a list of messages such as {"role": "user", "content": …}'
 
 
 async def encode_question(model: str, question: str | Sequence[Message], sampling: Mapping[str, Any]) -> bytes:
-    """Write a question as JSON with sorted keys, so that equal questions have equal bodies.
+    """Return a question as JSON with sorted keys, so that equal questions have equal bodies.
 
-    Keys of `sampling` that are None are left out.
+    Keys of `sampling` whose value is None are left out.
 
     Raises:
-        JudgeRefused: the question cannot be written, or is too large.
+        JudgeRefused: the question cannot be written as JSON, or is too large.
         ImageError: an image in it cannot be used.
     """
     if own_key := next((key for key in _OWN_KEYS if key in sampling), None):
@@ -53,10 +53,10 @@ async def encode_question(model: str, question: str | Sequence[Message], samplin
     try:
         ValueCounter().add([messages, sampling])
     except OutOfBoundsError as error:
-        raise JudgeRefused(f"the question {error}; ask a shorter one.") from None
-    if unknown := next((key for key, value in sampling.items() if _holds_no_json_number(value)), None):
+        raise JudgeRefused(f"the question {error}; ask a shorter question.") from None
+    if unknown := next((key for key, value in sampling.items() if _has_non_finite_number(value)), None):
         raise JudgeRefused(
-            f"ask({unknown}=…): JSON cannot contain the number in {show_value(sampling[unknown])}; give finite numbers."
+            f"ask({unknown}=…): JSON cannot contain a number in {show_value(sampling[unknown])}; give finite numbers."
         )
     if image_parts := find_image_parts(messages):
         urls = await anyio.to_thread.run_sync(_image_urls, image_parts)
@@ -70,23 +70,23 @@ async def encode_question(model: str, question: str | Sequence[Message], samplin
         ) from None
     if len(body) > MAX_QUESTION_BYTES:
         raise JudgeRefused(
-            f"the question has {len(body):,} bytes, and at most {MAX_QUESTION_BYTES:,} are sent; ask a shorter one, or "
-            "give smaller images."
+            f"the question has {len(body):,} bytes, but the limit is {MAX_QUESTION_BYTES:,}; ask a shorter question, "
+            "or give smaller images."
         )
     return body
 
 
-def _holds_no_json_number(value: object) -> bool:
-    """Whether JSON would write a number in this value as null, which is another question."""
+def _has_non_finite_number(value: object) -> bool:
+    """Whether a number in this value is not finite. JSON would write it as null, which changes the question."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return any(_holds_no_json_number(inner) for inner in value)
+        return any(_has_non_finite_number(inner) for inner in value)
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def _image_urls(image_parts: Sequence[ImagePart]) -> dict[int, dict[str, Any]]:
-    """Return the parts that replace these image parts, by the identity of the part."""
+    """Return a new part for each image part, by the `id()` of the old part."""
     replacements: dict[int, dict[str, Any]] = {}
     for image in image_parts:
         try:
@@ -105,7 +105,7 @@ def _image_url(source: object) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return _encode_file(bytes(source))
     if isinstance(source, str) and source.startswith("file://"):
-        # `chat` stores the images of a conversation there. The file's name must be the hash of its bytes.
+        # `chat` stores images as such files. The name of a file must be the hash of its bytes.
         path = Path(file_url_to_path(source))
         try:
             return _encode_file(read_asset(path.parent, path.name, max_bytes=MAX_QUESTION_BYTES))
@@ -121,7 +121,7 @@ def _encode_file(data: bytes) -> str:
 
 
 def _with_images(value: Any, replacements: Mapping[int, Any]) -> Any:
-    """Copy the messages and replace their image parts; the caller's messages do not change."""
+    """Return a copy of the messages in which the image parts are replaced; the caller's messages do not change."""
     if (replacement := replacements.get(id(value))) is not None:
         return replacement
     if isinstance(value, Mapping):

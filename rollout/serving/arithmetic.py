@@ -1,7 +1,8 @@
-"""A scripted policy for the calculator environment: it reads the chain and the results so far, and makes the next call.
+"""A scripted policy for the calculator environment: it makes the next call from the chain and the results so far.
 
-It errs at a known rate. The correct call has the logit log(18). Two mistakes have the logit 0: an operand that is off
-by one, and JSON that is cut off. So nine of ten calls are correct at temperature 1, and all are at temperature 0.
+It makes mistakes at a known rate. The correct call has the logit log(18). Two wrong calls have the logit 0: in one, an
+operand is off by one; in the other, the JSON is cut off. So nine of ten calls are correct at temperature 1, and all
+calls are correct at temperature 0.
 """
 
 import json
@@ -17,12 +18,12 @@ _RESULT = re.compile(r"<tool_response>\n(-?\d+)\n</tool_response>")
 
 
 class ArithmeticPolicy:
-    """Does one step in each turn, and says the result when no step is left."""
+    """Does one step of the chain in each turn, and answers with the result when no step is left."""
 
     CORRECT_LOGIT = math.log(18)
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """See `ScriptedPolicy.answer`."""
+        """Return the next call or the result; see `ScriptedPolicy.answer`."""
         start = _START.search(prompt)
         if start is None:
             return [AnswerSlot({"There is nothing to calculate.": 0.0})]

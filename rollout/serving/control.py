@@ -1,7 +1,7 @@
 """The control routes of an engine, like vLLM's with VLLM_SERVER_DEV_MODE=1: pause, reload, version, resume.
 
-They are stricter than vLLM's: weights and their version change only while the engine is paused. vLLM allows the change
-at any time, and then crashes or labels tokens with the wrong version.
+They are stricter than vLLM's: the weights and their version change only while the engine is paused. vLLM allows a
+change at any time. It then crashes, or labels tokens with the wrong version.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class ControlRoutes:
             Route("/collective_rpc", self._collective_rpc, methods=["POST"]),
             Route("/update_weight_version", self._update_weight_version, methods=["POST"]),
             Route("/weight_info", self._weight_info),
-            # Nothing to reset: our engines keep no cache after a reload.
+            # These routes do nothing, because our engines keep no cache after a reload.
             *(
                 Route(f"/reset_{cache_name}_cache", self._reset_cache, methods=["POST"])
                 for cache_name in ("prefix", "mm", "encoder")
@@ -56,7 +56,7 @@ class ControlRoutes:
     async def _pause(self, http: Request) -> Response:
         requested_mode = http.query_params.get("mode", "abort")
         mode = next((known_mode for known_mode in PAUSE_MODES if known_mode == requested_mode), None)
-        # In vLLM, clear_cache says whether a pause empties the caches. It changes nothing here.
+        # In vLLM, clear_cache says whether a pause empties the caches. Here it has no effect.
         clear_cache = http.query_params.get("clear_cache", "true")
         if mode is None or clear_cache not in ("true", "false") or set(http.query_params) - {"mode", "clear_cache"}:
             raise RequestRefused(
@@ -76,7 +76,7 @@ class ControlRoutes:
     async def _collective_rpc(self, http: Request) -> Response:
         call = parse_body(_RpcCall, await http.body())
         if call.method != "reload_weights":
-            raise RequestRefused(f"method is {call.method}; this engine has only reload_weights.", param="method")
+            raise RequestRefused(f"method is {call.method}; this engine supports only reload_weights.", param="method")
         weights_directory = None if call.kwargs.weights_path is None else Path(call.kwargs.weights_path)
         async with self._gate.changing_weights():
             await asyncio.to_thread(self._engine.reload, weights_directory)

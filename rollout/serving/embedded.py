@@ -3,8 +3,8 @@
     with EmbeddedServer(EmbeddedSettings()) as url:
         ...
 
-A scripted policy that sees the pixels replaces the network. Everything else is real: the engine decodes images, expands
-prompts, samples tokens at a temperature, keeps limits, and reports versions.
+A scripted policy, which sees the pixels, replaces the network. Everything else is real: the engine decodes images,
+expands prompts, samples tokens at a temperature, keeps limits, and reports versions.
 """
 
 import asyncio
@@ -36,18 +36,18 @@ TINY_MODEL = BUILTIN_MODELS["builtin:tiny"]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedSettings:
-    """One embedded engine.
+    """The settings of one embedded engine.
 
     Attributes:
-        model_dir: the directory of the tokenizer and the image processor's configuration, of the Qwen-VL family.
-        model_name: the name that requests must ask for.
+        model_dir: the directory with the tokenizer and the image processor's configuration, of the Qwen-VL family.
+        model_name: the model name that requests must use.
         policy: the scripted policy, as `package.module:Class`.
-        max_model_len: the longest prompt and answer together, in expanded tokens.
+        max_model_len: the limit for prompt and answer together, in expanded tokens.
         weight_version: the version that the engine reports for its weights.
         allowed_directories: the directories from which `file://` images may be read.
-        image_memory: the most bytes of memory for decoding images.
-        latency_ms: extra time to the first token of each answer, in milliseconds.
-        token_latency_ms: time to each further token, in milliseconds.
+        image_memory: the limit for the memory to decode images, in bytes.
+        latency_ms: the extra time before the first token of each answer, in milliseconds.
+        token_latency_ms: the time before each further token, in milliseconds.
     """
 
     model_dir: Path = TINY_MODEL
@@ -66,7 +66,7 @@ class ScriptedEngine:
 
     Attributes:
         settings: the settings of the engine.
-        model_card: what the engine says it serves.
+        model_card: the description of the model that the engine serves.
 
     Raises:
         TokenizerError, AdapterError: the model directory lacks a file or a token.
@@ -81,7 +81,7 @@ class ScriptedEngine:
         self._encode = functools.lru_cache(maxsize=4096)(self._encode_text)
 
     def prepare(self, request: GenerateBody) -> Job:
-        """Read the request and draw its answer; see `Engine.prepare`."""
+        """Check the request, sample its answer, and return its job; see `Engine.prepare`."""
         if request.sampling_params.allowed_token_ids is not None:
             raise RequestRefused(
                 "sampling_params.allowed_token_ids: a scripted policy does not support them; leave them out or send "
@@ -112,14 +112,14 @@ class ScriptedEngine:
 
     def _ask_policy(self, prompt: str, images: Sequence[np.ndarray]) -> Sequence[AnswerSlot]:
         try:
-            return list(self._policy.answer(prompt, images))  # a generator runs, and fails, here
+            return list(self._policy.answer(prompt, images))  # if `answer` is a generator, it runs here
         except Exception as error:
             log.error("the scripted policy failed", policy=self.settings.policy, exc_info=error)
             line = describe_user_line(error) or self._line_of_answer()
             raise self._policy_failed_error(f"{type(error).__name__}: {error}", line) from error
 
     def _line_of_answer(self) -> str | None:
-        """Return the line where the policy's `answer` is defined, for an error in what it returned."""
+        """Return the line that defines the policy's `answer`, for an error about its result; None if it is unknown."""
         code = getattr(inspect.unwrap(self._policy.answer), "__code__", None)
         return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
@@ -132,11 +132,11 @@ class ScriptedEngine:
 
 
 def _read_bans(request: GenerateBody) -> frozenset[int]:
-    """Return the tokens that the request bans; other biases are refused, because a script has no logits of tokens."""
+    """Return the tokens that the request bans. Refuse other biases, because a scripted policy has no token logits."""
     biases = request.sampling_params.logit_bias or {}
     if any(bias > LEAST_LOGIT_BIAS for bias in biases.values()):
         raise RequestRefused(
-            f"sampling_params.logit_bias: a scripted policy can only ban tokens, with {LEAST_LOGIT_BIAS:g}; leave out "
+            f"sampling_params.logit_bias: a scripted policy can only ban tokens, by {LEAST_LOGIT_BIAS:g}; leave out "
             "other biases.",
             param="sampling_params.logit_bias",
         )
@@ -145,7 +145,7 @@ def _read_bans(request: GenerateBody) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedJob(Job):
-    """An answer that is already drawn; it is sent with the latency of a network.
+    """A job whose answer is already sampled; the answer is sent with the latency of a network.
 
     Attributes:
         tokens: the tokens of the answer.
@@ -156,7 +156,7 @@ class ScriptedJob(Job):
     settings: EmbeddedSettings
 
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
-        """See `Job.generate`."""
+        """Add the tokens in time; see `Job.generate`."""
         next_token_at = time.monotonic() + self.settings.latency_ms / 1000
         for token in self.tokens:
             if (wait_seconds := next_token_at - time.monotonic()) > 0:
@@ -169,7 +169,7 @@ class ScriptedJob(Job):
 
 
 class EmbeddedServer(EngineServer):
-    """An embedded engine in a thread of its own."""
+    """Runs an embedded engine in its own thread."""
 
     def __init__(self, settings: EmbeddedSettings, *, port: int = 0, api_key: str | None = None) -> None:
         super().__init__(ScriptedEngine(settings), weight_version=settings.weight_version, port=port, api_key=api_key)

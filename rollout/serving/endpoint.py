@@ -1,7 +1,8 @@
 """vLLM's token-in, token-out endpoint over HTTP, for the engines that we ship.
 
 It is stricter than vLLM. vLLM ignores parts of some requests, answers others with garbage, or crashes. This endpoint
-answers such a request with 400 and a message that names the item. vLLM understands every request that passes here.
+answers such a request with status 400 and an error that names the wrong item. vLLM accepts every request that this
+endpoint accepts.
 """
 
 import asyncio
@@ -36,8 +37,8 @@ def create_app(engine: Engine, *, weight_version: str, api_key: str | None = Non
 
     Args:
         engine: the engine that answers.
-        weight_version: the version of its first weights.
-        api_key: the key that every request except `/health` must have; None: no key.
+        weight_version: the version of the engine's first weights.
+        api_key: the key that every request except `/health` must have; None means no key.
     """
     gate = PauseGate(weight_version)
     endpoints = _Endpoints(engine, gate)
@@ -70,7 +71,7 @@ class _Endpoints:
         self._engine = engine
         self._gate = gate
         self._abort_events: dict[str, asyncio.Event] = {}
-        # Decoding images takes milliseconds to seconds. The event loop must accept and abort other requests meanwhile.
+        # Decoding images takes up to seconds. In this time, the event loop must accept and abort other requests.
         self._threads = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="engine")
         self._started = int(time.time())
 
@@ -96,9 +97,9 @@ class _Endpoints:
         try:
             request_ids = orjson.loads(await http.body())["request_ids"]
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise RequestRefused('Expected {"request_ids": […]}.', param="request_ids") from error
+            raise RequestRefused('The body must be {"request_ids": […]}.', param="request_ids") from error
         if not isinstance(request_ids, list) or not all(isinstance(one, str) for one in request_ids):
-            raise RequestRefused("request_ids is not a list of strings.", param="request_ids")
+            raise RequestRefused("request_ids must be a list of strings.", param="request_ids")
         for request_id in request_ids:
             if request_id in self._abort_events:
                 self._abort_events[request_id].set()
@@ -126,7 +127,7 @@ class _Endpoints:
     @contextmanager
     def _register_request(self, request_id: str) -> Iterator[asyncio.Event]:
         if request_id in self._abort_events:
-            raise RequestRefused(f"request_id: {request_id} is already running.", param="request_id")
+            raise RequestRefused(f"request_id: {request_id} is already running; use another id.", param="request_id")
         self._abort_events[request_id] = asyncio.Event()
         try:
             yield self._abort_events[request_id]
@@ -134,7 +135,7 @@ class _Endpoints:
             del self._abort_events[request_id]
 
     async def _generate_answer(self, job: Job, aborted: asyncio.Event) -> Answer:
-        """Return the answer that the engine generates; an abort ends it early, with the tokens so far."""
+        """Return the answer that the engine generates. An abort ends it early, with the tokens so far."""
         answer = Answer(job.stop_conditions)
 
         async def write() -> None:
@@ -193,7 +194,7 @@ class _Endpoints:
 
 
 def _logprobs_content(tokens: Sequence[SampledToken], top_count: int) -> list[dict[str, Any]]:
-    """Return log-probs in vLLM's form: the sampled token first, then the other top tokens, likeliest first."""
+    """Return the log-probs in vLLM's form: first the sampled token, then the other top tokens, the likeliest first."""
     content = []
     for token in tokens:
         sampled_entry = {"token_id": token.token_id, "logprob": token.logprob, "rank": token.rank}

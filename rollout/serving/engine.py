@@ -1,4 +1,4 @@
-"""The contract of an engine, and the answer that it generates token by token.
+"""The interface of an engine, and the answer that it generates token by token.
 
     class Parrot:
         model_card = ModelCard("parrot", Path("parrot"), max_model_len=64)
@@ -36,12 +36,12 @@ EndReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What an engine says it serves.
+    """The description of the model that an engine serves.
 
     Attributes:
-        name: the name that requests must ask for.
+        name: the model name that requests must use.
         directory: the model's directory, with its tokenizer and configuration.
-        max_model_len: the longest prompt and answer together, in expanded tokens.
+        max_model_len: the limit for prompt and answer together, in expanded tokens.
     """
 
     name: str
@@ -54,10 +54,10 @@ class SampledToken:
     """A sampled token.
 
     Attributes:
-        token_id: the token.
-        logprob: its log-prob.
-        rank: its rank at its position; 1 for the likeliest token.
-        top_logprobs: the likeliest tokens at its position with their log-probs, likeliest first.
+        token_id: the id of the token.
+        logprob: the log-prob of the token.
+        rank: the rank of the token at its position; 1 for the likeliest token.
+        top_logprobs: the likeliest tokens at this position with their log-probs, the likeliest first.
     """
 
     token_id: int
@@ -68,10 +68,10 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class StopConditions:
-    """What ends an answer.
+    """The conditions that end an answer.
 
     Attributes:
-        max_tokens: the most tokens of the answer.
+        max_tokens: the limit for the tokens of the answer.
         eos_token_ids: the model's own end tokens.
         stop_token_ids: the end tokens that the request names.
     """
@@ -86,11 +86,11 @@ class Answer:
     """An answer while it is generated.
 
     Attributes:
-        stop_conditions: what ends it.
+        stop_conditions: the conditions that end the answer.
         tokens: the tokens so far.
         weight_versions: for each token, the version of the weights that sampled it.
-        finish_reason: why it ended; None: it has not ended.
-        stop_reason: the stop token of the request that ended it, if one did.
+        finish_reason: why the answer ended; None if it has not ended.
+        stop_reason: the stop token that ended the answer, if the request named it.
     """
 
     stop_conditions: StopConditions
@@ -101,11 +101,11 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """Whether no further token may follow."""
+        """Whether the answer has ended."""
         return self.finish_reason is not None
 
     def add_token(self, token: SampledToken, version: str) -> None:
-        """Add a token, and end the answer if it must. As in vLLM, the model's own end token gives no stop reason."""
+        """Add a token, and end the answer if it must end. The model's own end token is no stop reason, as in vLLM."""
         self.tokens.append(token)
         self.weight_versions.append(version)
         if token.token_id in self.stop_conditions.eos_token_ids:
@@ -116,7 +116,7 @@ class Answer:
             self.finish_reason = "length"
 
     def version_spans(self) -> Iterator[tuple[str, int, int]]:
-        """Yield which version sampled which tokens, as (version, start, end)."""
+        """Yield (version, start, end) for each span of tokens that one version sampled."""
         start = 0
         for version, tokens in groupby(self.weight_versions):
             end = start + len(list(tokens))
@@ -130,7 +130,7 @@ class Job(ABC):
 
     Attributes:
         prompt: the expanded prompt.
-        stop_conditions: what ends the answer.
+        stop_conditions: the conditions that end the answer.
     """
 
     prompt: ExpandedPrompt
@@ -138,11 +138,11 @@ class Job(ABC):
 
     @abstractmethod
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
-        """Add tokens until the answer is finished, each within a step of the gate. An abort cancels it."""
+        """Add tokens until the answer is finished, each token within a step of the gate. An abort cancels this call."""
 
 
 class Engine(Protocol):
-    """What an engine must offer. The endpoint answers 500 for every exception except RequestRefused."""
+    """The interface of an engine. The endpoint answers with status 500 for every exception except RequestRefused."""
 
     @property
     def model_card(self) -> ModelCard:
@@ -150,20 +150,20 @@ class Engine(Protocol):
         ...
 
     def prepare(self, request: GenerateBody) -> Job:
-        """Read and check a request, without the weights. Several threads call it.
+        """Check a request, and return its job. It must not use the weights, and several threads may call it.
 
         Raises:
-            RequestRefused: the engine cannot do what the request asks for, or would answer with garbage.
+            RequestRefused: the engine does not support the request, or would answer it with garbage.
         """
         ...
 
     def reload(self, directory: Path | None) -> None:
-        """Load all weights of a directory; None: of the model's own directory. After an error, nothing has changed.
+        """Load all weights from a directory; None means the model's own directory. After an error, nothing has changed.
 
         It is called in a thread while the gate is closed and no step runs.
 
         Raises:
-            WeightsRefused: there are no weights, or they belong to another model.
+            WeightsRefused: the directory has no weights, or they belong to another model.
         """
         ...
 

@@ -1,11 +1,11 @@
-"""The gate between requests and weights: while it is closed, nothing is computed, and weights may change.
+"""The gate between requests and weights: while it is closed, nothing is computed, and the weights may change.
 
 A request is *in flight* from its admission to its last token. A step computes tokens of one request, or of a batch,
 with one version of the weights. After `pause` returns, no step with the old weights begins.
 
-    wait    requests in flight finish, new ones wait for `resume`
-    abort   requests in flight end with the tokens they have, new ones wait
-    keep    requests in flight stop between two steps and go on after `resume`, perhaps with other weights
+    wait    requests in flight finish; new requests wait for `resume`
+    abort   requests in flight end with the tokens that they have; new requests wait
+    keep    requests in flight stop between two steps, and continue after `resume`, perhaps with other weights
 """
 
 import asyncio
@@ -20,7 +20,7 @@ PAUSE_MODES: tuple[PauseMode, ...] = get_args(PauseMode)
 
 
 class PauseGate:
-    """Admits requests and steps, and holds them back during a pause. For one event loop."""
+    """Admits requests and steps, and makes them wait during a pause. Use it in one event loop."""
 
     def __init__(self, version: str) -> None:
         self._version = version
@@ -42,7 +42,7 @@ class PauseGate:
 
     @asynccontextmanager
     async def admit(self, aborted: asyncio.Event) -> AsyncIterator[None]:
-        """Wait until requests may begin; the request is then in flight, and a pause with `abort` sets the event."""
+        """Wait until requests may begin. In this context, the request is in flight; a pause `abort` sets the event."""
         async with self._state_changed:
             await self._state_changed.wait_for(lambda: not self.paused)
             self._in_flight_aborts.add(aborted)
@@ -54,7 +54,7 @@ class PauseGate:
 
     @asynccontextmanager
     async def step(self) -> AsyncIterator[None]:
-        """Wait until tokens may be computed; weights do not change inside this context."""
+        """Wait until tokens may be computed. In this context, the weights do not change."""
         if self._steps_blocked():
             async with self._state_changed:
                 await self._state_changed.wait_for(lambda: not self._steps_blocked())
@@ -67,10 +67,10 @@ class PauseGate:
                 await self._notify_waiters()
 
     async def pause(self, mode: PauseMode) -> None:
-        """Close the gate and wait until no step runs and, except for `keep`, no request is in flight.
+        """Close the gate, and wait until no step runs and, except with `keep`, no request is in flight.
 
         Raises:
-            RequestRefused: another call paused or resumed meanwhile, so the engine may not be paused.
+            RequestRefused: another pause or a resume came in the meantime, so the engine may not be paused.
         """
         self._pause_mode = mode
         if mode == "abort":
@@ -93,10 +93,10 @@ class PauseGate:
 
     @asynccontextmanager
     async def changing_weights(self) -> AsyncIterator[None]:
-        """Let weights change inside this context; no step begins before its end, even after `resume`.
+        """Let the weights change in this context. No step begins before its end, even after `resume`.
 
         Raises:
-            RequestRefused: the engine is not paused, or another change of weights is not done.
+            RequestRefused: the engine is not paused, or another change of weights has not ended.
         """
         self._require_idle()
         self._weights_changing = True
@@ -114,8 +114,8 @@ class PauseGate:
     def _require_idle(self) -> None:
         if self._weights_changing or not self.paused or not self._is_idle():
             raise RequestRefused(
-                "The engine is not paused, so its weights and their version cannot change: POST /pause and wait for "
-                "its answer, reload, set the version, POST /resume. Otherwise tokens would get a wrong version."
+                "The engine is not paused, so its weights and their version cannot change. POST /pause and wait for "
+                "its answer, reload, set the version, then POST /resume. Otherwise tokens would get a wrong version."
             )
 
     def _steps_blocked(self) -> bool:

@@ -1,6 +1,6 @@
-"""Replaces the one pad token of each image by as many as the image has merged patches.
+"""Replaces the one pad token of each image by as many pad tokens as the image has merged patches.
 
-The engine computes this itself. It shares no code with the client, so a test of both together is a real check.
+The engine shares no code with the client here, so a test of both together is a real check.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from rollout.serving.protocol import RequestRefused
 
 @dataclass(frozen=True, slots=True)
 class ExpandedPrompt:
-    """A prompt as a network takes it.
+    """A prompt in the form that a network needs.
 
     Attributes:
         token_ids: the expanded ids.
-        placeholders: where each image is in them, as (offset, length).
+        placeholders: the place of each image in the expanded ids, as (offset, length).
     """
 
     token_ids: list[int]
@@ -27,19 +27,19 @@ def find_image_pads(token_ids: list[int], pad_id: int, image_count: int) -> list
     """Return the offsets of the pad tokens, one for each image.
 
     Raises:
-        RequestRefused: the ids are expanded already, or pads and images do not match.
+        RequestRefused: the ids are expanded already, or the number of pad tokens is not the number of images.
     """
     offsets = [offset for offset, token_id in enumerate(token_ids) if token_id == pad_id]
     for left, right in pairwise(offsets):
         if right == left + 1:
             raise RequestRefused(
-                f"token_ids[{left}] and token_ids[{right}] are both image pads: the ids look expanded. "
-                "With content_parts send one pad token per image; the engine expands it.",
+                f"token_ids[{left}] and token_ids[{right}] are both image pads, so the ids look expanded. "
+                "With content_parts, send one pad token per image; the engine expands it.",
                 param="token_ids",
             )
     if len(offsets) != image_count:
         raise RequestRefused(
-            f"token_ids hold {len(offsets)} image pads, content_parts {image_count} images; "
+            f"token_ids has {len(offsets)} image pads, but content_parts has {image_count} images; "
             "send every image of the conversation, once per pad, in the order of the prompt.",
             param="content_parts",
         )
@@ -47,7 +47,7 @@ def find_image_pads(token_ids: list[int], pad_id: int, image_count: int) -> list
 
 
 def expand_pads(token_ids: list[int], pad_offsets: Sequence[int], lengths: Sequence[int]) -> ExpandedPrompt:
-    """Replace the pad at `pad_offsets[i]` by `lengths[i]` pads."""
+    """Return the prompt in which the pad token at `pad_offsets[i]` is replaced by `lengths[i]` pad tokens."""
     expanded: list[int] = []
     placeholders: list[tuple[int, int]] = []
     copied_until = 0

@@ -1,4 +1,4 @@
-"""Reads the images of a request. Each is read, verified and decoded every time, because a name proves nothing."""
+"""Reads the images of a request. It reads, verifies and decodes every image again, because a name proves nothing."""
 
 import binascii
 import hashlib
@@ -24,18 +24,19 @@ class MediaReader:
         self._allowed_directories = tuple(directory.resolve() for directory in allowed_directories)
 
     def read(self, index: int, part: ContentPart) -> Image.Image:
-        """Return the pixels of `content_parts[index]`.
+        """Return the decoded image of `content_parts[index]`.
 
         Raises:
-            RequestRefused: it cannot be read or decoded, may not be read, or is not the image that its uuid names.
+            RequestRefused: the image cannot be read or decoded, may not be read, or is not the image that its uuid
+                names.
         """
         param = f"content_parts[{index}]"
         data = self._read_bytes(f"{param}.url", part.url)
         mm_hash = hashlib.sha256(data).hexdigest()[:32]
         if part.uuid != mm_hash:
             raise RequestRefused(
-                f"{param}.uuid is {part.uuid}, but the sha256 of the image's bytes begins with {mm_hash}; send that as "
-                "its uuid, or the right image.",
+                f"{param}.uuid is {part.uuid}, but the sha256 of the image's bytes begins with {mm_hash}; send this as "
+                "its uuid, or send the right image.",
                 param=f"{param}.uuid",
             )
         try:
@@ -52,7 +53,7 @@ class MediaReader:
             return _decode_data_uri(param, url)
         if scheme == "file":
             return self._read_file(param, url)
-        raise RequestRefused(f"{param} has the scheme {scheme[:20]!r}; only data: and file: are read.", param=param)
+        raise RequestRefused(f"{param} has the scheme {scheme[:20]!r}; only data: and file: are allowed.", param=param)
 
     def _read_file(self, param: str, url: str) -> bytes:
         url_parts = urlsplit(url)
@@ -83,9 +84,9 @@ def _decode_data_uri(param: str, url: str) -> bytes:
         raise RequestRefused(f"{param} begins with {url[:40]!r}; expected data:image/…;base64,…", param=param)
     encoded = url[payload:]
     try:
-        # Python's strict mode accepts padding after a group that needs none.
+        # Python's strict mode accepts padding where none is needed.
         if len(encoded) % 4 or encoded.endswith("==="):
             raise ValueError("wrong padding")
         return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as error:
-        raise RequestRefused(f"{param} is not strict base64: {error}.", param=param) from error
+        raise RequestRefused(f"{param} is not valid base64: {error}.", param=param) from error

@@ -1,13 +1,13 @@
-"""Scripted policies, which the embedded engine asks instead of a neural network.
+"""Scripted policies, which answer in the embedded engine instead of a neural network.
 
-A policy sees the decoded prompt and the pixels of the images of one request, and nothing else: no file names, no ids,
-no seeds, no earlier requests. It answers with a list of slots; the engine draws one candidate for each slot.
+A policy sees only the decoded prompt and the pixels of the images of one request. It sees no file names, no ids, no
+seeds and no earlier requests. It answers with a list of slots; the engine samples one candidate for each slot.
 
     class Coin:
         def answer(self, prompt, images):
             return [AnswerSlot({"heads": 0.0, "tails": 0.0})]
 
-Its name is `package.module:Class`. The module may be beside the YAML, on PYTHONPATH, or installed.
+The name of a policy is `package.module:Class`. The module may be beside the YAML, on PYTHONPATH, or installed.
 """
 
 import importlib
@@ -24,16 +24,16 @@ from rollout.errors import ConfigurationError
 from rollout.import_path import describe_conflict
 
 Pixels = npt.NDArray[np.uint8]
-"""One image as height x width x RGB."""
+"""One image, an array of the shape height x width x RGB."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerSlot:
     """One slot of an answer: its candidates, each with a logit.
 
-    At temperature T > 0, the engine draws a candidate with probability exp(logit / T) / sum of exp(logits / T). At
-    T = 0 it takes the first candidate with the greatest logit. A fixed text is a slot with one candidate. The tokens of
-    a candidate must not be the beginning of another's.
+    At temperature T > 0, the engine samples a candidate with probability exp(logit / T) / sum of exp(logits / T). At T
+    = 0, it takes the first candidate with the greatest logit. A fixed text is a slot with one candidate. The tokens of
+    a candidate must not be the beginning of another candidate's tokens.
 
     Attributes:
         logits: the logit of each candidate, by its text.
@@ -44,7 +44,7 @@ class AnswerSlot:
 
 @runtime_checkable
 class ScriptedPolicy(Protocol):
-    """What a policy must offer. Its class is called once, without arguments; several threads may use the object."""
+    """The interface of a scripted policy. The class is called once, without arguments; many threads use the object."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
         """Return the slots of the answer to this prompt, which has one `<|image_pad|>` for each image."""
@@ -52,21 +52,21 @@ class ScriptedPolicy(Protocol):
 
 
 class PolicyNotFound(ConfigurationError):
-    """There is no scripted policy of this name, or it cannot be created."""
+    """There is no scripted policy with this name, or it cannot be created."""
 
 
 class ColorPolicy:
     """Names the colours of the images in the last user turn, or of all images if that turn has none.
 
-    It errs at a known rate. With K colours, the correct one has the logit log(9 (K - 1)) and each other one 0. An
-    answer at temperature T is then correct with probability 1 / (1 + (K - 1) (9 (K - 1)) ** (-1 / T)): at T = 1 nine
-    times in ten. For an image without a saturated pixel, the colour is a guess.
+    It makes mistakes at a known rate. With K colours, the correct colour has the logit log(9 (K - 1)), and each other
+    colour has the logit 0. At temperature T, an answer is then correct with probability 1 / (1 + (K - 1) (9 (K - 1)) **
+    (-1 / T)). At T = 1, this is nine times in ten. For an image without a saturated pixel, the colour is a guess.
     """
 
     CORRECT_LOGIT = math.log(9 * (len(PALETTE) - 1))
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """See `ScriptedPolicy.answer`."""
+        """Return a slot for each colour to name; see `ScriptedPolicy.answer`."""
         last_turn = prompt.rpartition("<|im_start|>user\n")[2]
         question_images = images[len(images) - last_turn.count("<|image_pad|>") :] or images
         if not question_images:
@@ -81,7 +81,7 @@ class ColorPolicy:
 def nearest_color(pixels: Pixels) -> str | None:
     """Return the palette's colour that is closest to the mean of the saturated pixels; None if all pixels are grey."""
     stride = max(1, min(pixels.shape[:2]) // 48)
-    # One row per channel: numpy is slow to reduce over an axis of three.
+    # One row per channel, because numpy is slow if it reduces over an axis of length three.
     channels = np.array(pixels[::stride, ::stride].reshape(-1, 3).T, dtype=np.int16, order="C")
     saturated = channels[:, np.ptp(channels, axis=0) > 80]
     if saturated.size == 0:

@@ -1,7 +1,7 @@
-"""The body of `POST /inference/v1/generate`; it is checked more strictly than in vLLM.
+"""Checks the body of `POST /inference/v1/generate` more strictly than vLLM.
 
 vLLM ignores unknown keys, and answers some malformed requests with garbage. Tests with our engines should find such
-mistakes. So unknown keys are refused here, and so are values that the engines do not support.
+mistakes. So our engines refuse unknown keys, and values that they do not support.
 """
 
 import uuid
@@ -15,15 +15,15 @@ from pydantic_core import PydanticCustomError
 TokenId = Annotated[int, Field(ge=0)]
 
 LEAST_LOGIT_BIAS = -100.0
-"""The least logit bias, which bans a token. As in vLLM, the greatest is its opposite."""
+"""The lowest logit bias, which bans a token. The highest is 100, as in vLLM."""
 
 
 class RequestRefused(Exception):
-    """A request that gets an error instead of tokens.
+    """An engine refuses a request, and answers with this error.
 
     Attributes:
         message: what is wrong, and what to send instead.
-        param: the name of the item that is wrong; None: the whole request.
+        param: the name of the item that is wrong; None means the whole request.
         status: the HTTP status of the answer.
     """
 
@@ -34,7 +34,7 @@ class RequestRefused(Exception):
         self.status = status
 
 
-# Our engines do not support these keys of vLLM. Only the values that change nothing are allowed.
+# Our engines do not support these keys of vLLM, so they allow only values that have no effect.
 _NEUTRAL_SAMPLING_VALUES: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "top_p": (1,),
@@ -66,13 +66,13 @@ _NEUTRAL_BODY_VALUES: Mapping[str, tuple[Any, ...]] = {
     "ec_transfer_params": (None,),
 }
 _ALTERNATIVES = {
-    "features": "only vLLM with the plugin for references can; send content_parts and unexpanded ids",
-    "stream": "it sends the whole answer at once; leave it out",
+    "features": "only vLLM with our plugin for references does; send content_parts and unexpanded ids",
+    "stream": "it sends the whole answer at once; leave this key out",
 }
 
 
 class StrictModel(BaseModel):
-    """A body, or a part of one; unknown keys are refused, and values are not converted to their types."""
+    """The base class of bodies and their parts. It refuses unknown keys, and does not convert values to other types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -81,23 +81,23 @@ _ModelT = TypeVar("_ModelT", bound=StrictModel)
 
 
 def _read_token_keys(value: Any) -> Any:
-    """Return the mapping with token ids as keys, which are strings in JSON."""
+    """Return a mapping whose keys are token ids as integers; in JSON, they are strings."""
     if not isinstance(value, dict):
         return value
     return {int(key) if isinstance(key, str) and key.isdecimal() else key: item for key, item in value.items()}
 
 
 class SamplingParams(StrictModel):
-    """How to sample.
+    """The sampling parameters of a request.
 
     Attributes:
-        temperature: the temperature; required, because the trainer must know it. 0 takes the likeliest token.
-        logprobs: how many top log-probs to send for each token; required, because the trainer needs log-probs.
-        max_tokens: the most tokens of the answer; None: as many as the context allows.
-        seed: makes the answer a function of the request; None: the answer is random.
-        stop_token_ids: tokens that end the answer, besides the model's own end token.
-        allowed_token_ids: the only tokens that may be sampled; None: all.
-        logit_bias: what to add to the logits of tokens, by id.
+        temperature: the temperature; required, because the trainer must know it. At 0, the likeliest token is chosen.
+        logprobs: the number of top log-probs for each token; required, because the trainer needs log-probs.
+        max_tokens: the limit for the tokens of the answer; None means as many as the context allows.
+        seed: with a seed, the answer depends only on the request; None means a random answer.
+        stop_token_ids: tokens that end the answer, in addition to the model's own end token.
+        allowed_token_ids: the only tokens that may be sampled; None means all tokens.
+        logit_bias: the numbers to add to the logits of tokens, by token id.
     """
 
     temperature: float = Field(ge=0, allow_inf_nan=False)
@@ -115,12 +115,12 @@ class SamplingParams(StrictModel):
 
 
 class ContentPart(StrictModel):
-    """One image, by reference.
+    """One image of a request.
 
     Attributes:
-        type: the kind of the part; only images are known.
+        type: the kind of the part; it must be `image_url`.
         url: a `data:` URI, or a `file://` URL in an allowed directory.
-        uuid: the first half of the sha256 of the encoded bytes.
+        uuid: the first half of the sha256 of the encoded bytes, in hexadecimal digits.
     """
 
     type: Literal["image_url"]
@@ -129,16 +129,16 @@ class ContentPart(StrictModel):
 
 
 class GenerateBody(StrictModel):
-    """A whole request.
+    """The body of a request for an answer.
 
     Attributes:
         token_ids: the logical ids of the prompt, with one pad token per image.
         sampling_params: how to sample.
         content_parts: the images, in the order of the prompt.
-        request_id: the id by which the request can be aborted.
-        model: the name of the model; None: any.
-        return_token_ids: whether the answer also has the expanded prompt.
-        cache_salt: what vLLM adds to the keys of its prefix cache; our engines ignore it.
+        request_id: the id with which the request can be aborted.
+        model: the name of the model; None means any model.
+        return_token_ids: whether the answer also contains the expanded prompt.
+        cache_salt: a text that vLLM adds to the keys of its prefix cache; our engines ignore it.
     """
 
     token_ids: list[TokenId] = Field(min_length=1)
@@ -159,7 +159,7 @@ def parse_body(model: type[_ModelT], body: bytes) -> _ModelT:
     """Return a body as an object of the class `model`.
 
     Raises:
-        RequestRefused: it is not JSON, or a key is missing, unknown, of the wrong type, or not supported.
+        RequestRefused: the body is not JSON, or a key is missing, unknown, of the wrong type, or not supported.
     """
     try:
         return model.model_validate(orjson.loads(body))
@@ -176,13 +176,13 @@ def _remove_neutral_values(data: Any, neutral_values: Mapping[str, tuple[Any, ..
         if key in data and data[key] not in allowed_values:
             alternative = _ALTERNATIVES.get(key, f"leave it out or send {orjson.dumps(allowed_values[0]).decode()}")
             raise PydanticCustomError(
-                "unsupported", "this engine does not support {key}: {instead}", {"key": key, "instead": alternative}
+                "unsupported", "this engine does not support {key}; {instead}", {"key": key, "instead": alternative}
             )
     return {key: value for key, value in data.items() if key not in neutral_values}
 
 
 def _to_request_refused(error: ValidationError) -> RequestRefused:
-    """Return the refusal for the first problem of a body, with the name of its item."""
+    """Return an error for the first problem of a body, with the name of the wrong item."""
     first_error, *other_errors = error.errors(include_url=False, include_input=False)
     reason = "unknown key" if first_error["type"] == "extra_forbidden" else first_error["msg"]
     suffix = f" ({len(other_errors)} more problems)" if other_errors else ""

@@ -1,4 +1,4 @@
-"""Limits on the requests to our engines: the bytes of a body, and the seconds for a head and for a body."""
+"""Limits the size of a request's body, and the time for its head and its body."""
 
 import asyncio
 from typing import Any, Final
@@ -15,7 +15,7 @@ HEAD_TIMEOUT: Final = 30.0
 
 
 class LimitBody:
-    """An ASGI application that refuses bodies that are too large or too slow.
+    """An ASGI application that refuses a body that is too large or too slow.
 
     It reads the rest of a body that is too large, so that the client gets the error and not a broken connection.
     """
@@ -50,7 +50,7 @@ class LimitBody:
             if n_bytes > self._max_bytes:
                 raise RequestRefused(
                     f"The body has {n_bytes:,} bytes; this engine takes at most {self._max_bytes:,}. Send images as "
-                    "file:// references, or fewer of them.",
+                    "file:// references, or send fewer images.",
                     status=413,
                 )
             return await receive()
@@ -59,7 +59,7 @@ class LimitBody:
 
 
 class HeadDeadlineProtocol(H11Protocol):
-    """uvicorn's protocol with a deadline for the head of a request; uvicorn alone would wait for ever."""
+    """uvicorn's protocol with a deadline for the head of a request; without it, uvicorn would wait for ever."""
 
     _head_timer: asyncio.TimerHandle | None = None
 

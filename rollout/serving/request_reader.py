@@ -1,6 +1,6 @@
 """Reads a request: checks it, decodes its images, and expands its prompt.
 
-Both engines use this reader, so both refuse the same requests with the same errors.
+All our engines use this reader, so they refuse the same requests with the same errors.
 """
 
 from collections.abc import Iterable
@@ -24,9 +24,9 @@ class ParsedRequest:
     """A checked request.
 
     Attributes:
-        images: its decoded images, in order.
-        prompt: its expanded prompt.
-        stop_conditions: what ends the answer.
+        images: the decoded images, in order.
+        prompt: the expanded prompt.
+        stop_conditions: the conditions that end the answer.
     """
 
     images: list[Image.Image]
@@ -59,7 +59,7 @@ class RequestReader:
         }
         if self.tokenizer.eos_token_id is None:
             raise TokenizerError(
-                f"{model_card.directory} does not say which token ends an answer: set eos_token in "
+                f"{model_card.directory} does not say which token ends an answer; set eos_token in "
                 "tokenizer_config.json."
             )
         self.eos_token_id = self.tokenizer.eos_token_id
@@ -67,7 +67,7 @@ class RequestReader:
         self._media = MediaReader(allowed_directories, shared_decoding_memory(image_memory))
 
     def read(self, request: GenerateBody) -> ParsedRequest:
-        """Return the parts of a request that a job needs.
+        """Check a request, and return its images, its expanded prompt and its stop conditions.
 
         Raises:
             RequestRefused: the request is not valid, or the engine cannot answer it.
@@ -84,7 +84,7 @@ class RequestReader:
         if available_tokens < 1:
             raise RequestRefused(
                 f"This model's maximum context length is {self._model_card.max_model_len} tokens, but the prompt has "
-                f"{len(prompt.token_ids)}, with its images expanded; leave room for an answer.",
+                f"{len(prompt.token_ids)}, with its images expanded; make it shorter.",
                 param="token_ids",
             )
         sampling = request.sampling_params
@@ -101,13 +101,13 @@ class RequestReader:
         if largest_id >= self.tokenizer.vocab_size:
             raise RequestRefused(
                 f"token_ids[{token_ids.index(largest_id)}] is {largest_id}, "
-                f"outside the vocabulary of {self.tokenizer.vocab_size} tokens.",
+                f"which is outside the vocabulary of {self.tokenizer.vocab_size} tokens.",
                 param="token_ids",
             )
         for name, token_id in self._forbidden_token_ids.items():
             if token_id in token_ids:
                 raise RequestRefused(
-                    f"token_ids[{token_ids.index(token_id)}] is {name}; this engine takes images only.",
+                    f"token_ids[{token_ids.index(token_id)}] is {name}; this engine supports only images.",
                     param="token_ids",
                 )
 

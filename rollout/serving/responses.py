@@ -1,4 +1,4 @@
-"""Answers over HTTP: JSON, and errors in the form of vLLM's."""
+"""Makes HTTP answers: values as JSON, and errors in the same form as vLLM."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ _ERROR_TYPES = {
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    """Return an answer with a value as JSON."""
+    """Return an HTTP answer that contains a value as JSON."""
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
@@ -57,4 +57,4 @@ EXCEPTION_HANDLERS: Mapping[Any, ExceptionHandler] = {
     HTTPException: _handle_http_exception,
     Exception: _handle_unexpected_error,
 }
-"""Every exception becomes an answer with an error; the log has the traceback of unexpected ones."""
+"""Makes an answer from each exception; an exception that is not expected is also logged, with its traceback."""

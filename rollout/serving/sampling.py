@@ -1,9 +1,9 @@
-"""Draws an answer from a policy's slots, with log-probs of exactly the distribution from which it was drawn.
+"""Samples an answer from the slots of a scripted policy, with the exact log-probs of its tokens.
 
-A slot's candidates are strings of one or more tokens. One candidate is drawn from the softmax of logit / T, and then
-written token by token. The candidates that begin with the tokens so far are still possible. The probability of the next
-token is its share of their probability. So the product over a candidate's tokens is the candidate's probability. All
-sums are over logarithms, so that no temperature makes a log-prob infinite.
+A slot's candidates are strings of one or more tokens. One candidate is sampled from the softmax of logit / T, and then
+written token by token. At each token, the candidates that begin with the tokens so far are still possible. The
+probability of the next token is its share of their probability. So the product over a candidate's tokens is the
+candidate's probability. All sums are over logarithms, so that no temperature makes a log-prob infinite.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from rollout.serving.engine import SampledToken
 from rollout.serving.policies import AnswerSlot
 from rollout.serving.protocol import GenerateBody
 
-# As in vLLM, below this the sampler is greedy.
+# Below this temperature, the likeliest token is chosen, as in vLLM.
 MIN_SAMPLING_TEMPERATURE = 1e-5
-# Divided by the smallest temperature, it is still far from infinite.
+# A logit is still finite after the division by the lowest temperature.
 _MAX_ABS_LOGIT = 1e9
 
 TokenIds = tuple[int, ...]
 
 
 class PolicyFault(Exception):
-    """A scripted policy returned slots from which no answer can be drawn."""
+    """A scripted policy returned slots from which no answer can be sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ def sample_slots(
     encode: Callable[[str], TokenIds],
     banned_ids: Set[int] = frozenset(),
 ) -> list[SampledToken]:
-    """Draw one candidate without a banned token for each slot, and return the tokens of all of them.
+    """Sample one candidate without a banned token for each slot, and return the tokens of all these candidates.
 
     Raises:
-        PolicyFault: a slot has no candidate, a logit is out of bounds, or a candidate is the beginning of another.
+        PolicyFault: a slot has no candidate, a logit is out of bounds, or a candidate is the beginning of another one.
     """
     allowed_slots = [_without_banned(slot, banned_ids, encode) for slot in slots]
     return [token for slot in allowed_slots for token in _sample_slot(slot, temperature, rng, encode)]
@@ -58,9 +58,9 @@ def certain_token(token_id: int) -> SampledToken:
 
 
 def rng_for_request(request: GenerateBody) -> random.Random:
-    """Return the random numbers of one answer; with a seed, they depend only on the request.
+    """Return the random number generator for one answer; with a seed, its numbers depend only on the request.
 
-    The prompt is part of the seed. With the request's seed alone, all turns of a rollout would err together.
+    The prompt is part of the seed. With the request's seed alone, all turns of a rollout would make mistakes together.
     """
     seed = request.sampling_params.seed
     if seed is None:
@@ -74,7 +74,7 @@ def rng_for_request(request: GenerateBody) -> random.Random:
 def _without_banned(slot: AnswerSlot, banned_ids: Set[int], encode: Callable[[str], TokenIds]) -> AnswerSlot:
     allowed = {text: logit for text, logit in slot.logits.items() if banned_ids.isdisjoint(encode(text))}
     if slot.logits and not allowed:
-        raise PolicyFault(f"all candidates of a slot have tokens that the request bans: {sorted(slot.logits)[:4]}")
+        raise PolicyFault(f"each candidate of a slot has a token that the request bans: {sorted(slot.logits)[:4]}")
     return replace(slot, logits=allowed)
 
 
@@ -82,7 +82,7 @@ def _sample_slot(
     slot: AnswerSlot, temperature: float, rng: random.Random, encode: Callable[[str], TokenIds]
 ) -> list[SampledToken]:
     if not slot.logits:
-        raise PolicyFault("a slot has no candidates")
+        raise PolicyFault("a slot has no candidates; give it at least one")
     _require_prefix_free({text: encode(text) for text in slot.logits})
     remaining_candidates = _distribution(slot, temperature, encode)
     chosen = rng.choices(
@@ -97,7 +97,7 @@ def _sample_slot(
         for candidate in remaining_candidates:
             candidates_by_token.setdefault(candidate.token_ids[depth], []).append(candidate)
         total = _log_sum_exp(remaining_candidates)
-        # `+ 0.0` turns the -0.0 of a single group into 0.0.
+        # `+ 0.0` changes the -0.0 of a single group into 0.0.
         logprobs = {token: min(0.0, _log_sum_exp(group) - total) + 0.0 for token, group in candidates_by_token.items()}
         top_logprobs = tuple(sorted(logprobs.items(), key=lambda item: -item[1]))
         token_logprob = logprobs[token_id]
@@ -125,10 +125,10 @@ def _log_sum_exp(candidates: Sequence[_Candidate]) -> float:
 
 
 def _require_prefix_free(candidates: dict[str, TokenIds]) -> None:
-    """Refuse a candidate that is the beginning of another: the tokens would not show which of the two was drawn."""
+    """Raise PolicyFault if a candidate begins with another one; the tokens would not show which of them was sampled."""
     ordered = sorted(candidates.items(), key=lambda item: item[1])
     if not ordered[0][1]:
-        raise PolicyFault("a candidate is the empty text")
+        raise PolicyFault("a candidate is an empty string")
     for (shorter_text, shorter_ids), (longer_text, longer_ids) in pairwise(ordered):
         if longer_ids[: len(shorter_ids)] == shorter_ids:
             raise PolicyFault(f"the candidate {longer_text!r} begins with the tokens of the candidate {shorter_text!r}")

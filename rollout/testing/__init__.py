@@ -1,11 +1,12 @@
-"""Play a rollout in a test with answers from the test, and check its messages, its score and its trajectory.
+"""Plays a rollout in a test with answers from the test, so that its messages, score and trajectory can be checked.
 
     played = await play(GuessNumber, answers=["50", "25", "37"])
     assert played.turns[1].new_messages[-1]["content"] == "Lower."
     assert played.reward == 1.0
 
-Everything but the answers is real. They are rendered, tokenized and parsed. The embedded engine sends them over HTTP.
-The records cross a queue, and the trainer's reader reads them. `replay` plays the answers of a recorded rollout again.
+Everything except the answers is real: they are rendered, tokenized and parsed, and an embedded engine sends them over
+HTTP. The records go through a queue to the trainer's reader. `replay` plays a recorded rollout again, with its recorded
+answers.
 """
 
 from rollout.testing.answers import Answer, AnswerUnusable, OutOfAnswers

@@ -19,10 +19,10 @@ class Answer:
     """One answer of the policy, as a test writes it.
 
     Attributes:
-        text: the text of the answer. It is sampled as it is, so it may also contain a malformed tool call.
-        tool_calls: the tools that it calls, each as (name, arguments); they are written in the model's format.
+        text: the text of the answer. It is sampled exactly as written, so it may contain a malformed tool call.
+        tool_calls: the tool calls of the answer as (name, arguments); they are written in the model's format.
         reasoning: the reasoning before the text.
-        finish_reason: why the answer ends; with `length` it stops without an end token, as at `max_tokens`.
+        finish_reason: why the answer ends. With `length`, it stops without an end token, as at `max_tokens`.
     """
 
     text: str = ""
@@ -33,7 +33,7 @@ class Answer:
 
 AnswerFunction = Callable[[list[Message]], "str | Answer | Awaitable[str | Answer]"]
 Answers = Sequence[str | Answer] | AnswerFunction
-"""A list of answers, or a function of the conversation that returns the next one."""
+"""A list of answers, or a function that gets the conversation and returns the next answer."""
 
 
 class OutOfAnswers(AssertionError):
@@ -41,14 +41,14 @@ class OutOfAnswers(AssertionError):
 
 
 class AnswerUnusable(AssertionError):
-    """An answer of a test has a wrong type, or the model could not write it."""
+    """An answer of a test has a wrong type, or cannot be written in the model's format."""
 
 
 class AnswerScript:
     """Gives the answers of one rollout, one for each turn.
 
     Attributes:
-        error: the first error of the script itself; `play` raises it even if the environment catches it.
+        error: the first error in the test's answers; `play` raises it even if the environment catches it.
     """
 
     def __init__(self, answers: Answers) -> None:
@@ -67,27 +67,27 @@ class AnswerScript:
 
     @property
     def unused(self) -> tuple[Answer, ...]:
-        """The answers of the list that the environment did not ask for."""
+        """The answers in the list for which the environment did not ask."""
         return tuple(self._answers[self._given :])
 
     def note_retry(self, retry: Retry) -> None:
-        """Note that an attempt ended with `Retry`; the next attempt gets the answers that follow."""
+        """Remember that an attempt ended with `Retry`; the next attempt gets the answers that follow."""
         self._retries.append(retry)
 
     async def next_answer(self, turn: int, conversation: list[Message]) -> Answer:
         """Return the answer to a conversation.
 
         Raises:
-            OutOfAnswers: all answers of the list are used.
-            AnswerUnusable: the function did not return an answer.
+            OutOfAnswers: all answers in the list are used.
+            AnswerUnusable: the function returned something else than an answer.
         """
         if self._function is not None:
             answer = self._function(conversation)
             return _checked(await answer if inspect.isawaitable(answer) else answer, f"the answer of turn {turn}")
         if self._given == len(self._answers):
             raise OutOfAnswers(
-                f"The environment asks for an answer in turn {turn}{self._describe_attempt()}, and all "
-                f"{len(self._answers)} of `answers` are used. {self._advise()} The conversation ends with:\n"
+                f"The environment asks for an answer in turn {turn}{self._describe_attempt()}, but all "
+                f"answers of the test are used ({len(self._answers)}). {self._advise()} The conversation ends with:\n"
                 f"{describe_messages(conversation[-_SHOWN_MESSAGES:])}"
             ) from (self._retries[-1] if self._retries else None)
         self._given += 1
@@ -98,11 +98,11 @@ class AnswerScript:
 
     def _advise(self) -> str:
         if not self._retries:
-            return "Add one, or correct the environment."
+            return "Add an answer, or correct the environment."
         return (
             f"Attempt {len(self._retries)} ended with Retry: {error_text(self._retries[-1])}. If the test does not "
-            "expect this, correct the environment. Otherwise add the answers of the next attempt, or give as `answers` "
-            "a function of the conversation, which answers in all attempts."
+            "expect this, correct the environment. Otherwise add the answers of the next attempt, or give a function "
+            "as `answers`, which answers in all attempts."
         )
 
 

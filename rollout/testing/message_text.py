@@ -1,4 +1,4 @@
-"""Messages as lines of text, for errors and for differences between two conversations."""
+"""Writes messages as lines of text, for errors and for differences between two conversations."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ _SHOWN_CHARACTERS = 1000
 
 
 def describe_messages(messages: Sequence[Message]) -> str:
-    """Return messages as indented text; a long one is cut to its end."""
+    """Return messages as indented text; of a long message, only the end is shown."""
     return "\n".join(f"  {line}" for message in messages for line in _shortened(message))
 
 

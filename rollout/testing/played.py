@@ -21,7 +21,7 @@ _SHOWN_MESSAGES = 4
 
 
 class NotScored(AssertionError):
-    """A test reads the score of a rollout that has none; the text has the traceback of the environment's error."""
+    """A test reads the score of a rollout without a score; the text has the traceback of the environment's error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class PlayedTurn:
     """One call of `chat`.
 
     Attributes:
-        turn: its number, as in `Reply.turn`.
+        turn: the number of the turn, as in `Reply.turn`.
         messages: the whole conversation that the environment sent.
-        new_messages: the messages that the environment added, which are in no earlier turn.
+        new_messages: the messages that the environment added, which no earlier turn has.
         tools: the schemas of the tools that the environment sent.
-        reply: the answer that it got.
+        reply: the answer that the environment got.
     """
 
     turn: int
@@ -48,12 +48,12 @@ class Played:
     """A played rollout.
 
     Attributes:
-        turns: its turns, in the order in which they began.
+        turns: the turns, in the order in which they began.
         trajectory: the rollout as the trainer reads it; `rollout.trainer.check` finds errors in its tokens.
-        failure: what the environment raised, if the rollout failed.
-        unused_answers: the answers of the test's list that the environment did not ask for.
-        close_failure: the traceback of the first attempt whose `Environment.close` failed or did not end; None if all
-            were closed. It does not change the score.
+        failure: the error that the environment raised, if the rollout failed.
+        unused_answers: the answers in the test's list for which the environment did not ask.
+        close_failure: the traceback of the first `Environment.close` that failed or did not end; None if there is none.
+            It does not change the score.
     """
 
     turns: tuple[PlayedTurn, ...] = field(repr=False)
@@ -64,17 +64,17 @@ class Played:
 
     @property
     def status(self) -> RolloutStatus:
-        """Whether it has a score."""
+        """The status, which says whether the rollout has a score."""
         return self.trajectory.status
 
     @property
     def limit(self) -> RolloutLimit:
-        """Which limit stopped it."""
+        """The limit that stopped the rollout."""
         return self.trajectory.limit
 
     @property
     def attempts(self) -> int:
-        """How many attempts were made; more than one if the environment raised `Retry`."""
+        """The number of attempts; more than one if the environment raised `Retry`."""
         return self.trajectory.attempt
 
     @property
@@ -109,7 +109,7 @@ class Played:
                 f"Its conversation ends with:\n{last_messages}"
             )
         return Score(
-            None if trajectory.rewards else trajectory.reward,  # type: ignore[arg-type]  # it is computed from them
+            None if trajectory.rewards else trajectory.reward,  # type: ignore[arg-type]  # computed from `rewards`
             trajectory.metrics,
             {name: reward.value for name, reward in trajectory.rewards.items()},
             {name: reward.weight for name, reward in trajectory.rewards.items()},
@@ -119,8 +119,8 @@ class Played:
 
     @property
     def reward(self) -> float:
-        """The reward; like the properties below, it raises NotScored if there is no score."""
-        self.score  # noqa: B018 - it raises
+        """The reward. This and the properties below raise NotScored if there is no score."""
+        self.score  # noqa: B018 - raises NotScored
         assert self.trajectory.reward is not None
         return self.trajectory.reward
 
@@ -141,7 +141,7 @@ class Played:
 
 
 class RecordingSession(Session):
-    """A session that records what the environment sent and got."""
+    """A session that records the conversation and the answer of each turn."""
 
     def __init__(self, policy: PolicyClient, stream: RolloutStream) -> None:
         super().__init__(policy, stream)
@@ -161,7 +161,7 @@ class RecordingSession(Session):
     ) -> Reply:
         with call_of_chat(self._next_turn, messages, tools):
             reply = await super()._play_turn(messages, tools=tools, sampling=sampling)
-        # Copied after the turn, because the turn replaces the images in the messages by references.
+        # Copy the messages after the turn, because it replaces the images in them by references.
         sent = copy.deepcopy(messages)
         known = max((_common_length(sent, played) for played in self._recorded), default=0)
         played = PlayedTurn(reply.turn, tuple(sent), tuple(sent[known:]), tuple(tools or ()), copy.deepcopy(reply))
@@ -170,6 +170,6 @@ class RecordingSession(Session):
 
 
 def _common_length(messages: Sequence[Message], played: PlayedTurn) -> int:
-    """Return how many of the first messages are the conversation and the answer of an earlier turn."""
+    """Return the number of first messages that are equal to the conversation and the answer of an earlier turn."""
     pairs = zip(messages, (*played.messages, played.reply.message), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,4 +1,4 @@
-"""Plays one rollout in a test, with all parts that a real rollout uses."""
+"""Plays one rollout in a test, with the parts that a real rollout uses."""
 
 import asyncio
 import tempfile
@@ -33,7 +33,7 @@ _MAX_ATTEMPTS = 3
 
 
 class PlayRollout(Protocol):
-    """The fixture `play_rollout`: `play` for tests that are not coroutines."""
+    """The type of the fixture `play_rollout`, which is `play` for tests that are not coroutines."""
 
     def __call__(
         self,
@@ -45,7 +45,7 @@ class PlayRollout(Protocol):
         allow: Sequence[Path] = (),
         timeout: float = _TIMEOUT,
     ) -> Played:
-        """See `rollout.testing.play`."""
+        """Play one rollout, and return it; see `rollout.testing.play`."""
         ...
 
 
@@ -63,15 +63,15 @@ async def play(
 
     Args:
         environment: the environment's class, or an unused instance. After a `Retry`, a class is played again with the
-            answers that follow, three times at most.
-        task: the task, or the `data` of a task with the id 0 and the seed 0; None: that task without data.
-        settings: for a class, the keys of the section `environment`; None: their defaults.
+            answers that follow, up to three times.
+        task: the task, or only the `data` of a task with the id 0 and the seed 0; None means no data.
+        settings: the keys of the section `environment`, if a class is given; None means their defaults.
         answers: the answers of the policy: a list of strings and `Answer` objects, or a function that gets the
-            conversation and returns one; it may be a coroutine. If calls of `chat` run at the same time, write a
-            function.
-        policy: a policy that answers instead, such as that of `embedded_policy`.
-        allow: with answers, the directories from which `file://` images may come, as `images.allow` in the YAML.
-        timeout: seconds that the rollout may take.
+            conversation and returns one answer. The function may be a coroutine function. Use a function if calls of
+            `chat` run at the same time.
+        policy: a policy that answers instead of `answers`, such as that of `embedded_policy`.
+        allow: with `answers`, the directories from which `file://` images may come, as `images.allow` in the YAML.
+        timeout: the time limit for the rollout, in seconds.
 
     Raises:
         OutOfAnswers: the environment asked for more answers than the list has.
@@ -80,7 +80,7 @@ async def play(
     """
     maker = _EnvironmentMaker.of(environment, settings)
     if (answers is None) == (policy is None):
-        raise TypeError("play() takes either answers=[…] or policy=…")
+        raise TypeError("play() takes either answers=[…] or policy=…; give one of them")
     task = task if isinstance(task, Task) else Task(id="0", index=0, seed=0, data=task or {})
     if policy is not None:
         return await _play_attempts(maker, task, policy, timeout)
@@ -96,7 +96,7 @@ async def play(
 
 @dataclass(frozen=True, slots=True)
 class _EnvironmentMaker:
-    """Makes the environment of each attempt; an instance from the test plays one attempt only."""
+    """Makes the environment of each attempt. An instance from the test can play only one attempt."""
 
     environment_class: type[Environment]
     settings: EnvironmentSettings
@@ -109,7 +109,7 @@ class _EnvironmentMaker:
         if isinstance(environment, Environment):
             if settings is not None:
                 raise TypeError(
-                    "play() got an instance, which has its settings; give it the class, or leave out settings=…"
+                    "play() got an instance, which already has settings; give the class, or leave out settings=…"
                 )
             return cls(type(environment), environment.settings, environment)
         if (problem := class_problem(environment)) is not None:
@@ -136,7 +136,7 @@ def _check_settings(environment_class: type[Environment], settings: Mapping[str,
         problems = [
             f"{show_key(('settings', *problem['loc']))}: {describe_problem(model, problem, problem['input'])}"
             for problem in error.errors(include_url=False)
-            if problem["type"] != "default_factory_not_called"  # a consequence of a problem in another key
+            if problem["type"] != "default_factory_not_called"  # caused by a problem in another key
         ]
     raise EnvironmentUnusable(
         "\n".join(
@@ -152,7 +152,7 @@ async def _play_attempts(
     timeout: float,
     note_retry: Callable[[Retry], object] = lambda _: None,
 ) -> Played:
-    """Play attempts like a worker; their records cross a memory queue to a trainer's reader."""
+    """Play attempts as a worker does; their records go through a memory queue to a trainer's reader."""
     metadata = RunMetadata("test", maker.environment_class.__name__, policy.engine.model, "0", "0" * 16)
     url = f"memory://{uuid.uuid4().hex}"
     close_failures: list[Failure] = []
@@ -180,7 +180,7 @@ async def _play_attempts(
 
 
 def play_at_once(*args: Any, **kwargs: Any) -> Played:
-    """Play one rollout in an event loop of its own; see `play`. Code that ignores its cancellation is left behind.
+    """Play one rollout in a new event loop; see `play`. Code that ignores its cancellation still runs at the end.
 
     Raises:
         RuntimeError: an event loop runs already, so the test must await `play`.

@@ -18,7 +18,7 @@ from rollout.testing.scripted_engine import ScriptedAnswersEngine, ScriptedClien
 
 _RENDERER = "qwen3-vl"
 _TIMEOUT = 300.0
-"""Longer than a working engine needs; on a busy machine, the first images may take a minute."""
+"""The time limit for a request, in seconds. On a busy machine, the first images may take a minute."""
 
 
 @asynccontextmanager
@@ -30,14 +30,14 @@ async def embedded_policy(
     sampling: Mapping[str, Any] | None = None,
     max_model_len: int = 32768,
 ) -> AsyncIterator[PolicyClient]:
-    """Serve the small model that we ship with an embedded engine of its own.
+    """Start an embedded engine with the small model that we ship, and yield a policy that uses it.
 
     Args:
         directory: the directory for images.
         mode: how images are stored, as `images.mode` in a configuration.
         script: the scripted policy that answers, as `package.module:Class`.
-        sampling: sampling parameters; the temperature is 0 if none is given.
-        max_model_len: the longest prompt and completion together, in tokens.
+        sampling: sampling parameters; the default temperature is 0.
+        max_model_len: the limit for a prompt and its completion together, in tokens.
     """
     renderers = await _open_renderers()
     settings = EmbeddedSettings(policy=script, allowed_directories=(directory,), max_model_len=max_model_len)
@@ -53,12 +53,12 @@ async def embedded_policy(
 async def answering_policy(
     directory: Path, script: AnswerScript, *, allow: Sequence[Path] = ()
 ) -> AsyncIterator[PolicyClient]:
-    """Serve the small model that we ship with an engine that gives a test's answers; images stay in the messages.
+    """Start an engine that gives a test's answers, and yield a policy that uses it. Images stay in the messages.
 
     Args:
         directory: the directory for copies of the image files that messages name.
         script: the answers.
-        allow: the directories from which such files may come.
+        allow: the directories from which such image files may come.
     """
     renderers = await _open_renderers()
     settings = EmbeddedSettings(allowed_directories=(directory,))

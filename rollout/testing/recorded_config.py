@@ -1,4 +1,4 @@
-"""Loads the configuration of a replay: the one that the run saved, or one that the user names."""
+"""Loads the configuration of a replay, which the run saved or the user names."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,22 +12,22 @@ from rollout.rundir.directory import RUN_CONFIG_NAME
 
 
 class CannotReplay(ConfigurationError):
-    """A rollout cannot be replayed: its records or its configuration are missing, or its environment fails today."""
+    """A rollout cannot be replayed: records or its configuration are missing, or its environment cannot be played."""
 
 
 def load_replay_config(directory: Path, environment: str, file: Path | None) -> tuple[Config, list[str]]:
-    """Return the configuration that names the environment, and notes about it for the reader of the report.
+    """Return the configuration of the environment, and notes about it for the report.
 
     Args:
         directory: the run's directory.
         environment: the name of the environment in the run.
-        file: the YAML to play with; None: the one that the run saved.
+        file: the YAML file to use; None means the one that the run saved.
 
     Raises:
         CannotReplay: the run saved no configuration of this environment.
         ConfigFileError: the environment cannot be imported, or its settings are no longer valid.
     """
-    # By default a run's directory is in `runs`, beside the YAML and the modules of the environment.
+    # By default, a run's directory is in `runs`, and the environment's modules are beside `runs`.
     search_last(str(directory.parent.parent))
     if file is None:
         return _load_recorded(directory, environment), []
@@ -42,8 +42,8 @@ def _load_recorded(directory: Path, environment: str) -> Config:
                 return config
     except ConfigFileError as error:
         raise ConfigFileError(
-            f"{error}\nThe run saved this file when it began. If a module or a key has another place or name today, do "
-            "not change this file; give today's YAML with --config."
+            f"{error}\nThe run saved this file at its start; do not change it. If a module or a key was moved or "
+            "renamed since then, give today's YAML with --config."
         ) from None
     raise CannotReplay(
         f"{directory} has no configuration of the environment {environment}, neither in {environment}.yaml nor in "
@@ -56,19 +56,19 @@ def _recorded_files(directory: Path, environment: str) -> list[Path]:
 
 
 def _describe_other_environment(config: Config, directory: Path, environment: str) -> Iterator[str]:
-    """Yield how the environment of a configuration differs from the recorded one."""
+    """Yield a note for each difference between the environment of a configuration and the recorded one."""
     if config.run.name != environment:
-        yield f"{config.file_name} has another run.name: {config.run.name}; recorded is {environment}"
+        yield f"{config.file_name} has another run.name: {config.run.name}; recorded: {environment}"
     recorded_class = _recorded_class(directory, environment)
     if recorded_class not in (None, config.environment_class_path):
         yield (
-            f"{config.file_name} has another environment.class: {config.environment_class_path}; recorded is "
+            f"{config.file_name} has another environment.class: {config.environment_class_path}; recorded: "
             f"{recorded_class}"
         )
 
 
 def _recorded_class(directory: Path, environment: str) -> object:
-    """Return the name of the recorded class, which may no longer exist; None if it is not known."""
+    """Return the name of the recorded class, or None if it is not known. The class may no longer exist."""
     for file in _recorded_files(directory, environment):
         with suppress(ConfigFileError):
             data = read_document(file, []).data

@@ -1,4 +1,4 @@
-"""A model that gives the answers of a recorded rollout again, as long as the environment sends the same messages."""
+"""A model that repeats the answers of a recorded rollout, as long as the environment sends the same messages."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
@@ -33,8 +33,8 @@ class RecordedEnd:
 
     Attributes:
         description: the end in words.
-        limit: which limit stopped it.
-        from_outside: whether a time limit, an engine or a worker ended it, and not the environment.
+        limit: the limit that stopped the rollout.
+        from_outside: whether the rollout was ended by a time limit, an engine or a worker, not by the environment.
     """
 
     description: str
@@ -43,13 +43,14 @@ class RecordedEnd:
 
 
 class RecordedModel:
-    """The `Model` of one attempt of a replay. After `stopped` is set, no call returns.
+    """The `Model` of one attempt of a replay. After `stopped` is set, no call of `chat` returns.
 
     Attributes:
-        stopped: set at the first difference, or if the environment continues a rollout that was ended from outside.
+        stopped: set at the first difference, or if the environment continues after the last turn of a rollout that was
+            ended from outside.
         difference: the first difference from the record.
-        played_turns: the recorded turns that the environment played again.
-        last_limit: the limit that ended the answer of the latest turn.
+        played_turns: the numbers of the recorded turns that the environment played again.
+        last_limit: the limit that ended the latest answer.
     """
 
     def __init__(self, turns: Sequence[RecordedTurn], end: RecordedEnd, image_policy: ImagePolicy) -> None:
@@ -67,14 +68,14 @@ class RecordedModel:
 
     @property
     def unplayed_turns(self) -> list[int]:
-        """The recorded turns that the environment has not played again."""
+        """The numbers of the recorded turns that the environment has not played again yet."""
         return [recorded.turn for recorded in self._unplayed]
 
     def close_unawaited_calls(self) -> int:
-        """Close the calls of `chat` that were never awaited; return how many there were."""
+        """Close the calls of `chat` that were never awaited, and return their number."""
         return self._calls.close_unawaited()
 
-    def refuse_calls(self, reason: str = "a turn of it was interrupted") -> None:
+    def refuse_calls(self, reason: str = "one of its turns was interrupted") -> None:
         """Refuse all later calls, with this reason."""
         self._refusal = self._refusal or reason
 
@@ -86,7 +87,7 @@ class RecordedModel:
         sampling: Mapping[str, Any] | None = None,
         **unknown: object,
     ) -> Coroutine[Any, Any, Reply]:
-        """See `rollout.environments.base.Model.chat`."""
+        """Return the recorded answer to a conversation; see `rollout.environments.base.Model.chat`."""
         refuse_arguments(unknown)
         return self._calls.add(self._chat(messages, tools, sampling))
 
@@ -94,7 +95,7 @@ class RecordedModel:
         self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None, sampling: Mapping[str, Any] | None
     ) -> Reply:
         if self._refusal is not None:
-            raise RolloutAlreadyFinished(f"this rollout cannot go on: {self._refusal}")
+            raise RolloutAlreadyFinished(f"this rollout cannot continue: {self._refusal}")
         turn, self._next_turn = self._next_turn, self._next_turn + 1
         require_conversation(messages)
         require_tools(tools, "chat(tools=…)")
@@ -110,11 +111,11 @@ class RecordedModel:
             return found.reply
         if self._was_too_long(turn):
             self.last_limit = RolloutLimit.CONTEXT
-            raise ContextExhausted("the recorded conversation was too long for the model's context here.")
+            raise ContextExhausted("in the record, the conversation was too long for the model's context at this turn.")
         if self._unplayed:
             self.difference = self._describe_difference(conversation, tools, tools_digest)
         elif not self._end.from_outside:
-            text = f"the environment asks for another answer; the recorded rollout ended here: {self._end.description}"
+            text = f"the environment asks for another answer, but the recorded rollout ended: {self._end.description}"
             self.difference = Difference("turns", turn, text)
         return await self._stop()
 
@@ -122,22 +123,25 @@ class RecordedModel:
         try:
             require_bounded(messages)
         except TooMuchTextError as error:
-            raise ContextExhausted(f"the conversation {error}, which no model's context holds.") from None
+            raise ContextExhausted(f"the conversation {error}, which is too long for every model's context.") from None
         report = await prepare_images_async(messages, self._image_policy)
         return canonicalise(messages, report.image_positions)
 
     def _was_too_long(self, turn: int) -> bool:
-        """Whether the recorded call of this number got no answer because the context was full.
+        """Whether the recorded turn of this number got no answer because the context was full.
 
-        If a turn between others is not recorded, it had an error that the environment caught. Most engine errors end a
-        rollout, so it was this error.
+        If a turn between others has no record, the environment caught an error in it. Almost only a full context is
+        such an error, because most engine errors end a rollout.
         """
         later_turns = any(number > turn for number in self._recorded_numbers)
         is_unanswered = turn not in self._recorded_numbers
         return is_unanswered and (later_turns or self._end.limit is RolloutLimit.CONTEXT)
 
     def _limit_of(self, recorded: RecordedTurn) -> RolloutLimit:
-        """Return the limit that ended an answer; only for the last one it is known whether it filled the context."""
+        """Return the limit that ended a recorded answer.
+
+        The record says only for the last answer whether it filled the context.
+        """
         if recorded.reply.finish_reason is not FinishReason.LENGTH:
             return RolloutLimit.NONE
         return RolloutLimit.CONTEXT if self._end.limit is RolloutLimit.CONTEXT else RolloutLimit.TOKENS
@@ -145,7 +149,7 @@ class RecordedModel:
     def _describe_difference(
         self, conversation: Sequence[CanonicalMessage], tools: Sequence[Any] | None, tools_digest: bytes
     ) -> Difference:
-        """Compare a conversation with the most similar recorded one."""
+        """Return the difference between a conversation and the most similar recorded one."""
         nearest = max(self._unplayed, key=lambda one: (one.common_length(conversation), -one.turn))
         if nearest.tools_digest != tools_digest:
             return compare_tools(nearest.turn, nearest.tools, tools)
@@ -157,11 +161,11 @@ class RecordedModel:
         )
 
     async def _stop(self) -> NoReturn:
-        """End the replay, and wait until it cancels the environment."""
+        """Stop the replay, and wait until it cancels the environment."""
         self.stopped.set()
         while True:
             await asyncio.Event().wait()
 
 
 RecordedModel._chat.__qualname__ = "model.chat"
-"""The name by which environments call it; Python's warning about a missing `await` shows it."""
+"""The name by which environments call this method; Python shows it in its warning about a missing `await`."""

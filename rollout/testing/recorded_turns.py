@@ -22,9 +22,9 @@ class RecordedTurn:
     """One turn of a recorded rollout.
 
     Attributes:
-        turn: its number.
+        turn: the number of the turn.
         conversation: the messages that the model got.
-        tools: the schemas of the tools that it got.
+        tools: the schemas of the tools that the model got.
         tools_digest: the hash that identifies these tools.
         reply: the answer of the model.
     """
@@ -42,7 +42,7 @@ class RecordedTurn:
         ]
 
     def common_length(self, conversation: Sequence[CanonicalMessage]) -> int:
-        """Return how many of the first messages are the same."""
+        """Return the number of first messages that are the same."""
         pairs = zip(self.conversation, conversation, strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0].digest == pair[1].digest, pairs))
 
@@ -52,8 +52,8 @@ def read_turns(trajectory: Trajectory, renderers: RendererPool | None) -> list[R
 
     Args:
         trajectory: the recorded rollout.
-        renderers: parse the sampled tokens again; None: take the answers from the recorded messages, in which malformed
-            tool calls are text.
+        renderers: the renderers, which parse the sampled tokens again. If it is None, the answers come from the
+            recorded messages, in which malformed tool calls are text.
     """
     turns = []
     for step in trajectory.steps:
@@ -66,7 +66,7 @@ def read_turns(trajectory: Trajectory, renderers: RendererPool | None) -> list[R
 
 
 def _canonical(message: Message) -> CanonicalMessage:
-    """Return a recorded message, which names its images by hash, in canonical form with the same digest."""
+    """Return a recorded message in canonical form, with the same digest. It names its images by their hashes."""
     content = message.get("content")
     parts = enumerate(content) if isinstance(content, Sequence) and not isinstance(content, str) else ()
     images = [(0, at, str(part["hash"])) for at, part in parts if part.get("type") == "image"]
@@ -85,7 +85,7 @@ def _read_reply(
     text, tool_calls = str(message["content"]), tuple(_recorded_calls(message))
     if renderers is not None:
         opening = LogicalIds(answer.run.ids[: answer.run.sampled_from])
-        # Without a generation prompt, the answer continues a turn that began earlier.
+        # If there is no generation prompt, the answer continues a turn that an earlier message began.
         prefix = opening if len(opening) else concat_ids(*(node.run.ids for node in path[:-1]))
         parsed = renderers.parse(prefix, LogicalIds(answer.run.ids[answer.run.sampled_from :]), tools)
         parsed_message, parsed_calls = build_assistant_message(parsed, step.turn)

@@ -1,4 +1,4 @@
-"""The report of a replay: the first turn at which the environment differs, or what differs at its end."""
+"""The report of a replay: the first turn that differs from the record, or the differences at the end."""
 
 import difflib
 import json
@@ -18,9 +18,10 @@ class Difference:
     """A difference between the replay and the record.
 
     Attributes:
-        what: `messages` or `tools` that the model got, the number of `turns`, the `score`, or the `error` at the end.
-        turn: the turn of the difference, as in `Reply.turn`; None: the end of the rollout.
-        text: what is different, in one line.
+        what: what differs: the `messages` or `tools` that the model got, the number of `turns`, the `score`, or the
+            final `error`.
+        turn: the number of the turn that differs, as in `Reply.turn`; None means the end of the rollout.
+        text: a description of the difference, in one line.
         details: the lines of a diff, or of the traceback of an error.
     """
 
@@ -40,9 +41,9 @@ class ReplayReport:
 
     Attributes:
         rollout: the full name of the recorded rollout, RUN/ENVIRONMENT/ROLLOUT.
-        recorded_turns: how many turns it has.
-        same_turns: how many of them are the same.
-        differences: what is different; empty if nothing is.
+        recorded_turns: the number of turns in the record.
+        same_turns: the number of recorded turns that are the same in the replay.
+        differences: the differences; empty if there are none.
         notes: facts that explain the report, such as how the recorded rollout ended.
     """
 
@@ -74,7 +75,7 @@ class ReplayReport:
 
 
 def compare_messages(turn: int, recorded: Sequence[Message], today: Sequence[Message], index: int) -> Difference:
-    """Describe the first different message, which has this index. Both conversations are in canonical form."""
+    """Return the difference of two conversations in canonical form; `index` is the first message that differs."""
     old, new = (messages[index] if index < len(messages) else None for messages in (recorded, today))
     if old is None:
         text = f"messages[{index}] is new; the recorded conversation has {len(recorded)} messages"
@@ -83,7 +84,7 @@ def compare_messages(turn: int, recorded: Sequence[Message], today: Sequence[Mes
     else:
         text = f"messages[{index}] is different"
     old_lines, new_lines = (list(message_lines(message)) if message else [] for message in (old, new))
-    if old_lines == new_lines:  # only the form differs
+    if old_lines == new_lines:  # the texts are the same, but the JSON differs
         old_lines, new_lines = _json_lines(old), _json_lines(new)
     return Difference("messages", turn, text, _diff(old_lines, new_lines))
 
@@ -91,7 +92,7 @@ def compare_messages(turn: int, recorded: Sequence[Message], today: Sequence[Mes
 def compare_tools(
     turn: int, recorded: Sequence[Mapping[str, Any]] | None, today: Sequence[Mapping[str, Any]] | None
 ) -> Difference:
-    """Describe the difference between recorded and present tools."""
+    """Return the difference between the recorded tools and the tools of the replay."""
     details = _diff(_json_lines(list(recorded or ())), _json_lines(list(today or ())))
     return Difference("tools", turn, "the tools are different", details)
 

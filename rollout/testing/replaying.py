@@ -1,10 +1,10 @@
-"""Plays the answers of a recorded rollout again, with the environment's code of today.
+"""Plays a recorded rollout again, with its recorded answers and the environment's code of today.
 
     report = await replay(Path("runs/guess-20260801-101500-1f2e"), "000003.1")
     assert report.same, report
 
 No engine is needed. The environment gets the recorded task and the settings of the run. An attempt that ends with
-`Retry` is played again from its start, as a worker does.
+`Retry` is played again from its start, as in a worker.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ _ENGINE_ERRORS = tuple(
     name for name, error in vars(engine_errors).items() if isinstance(error, type) and issubclass(error, EngineError)
 )
 _OUTSIDE_ERRORS = frozenset((*_READER_ERRORS, *_ENGINE_ERRORS))
-"""Errors that end a rollout from outside of its environment."""
+"""The names of errors that do not come from the environment, but from outside of it."""
 
 
 async def replay(
@@ -60,13 +60,13 @@ async def replay(
     Args:
         run_directory: the run's directory.
         rollout: the rollout's id, or ENVIRONMENT/ROLLOUT if several environments of the run have this id.
-        config: the YAML of the environment and its settings; None: the one that the run saved.
-        timeout: seconds that the environment may take.
+        config: the YAML file with the environment and its settings; None means the one that the run saved.
+        timeout: the time limit for the environment, in seconds.
 
     Raises:
-        NoArchive, RolloutNotFound: the run recorded nothing, or not this rollout.
-        CannotReplay: the record of its start or its configuration is missing, its shared resources cannot be opened, or
-            every attempt ends with `Retry`.
+        NoArchive, RolloutNotFound: the run recorded nothing, or did not record this rollout.
+        CannotReplay: the record of the rollout's start or its configuration is missing, the shared resources cannot be
+            opened, or every attempt ends with `Retry`.
         ConfigFileError: the environment cannot be imported, or its settings are no longer valid.
     """
     return await _replay(run_directory, rollout, config, timeout, watch_loop=lambda _: nullcontext())
@@ -75,17 +75,17 @@ async def replay(
 def replay_at_once(
     run_directory: Path | str, rollout: str, *, config: Path | None = None, timeout: float = _TIMEOUT
 ) -> ReplayReport:
-    """Play a recorded rollout again in an event loop of its own; see `replay`.
+    """Play a recorded rollout again in a new event loop, and return the report; see `replay`.
 
     An environment that blocks the loop is interrupted after `timeout`, or after `worker.block_timeout` if this is
-    shorter. An environment that ignores its cancellation is left behind.
+    shorter. If an environment ignores its cancellation, it still runs when this returns.
     """
     return run_leaving_behind(_replay_watched(run_directory, rollout, config, timeout))
 
 
 async def _replay_watched(run_directory: Path | str, rollout: str, config: Path | None, timeout: float) -> ReplayReport:
     refuse_exits(asyncio.get_running_loop())
-    is_main_thread = threading.current_thread() is threading.main_thread()  # no other thread can be interrupted
+    is_main_thread = threading.current_thread() is threading.main_thread()  # only the main thread can be interrupted
     return await _replay(
         run_directory, rollout, config, timeout, watch_loop=LoopWatchdog if is_main_thread else lambda _: nullcontext()
     )
@@ -110,12 +110,12 @@ async def _replay(
     if renderers is None:
         notes.append(
             f"the tokenizer of {settings.model.path} cannot be opened here, so the answers come from the recorded "
-            "messages, in which malformed tool calls are text"
+            "messages. In these, malformed tool calls are text"
         )
     turns = read_turns(trajectory, renderers)
     end = _recorded_end(trajectory)
     if end.from_outside:
-        notes.append(f"the recorded rollout was ended from outside, so its end is not compared: {end.description}")
+        notes.append(f"the environment did not end the recorded rollout, so ends are not compared: {end.description}")
     with tempfile.TemporaryDirectory(prefix="rollout-") as images:
         new_model = partial(RecordedModel, turns, end, _image_policy(settings, Path(images)))
         with watch_loop(min(settings.worker.block_timeout, timeout)):
@@ -125,7 +125,7 @@ async def _replay(
     if played.retry is not None and (trajectory.error or {}).get("type") != Retry.__name__:
         raise CannotReplay(
             f"{trajectory.identity} cannot be played again: each of {len(played.retries)} attempts ended with Retry: "
-            f"{error_text(played.retry)}. A replay needs the judge, the sandbox and other services of the environment: "
+            f"{error_text(played.retry)}. A replay needs the judge, the sandbox and other services of the environment; "
             "start them, or give a YAML without them with --config."
         )
     differences = _find_differences(trajectory, end, played)
@@ -139,7 +139,7 @@ class _Played:
 
     Attributes:
         model: the model of the last attempt.
-        result: the score of the last attempt, or the error that ended it; None: the model stopped the replay.
+        result: the score of the last attempt, or the error that ended it; None if the model stopped the replay.
         retries: the `Retry` of each attempt that ended with one.
         retry: the `Retry` of the last attempt, if it ended with one.
     """
@@ -151,7 +151,7 @@ class _Played:
 
 
 async def _play(config: Config, task: Task, new_model: Callable[[], RecordedModel], timeout: float) -> _Played:
-    """Play attempts until one does not end with `Retry`, but at most as many as a worker."""
+    """Play attempts until one does not end with `Retry`, or until `worker.max_attempts` is reached."""
     retries: list[Retry] = []
     try:
         async with open_shared_resources(config.environment_class, config.environment_settings) as shared_resources:
@@ -169,7 +169,7 @@ async def _play(config: Config, task: Task, new_model: Callable[[], RecordedMode
 async def _play_attempt(
     config: Config, shared_resources: object, task: Task, model: RecordedModel, timeout: float
 ) -> RunResult | None:
-    """Play until the environment has a score, raises, or differs from the record."""
+    """Play one attempt, and return its score or its error; None if the replay stopped at a difference."""
 
     def new_environment() -> Environment:
         environment = config.new_environment()
@@ -224,7 +224,7 @@ def _recorded_end(trajectory: Trajectory) -> RecordedEnd:
 
 
 async def _open_renderers(config: Config) -> RendererPool | None:
-    """Open the renderers, which parse sampled tokens; None if the model is not on this machine."""
+    """Return the renderers, which parse sampled tokens; None if the model is not on this machine."""
     model = config.model
     with suppress(AdapterError, OSError):
         return await anyio.to_thread.run_sync(

@@ -1,4 +1,4 @@
-"""Compares how a rollout ends today with how it ended when it was recorded."""
+"""Compares the end of a replay with the recorded end of its rollout."""
 
 import math
 import re
@@ -14,26 +14,26 @@ from rollout.worker.failures import describe_failure
 from rollout.worker.scores import CheckedScore
 
 _TOLERANCE = 1e-9
-"""The tolerance for sums, whose terms may come in another order."""
+"""The tolerance for numbers, because the terms of a sum may be added in another order."""
 _PLACE_IN_CODE = re.compile(r" \([^()\n]*, line \d+\)")
-"""The place of a method in an error; an edit above the method changes its line number."""
+"""The place of a method in an error. It is ignored, because an edit above the method changes its line number."""
 
 
 def compare_ends(
     trajectory: Trajectory, end: RecordedEnd, outcome: CheckedScore | BaseException, last_limit: RolloutLimit
 ) -> Iterator[Difference]:
-    """Yield the differences between the recorded end and the end of today.
+    """Yield the differences between the recorded end and the end of the replay.
 
     Args:
         trajectory: the recorded rollout.
-        end: how it ended.
-        outcome: the score of today, or what the environment raised.
-        last_limit: the limit that ended the last answer of today.
+        end: how the recorded rollout ended.
+        outcome: the score of the replay, or the error that the environment raised.
+        last_limit: the limit that ended the last answer of the replay.
     """
     if isinstance(outcome, BaseException):
         yield from _compare_errors(trajectory, end, outcome)
     elif trajectory.status is not RolloutStatus.OK:
-        text = f"the environment gives the reward {outcome.reward:g}; recorded is {end.description}"
+        text = f"the environment returns the reward {outcome.reward:g}; recorded: {end.description}"
         yield Difference("score", None, text)
     else:
         yield from _compare_scores(trajectory, outcome, last_limit)
@@ -50,7 +50,7 @@ def _compare_errors(trajectory: Trajectory, end: RecordedEnd, error: BaseExcepti
         and (_without_places(trajectory.error or {}) == _without_places(failure.as_record()))
     ):
         return
-    text = f"the environment raises {failure.type}: {failure.message}; recorded is {end.description}"
+    text = f"the environment raises {failure.type}: {failure.message}; recorded: {end.description}"
     yield Difference("error", None, text, tuple((failure.traceback or "").splitlines()))
 
 
@@ -73,7 +73,7 @@ def _compare_scores(trajectory: Trajectory, score: CheckedScore, last_limit: Rol
     yield from _compare_numbers("metric ", trajectory.metrics, score.metrics)
     limit = last_limit if score.limit is RolloutLimit.NONE else score.limit
     if limit is not trajectory.limit:
-        yield Difference("score", None, f"limit: {limit}; recorded is {trajectory.limit}")
+        yield Difference("score", None, f"limit: {limit}; recorded: {trajectory.limit}")
 
 
 def _compare_numbers(
@@ -84,4 +84,4 @@ def _compare_numbers(
         if name in old and name in new and math.isclose(old[name], new[name], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
             continue
         today_text, old_text = (f"{numbers[name]:g}" if name in numbers else "none" for numbers in (new, old))
-        yield Difference("score", None, f"{kind}{name}: {today_text}; recorded is {old_text}")
+        yield Difference("score", None, f"{kind}{name}: {today_text}; recorded: {old_text}")

@@ -1,7 +1,7 @@
 """An engine that gives exactly the answers of a test, over the same HTTP endpoint and with the same checks as others.
 
-The client asks the script for the answer of each turn, writes it as tokens, and stores it in the engine under the id of
-the request. Then it sends the request as usual.
+For each turn, the client asks the script for the answer, writes it as tokens, and stores these in the engine under the
+id of the request. Then it sends the request as usual.
 """
 
 import copy
@@ -32,7 +32,7 @@ _Tools = Sequence[Mapping[str, Any]] | None
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The call of `chat` that makes a request."""
+    """The call of `chat` to which a request belongs."""
 
     turn: int
     messages: list[Message]
@@ -44,7 +44,7 @@ _call: ContextVar[_Call] = ContextVar("the running call of chat")
 
 @contextmanager
 def call_of_chat(turn: int, messages: list[Message], tools: _Tools) -> Iterator[None]:
-    """Set the call of `chat` for the requests of this context."""
+    """Set the call of `chat` to which the requests in this context belong."""
     token = _call.set(_Call(turn, messages, tools))
     try:
         yield
@@ -64,7 +64,7 @@ class ScriptedAnswersEngine:
     """Answers each request with the tokens that are stored for it.
 
     Attributes:
-        model_card: what the engine says it serves.
+        model_card: the description of the model that the engine serves.
 
     Raises:
         TokenizerError, AdapterError: the model directory lacks a file or a token.
@@ -77,7 +77,7 @@ class ScriptedAnswersEngine:
         self._answers: dict[str, _SampledAnswer] = {}
 
     def store_answer(self, request_id: str, token_ids: Sequence[int], *, ends: bool) -> None:
-        """Store the answer for all tries of a request."""
+        """Store the tokens of an answer for a request; all tries of the request get them."""
         self._answers[request_id] = _SampledAnswer(tuple(token_ids), ends)
 
     def prepare(self, request: GenerateBody) -> Job:
@@ -125,10 +125,10 @@ class ScriptedClient(EngineClient):
 
 
 async def _write_tokens(answer: Answer, call: _Call, renderers: RendererPool) -> list[int]:
-    """Return an answer as the tokens that the model would sample, without an end token.
+    """Return the tokens that the model would sample for an answer, without an end token.
 
     Raises:
-        AnswerUnusable: the tool calls that are parsed from these tokens are not those of the test.
+        AnswerUnusable: if these tokens are parsed, their tool calls differ from those of the test.
     """
     reasoning = f"<think>\n{answer.reasoning}\n</think>\n\n" if answer.reasoning else ""
     prefix = reasoning + answer.text
@@ -145,7 +145,7 @@ async def _write_tokens(answer: Answer, call: _Call, renderers: RendererPool) ->
 
 
 def _message_of(answer: Answer) -> Message:
-    """Return the tool calls as a message, without the text, which is sampled as it is."""
+    """Return a message with the tool calls of an answer, without its text, which is sampled as it is."""
     calls = [
         {"id": f"call-{at}", "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
         for at, (name, arguments) in enumerate(answer.tool_calls)
@@ -159,5 +159,5 @@ def _require_same(answer: Answer, parsed: ParsedCompletion, turn: int) -> None:
     if read != written:
         raise AnswerUnusable(
             f"the answer of turn {turn} calls {written}, but in the model's format these calls are parsed as {read}. "
-            "Use names and JSON values that this format can hold, and no tool call inside the text."
+            "Use names and JSON values that this format can contain, and no tool call inside the text."
         )

@@ -36,5 +36,5 @@ def test_every_rollout_is_scored_once(world: LaunchHarness, command: str) -> Non
     assert set(Counter(rollout for rollout, _, _ in trained).values()) == {1}
     assert len(trained) == COUNT
     logs = "".join(path.read_text() for path in run_dir.rglob("*.jsonl"))
-    assert f"the judge at {judge.url} gave no answer as 'a-judge' in 1 try: " in logs
+    assert f"the judge at {judge.url} gave no answer from 'a-judge' in 1 try: " in logs
     assert "sk-flaky" not in logs

@@ -1,5 +1,4 @@
-"""An engine with a real network, by torch and transformers: for laptops, tests and small runs without vLLM.
+"""An engine with a real network, in torch and transformers, for laptops, tests and small runs without vLLM.
 
-Importing its modules needs the extra `trainer`. It has only what correct answers need: no prefix cache, no paging, no
-tensor parallelism.
+Its modules need the extra `trainer`. The engine is simple: it has no prefix cache, no paging and no tensor parallelism.
 """

@@ -1,4 +1,4 @@
-"""Continuous batching: every request in flight takes part in the next step, also a new one.
+"""Continuous batching: every request in flight takes part in the next step, and new requests join as they fit.
 
 A step decodes one token for each request whose prompt is computed, and computes the prompts of new requests. A request
 that has ended or was aborted is removed before the next step.
@@ -23,7 +23,7 @@ from rollout.serving.protocol import RequestRefused
 log = structlog.get_logger()
 
 _MAX_PREFILL_TOKENS = 16384
-"""The most prompt tokens of one step, padding included; a longer prompt is computed alone."""
+"""The limit for prompt tokens in one step, including padding. A longer prompt is computed alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,13 +52,13 @@ class _RunningRequest:
 
 @dataclass(slots=True, eq=False)
 class _DecodingRequests:
-    """The requests whose prompts are computed, one for each row of the decode batch."""
+    """The requests whose prompts are computed; each has a row of the decode batch."""
 
     requests: list[_RunningRequest]
     decode_batch: DecodeBatch
 
     def keep_only(self, remaining: list[_RunningRequest]) -> "_DecodingRequests | None":
-        """Return only the remaining requests; None if there are none."""
+        """Return an object with only the remaining requests, or None if there are none."""
         if not remaining:
             return None
         kept = set(remaining)
@@ -66,12 +66,12 @@ class _DecodingRequests:
         return _DecodingRequests(remaining, self.decode_batch)
 
     def concatenate(self, other: "_DecodingRequests") -> "_DecodingRequests":
-        """Return the rows of this one, then those of `other`."""
+        """Return the requests and rows of this object, then those of `other`."""
         return _DecodingRequests([*self.requests, *other.requests], self.decode_batch.concatenate(other.decode_batch))
 
 
 class Batcher:
-    """Runs steps while requests are in flight. For one event loop; the network computes in another thread."""
+    """Runs steps while requests are in flight. Use it in one event loop; the network computes in another thread."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -81,11 +81,11 @@ class Batcher:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
 
     def close(self) -> None:
-        """Start no further step."""
+        """Stop: no further step starts."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def generate(self, prompt: NetworkPrompt, answer: Answer, gate: PauseGate) -> None:
-        """Take part in the steps until the answer is finished, or until this call is cancelled."""
+        """Generate the answer in the next steps; return when it is finished. To abort it, cancel this call."""
         request = _RunningRequest(prompt, answer)
         self._waiting.append(request)
         if self._step_task is None:
@@ -103,7 +103,7 @@ class Batcher:
                     continue
                 try:
                     tokens = await loop.run_in_executor(self._executor, self._compute_step, continuing, starting)
-                except Exception as error:  # an error of the network ends the requests of this step
+                except Exception as error:  # an error of the network fails all requests of this step
                     log.error("a step of the network failed", requests=len(participants), exc_info=error)
                     self._decoding = None
                     for request in participants:
@@ -111,11 +111,11 @@ class Batcher:
                     continue
                 for request, token in zip(participants, tokens, strict=True):
                     request.add_token(token, gate.version)
-        # Nothing was awaited since the check of the loop, so no request is missed: a new one starts a new task.
+        # There is no await between the check of the loop and this line, so every later request starts a new task.
         self._step_task = None
 
     def _select_participants(self) -> tuple[list[_RunningRequest], list[_RunningRequest]]:
-        """Return the requests of the next step: those that decode another token, and those that start."""
+        """Return the requests of the next step: those that decode another token, and those whose prompt is computed."""
         decoding_requests = self._decoding.requests if self._decoding is not None else ()
         self._waiting = [request for request in self._waiting if not request.finished.done()]
         starting = self._waiting[: _count_fitting([len(request.prompt.token_ids) for request in self._waiting])]
@@ -148,7 +148,7 @@ class Batcher:
 
 
 def _count_fitting(lengths: Sequence[int]) -> int:
-    """Return how many of the first prompts are computed together."""
+    """Return the number of first prompts that are computed together."""
     longest = 0
     for count, length in enumerate(lengths):
         longest = max(longest, length)

@@ -1,4 +1,4 @@
-"""Sequences that are decoded together: their keys and values, padded on the left to one length."""
+"""The keys and values of sequences that are decoded together, padded on the left to the same length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class DecodeBatch:
     """The keys and values of several sequences, a row for each.
 
     Attributes:
-        layers: keys and values of each layer, (rows, heads, length, size).
-        attention_mask: (rows, length), 0 where a shorter sequence is padded.
-        next_positions: (rows), the position of the next token, which is the same on all three axes.
+        layers: the keys and values of each layer, with the shape (rows, heads, length, size).
+        attention_mask: shape (rows, length); 0 where a shorter sequence is padded.
+        next_positions: shape (rows); the position of the next token, which is the same on all three axes.
     """
 
     layers: LayerKeyValues
@@ -25,7 +25,7 @@ class DecodeBatch:
     next_positions: torch.Tensor
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Remove all other rows, and the padding that no remaining row needs."""
+        """Keep only these rows, and remove padding that none of them needs."""
         if len(rows) == len(self.attention_mask):
             return
         row_indices = torch.tensor(rows, dtype=torch.long, device=self.attention_mask.device)
@@ -37,7 +37,7 @@ class DecodeBatch:
         ]
 
     def concatenate(self, other: "DecodeBatch") -> "DecodeBatch":
-        """Return the rows of this one, then those of `other`."""
+        """Return a batch with the rows of this batch, then those of `other`."""
         length = max(self.attention_mask.shape[1], other.attention_mask.shape[1])
         left, right = self._padded(length), other._padded(length)
         return DecodeBatch(
@@ -58,5 +58,5 @@ class DecodeBatch:
 
 
 def layers_of(cache: Any) -> LayerKeyValues:
-    """Return the keys and values in a cache of transformers."""
+    """Return the keys and values of each layer from a cache of transformers."""
     return [(layer.keys, layer.values) for layer in cache.layers]

@@ -26,10 +26,10 @@ class NetworkEngine:
     """Answers requests with a network.
 
     Attributes:
-        model_card: what the engine says it serves.
+        model_card: the description of the model that the engine serves.
 
     Raises:
-        ConfigurationError: the directory holds no checkpoint of a supported family.
+        ConfigurationError: the directory contains no checkpoint of a supported family.
         TokenizerError, AdapterError: the directory lacks a file or a token.
     """
 
@@ -50,7 +50,7 @@ class NetworkEngine:
         self._batcher = Batcher(self._network)
 
     def prepare(self, request: GenerateBody) -> Job:
-        """See `Engine.prepare`."""
+        """Check a request, and return its job; see `Engine.prepare`."""
         parsed = self._request_reader.read(request)
         for key in ("allowed_token_ids", "logit_bias"):
             largest_id = max(getattr(request.sampling_params, key) or (0,))
@@ -76,11 +76,11 @@ class NetworkEngine:
         return NetworkJob(parsed.prompt, parsed.stop_conditions, network_prompt, self._batcher)
 
     def reload(self, directory: Path | None) -> None:
-        """See `Engine.reload`."""
+        """Load other weights; see `Engine.reload`."""
         self._network.reload(directory)
 
     def close(self) -> None:
-        """Start no further step."""
+        """Stop: no further step starts."""
         self._batcher.close()
 
     def _prompt_images(self, request: GenerateBody, parsed: ParsedRequest) -> tuple[PromptImage, ...]:
@@ -96,7 +96,7 @@ class NetworkJob(Job):
     """A job whose answer the network computes in a batch with the answers to other requests.
 
     Attributes:
-        network_prompt: the prompt as the network takes it.
+        network_prompt: the prompt in the form that the network needs.
         batcher: the batcher of the engine.
     """
 
@@ -104,5 +104,5 @@ class NetworkJob(Job):
     batcher: Batcher
 
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
-        """See `Job.generate`."""
+        """Generate the answer; see `Job.generate`."""
         await self.batcher.generate(self.network_prompt, answer, gate)

@@ -1,4 +1,4 @@
-"""The network: a checkpoint of the Qwen-VL families, which transformers computes for several sequences at once."""
+"""The network: a checkpoint of a Qwen-VL family. With it, transformers computes several sequences at once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +19,14 @@ SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen2_5_vl")
 
 
 class Network:
-    """A checkpoint in memory. One thread computes at a time, in inference mode.
+    """A checkpoint in memory. Only one thread may use it at a time, in inference mode.
 
     Raises:
-        ConfigurationError: the directory holds no checkpoint of a supported family.
+        ConfigurationError: the directory contains no checkpoint of a supported family.
     """
 
     def __init__(self, directory: Path, *, device: str, dtype: str) -> None:
-        # A server draws no progress bars in a terminal.
+        # A server must not show progress bars.
         transformers_logging.disable_progress_bar()
         self._directory = directory
         self._device = device
@@ -35,12 +35,12 @@ class Network:
             self._config = AutoConfig.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"{directory} holds no checkpoint that transformers can load: {str(error)[:300]}"
+                f"{directory} has no checkpoint that transformers can load: {str(error)[:300]}"
             ) from error
         if self._config.model_type not in SUPPORTED_MODEL_TYPES:
             raise ConfigurationError(
                 f"{directory} is a checkpoint of {self._config.model_type}; "
-                f"this engine computes {' and '.join(SUPPORTED_MODEL_TYPES)}. Serve others with `rollout serve vllm`."
+                f"this engine supports {' and '.join(SUPPORTED_MODEL_TYPES)}. Serve others with `rollout serve vllm`."
             )
         try:
             self._use_model(self._load(directory))
@@ -49,22 +49,22 @@ class Network:
 
     @property
     def merge_size(self) -> int:
-        """How many patches along each side make one token."""
+        """The number of patches along each side that are merged into one token."""
         merge_size: int = self._model.config.vision_config.spatial_merge_size
         return merge_size
 
     @property
     def max_model_len(self) -> int:
-        """The longest sequence that the checkpoint supports."""
+        """The limit for a sequence in this checkpoint, in tokens."""
         length: int = self._model.config.get_text_config().max_position_embeddings
         return length
 
     def reload(self, directory: Path | None) -> None:
-        """See `Engine.reload`."""
+        """Load other weights; see `Engine.reload`."""
         self._use_model(self._load(directory or self._directory))
 
     def prefill(self, prompts: Sequence[NetworkPrompt]) -> tuple[torch.Tensor, DecodeBatch]:
-        """Compute prompts together, and return the logits of each next token and the batch for decoding."""
+        """Compute prompts together; return the logits of each next token, and the batch for decoding."""
         length = max(len(prompt.token_ids) for prompt in prompts)
         input_ids = torch.zeros((len(prompts), length), dtype=torch.long)
         attention_mask = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -89,7 +89,7 @@ class Network:
         return logits, DecodeBatch(layers_of(cache), attention_mask, next_positions)
 
     def decode(self, decode_batch: DecodeBatch, token_ids: Sequence[int]) -> torch.Tensor:
-        """Append the newest token to each sequence of the batch, and return the logits of each next token."""
+        """Append the latest token to each sequence of the batch, and return the logits of each next token."""
         cache = DynamicCache(config=self._model.config.get_text_config())
         for layer_index, (keys, values) in enumerate(decode_batch.layers):
             cache.update(keys, values, layer_index)
@@ -113,7 +113,7 @@ class Network:
         cache: Any,
         **image_inputs: Any,
     ) -> torch.Tensor:
-        # By position, because the names differ: older versions of transformers call the cache past_key_values.
+        # Arguments go by position: older versions of transformers call the cache past_key_values.
         out = self._model(
             input_ids.to(self._device),
             attention_mask,
@@ -131,7 +131,7 @@ class Network:
             model, loading_info = AutoModelForImageTextToText.from_pretrained(
                 directory,
                 config=self._config,
-                # Not used, but without it transformers fails for a directory that has only weights.
+                # It is not used, but without it transformers fails for a directory that has only weights.
                 generation_config=GenerationConfig(),
                 dtype=self._dtype,
                 local_files_only=True,
@@ -152,7 +152,7 @@ class Network:
 
 
 def _encoder_outputs(features: Sequence[VisionFeatures]) -> dict[str, Any]:
-    """Return the features in the form in which the vision tower gives them to the language model."""
+    """Return image features in the form in which the vision tower gives them to the language model."""
     if not features:
         return {}
     deepstack_layers = [

@@ -1,4 +1,4 @@
-"""The input of the network: prompts with images as patches and positions on three axes."""
+"""The input of the network: prompts with image patches and with positions on three axes."""
 
 import random
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ class PromptImage:
     """One image of a prompt.
 
     Attributes:
-        image_hash: the verified hash of its bytes.
-        processed: its patches and grid.
+        image_hash: the verified hash of the image's bytes.
+        processed: the patches and the grid of the image.
     """
 
     image_hash: str
@@ -28,14 +28,14 @@ class PromptImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkPrompt:
-    """A prompt as the network takes it, and how its answer is sampled.
+    """A prompt in the form that the network needs, and how its answer is sampled.
 
     Attributes:
         token_ids: the expanded ids.
         positions: the position of each token, on three axes.
-        images: its images, in order.
+        images: the images of the prompt, in order.
         sampling_params: the sampling parameters of the request.
-        rng: the random numbers of its answer.
+        rng: the random number generator for the answer.
     """
 
     token_ids: Sequence[int]
@@ -50,8 +50,8 @@ def rope_positions(
 ) -> Positions:
     """Return the position of each token in time, height and width. Text has the same position on all three axes.
 
-    An image is a plane that starts at the current position. The text after it starts after its longer side, so a
-    position is not the index of a token.
+    An image is a plane that starts at the current position. The text after it continues after the longer side of the
+    plane, so a position is not the index of a token.
     """
     positions = np.empty((3, prompt_length), np.int64)
     token_index = position = 0

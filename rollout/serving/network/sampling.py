@@ -1,4 +1,4 @@
-"""Samples the next token of several sequences from their logits, with log-probs of exactly that distribution."""
+"""Samples the next token of several sequences from their logits, with the exact log-probs."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from rollout.serving.network.prompts import NetworkPrompt
 from rollout.serving.protocol import LEAST_LOGIT_BIAS
 from rollout.serving.sampling import MIN_SAMPLING_TEMPERATURE
 
-# Rounding must not select a token after the last possible one.
+# With this factor, rounding cannot select a token after the last possible one.
 _BELOW_ONE = 1 - 1e-12
 
 
 def sample_tokens(logits: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> list[SampledToken]:
-    """Return one token for each row of logits, in float32.
+    """Sample one token for each row of logits, which are in float32.
 
     As in vLLM's processed log-probs, biases are added, forbidden tokens are left out, and the temperature is applied.
-    At temperature 0 the likeliest token is taken, with its log-prob at temperature 1.
+    At temperature 0, the likeliest token is chosen, and its log-prob is that at temperature 1.
     """
     temperatures = [prompt.sampling_params.temperature for prompt in prompts]
     divisors = torch.tensor(
@@ -63,7 +63,7 @@ def _mask_forbidden(logits: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> t
 
 
 def _top_logprobs(logprobs: torch.Tensor, prompts: Sequence[NetworkPrompt]) -> list[tuple[tuple[int, float], ...]]:
-    """Return the likeliest tokens of each row, one more than requested, because the sampled token may be among them."""
+    """Return the likeliest tokens of each row: one more than requested, because the sampled token may be among them."""
     max_count = max(prompt.sampling_params.logprobs for prompt in prompts)
     if not max_count:
         return [()] * len(prompts)

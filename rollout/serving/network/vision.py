@@ -1,4 +1,4 @@
-"""Computes the features of images; each distinct image is encoded once, until the weights change."""
+"""Computes the features of images, and caches them until the weights change."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -17,8 +17,8 @@ class VisionFeatures:
     """The features of one image for the language model.
 
     Attributes:
-        embeddings: the embeddings of its pad tokens.
-        deepstack: the features that deeper layers add, if the family has them.
+        embeddings: the embeddings of the image's pad tokens.
+        deepstack: further features that layers of the language model add, if the family has them.
     """
 
     embeddings: torch.Tensor
@@ -26,7 +26,7 @@ class VisionFeatures:
 
     @property
     def nbytes(self) -> int:
-        """The size of all its tensors in bytes."""
+        """The size of all tensors in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.embeddings, *self.deepstack))
 
 
@@ -40,7 +40,7 @@ class ImageEncoder:
         self._cache_bytes = 0
 
     def encode(self, images: Iterable[PromptImage]) -> Mapping[str, VisionFeatures]:
-        """Return the features of all images by hash; those that are not cached are computed together."""
+        """Return the features of all images, by hash. Features that are not cached are computed together."""
         images_by_hash = {image.image_hash: image for image in images}
         features_by_hash = {
             image_hash: self._cache[image_hash] for image_hash in images_by_hash if image_hash in self._cache

@@ -12,7 +12,7 @@ from rollout.serving.tiny_model.families import FAMILIES
 def main() -> None:
     """Write a tiny checkpoint into a directory."""
     parser = argparse.ArgumentParser(prog="python -m rollout.serving.tiny_model", description="Make a tiny checkpoint.")
-    parser.add_argument("directory", type=Path, help="where to write it; an older checkpoint there is replaced")
+    parser.add_argument("directory", type=Path, help="the directory of the checkpoint; an older one is replaced")
     parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen3-vl", help="the model family")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the random weights")
     arguments = parser.parse_args()

@@ -8,11 +8,11 @@ from rollout.images.processors import import_trainer_extra
 from rollout.serving.tiny_model.families import CONTEXT_LENGTH, FAMILIES, SHIPPED_MODEL_DIRECTORY
 
 WEIGHT_SCALE = 6.0
-"""The usual initial weights give almost flat logits. Scaled up, greedy answers depend on the prompt and its images."""
+"""The factor for the initial weights. Without it, logits are almost flat, and hardly depend on the prompt."""
 
 
 def make_checkpoint(directory: Path, family: str, *, seed: int = 0, scale: float = WEIGHT_SCALE) -> int:
-    """Write a checkpoint of a family into a directory, and return how many parameters it has.
+    """Write a checkpoint of a family into a directory, and return its number of parameters.
 
     Its matrices are `scale` times the usual initial weights of the architecture.
 

@@ -1,6 +1,6 @@
 """The families of tiny checkpoints: their architectures, chat templates and processor configurations.
 
-torch and transformers are imported when a network is built, so the names can be listed without them.
+This module imports torch and transformers only when it builds a network, so names can be listed without them.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +22,11 @@ TokenIdLookup = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class TinyFamily:
-    """What differs between families.
+    """The parts in which families differ.
 
     Attributes:
-        chat_template: the file of its chat template.
-        build_network: builds a network with random weights from the vocabulary's size and a look-up of token ids.
+        chat_template: the file of the family's chat template.
+        build_network: builds a network with random weights, from the size of the vocabulary and a look-up of token ids.
         config_files: the configuration files of a checkpoint, by name; they are written as JSON.
     """
 

@@ -1,1 +1,1 @@
-"""Holds `rollout_vllm_key`, which vLLM imports from this directory."""
+"""Contains `rollout_vllm_key`, which vLLM imports from this directory."""

@@ -1,9 +1,10 @@
-"""Asks for an API key on every route of an engine, also of vLLM.
+"""Asks for an API key on every route of an engine except `/health` and `/metrics`, also in vLLM.
 
-vLLM 0.32 asks for its key on `/v1`, `/v2`, `/inference` and `/cohere` only. Without one, a client may pause the engine,
-replace its weights, or get answers at `/invocations`. So `rollout serve vllm` passes this class to vLLM with
-`--middleware`, and its directory on PYTHONPATH. In vLLM's environment there is no other file of ours, so this one
-imports only the standard library.
+vLLM 0.32 asks for its key on `/v1`, `/v2`, `/inference` and `/cohere` only. On other routes, a client without a key
+could pause the engine, replace its weights, or get answers at `/invocations`. So `rollout serve vllm` passes this class
+to vLLM with `--middleware`, and puts its directory on PYTHONPATH.
+
+vLLM's environment has no other file of ours, so this module imports only the standard library.
 """
 
 import hmac
@@ -18,7 +19,7 @@ _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 _OPEN_PATHS = frozenset(("/health", "/metrics", "/metrics/"))
-"""A scheduler and Prometheus read these without a key."""
+"""A scheduler and Prometheus read these paths without a key."""
 _BODY = json.dumps(
     {
         "error": {
@@ -32,20 +33,20 @@ _BODY = json.dumps(
 
 
 class RequireKey:
-    """An ASGI application that passes only requests with the key to the application inside it.
+    """An ASGI application that passes a request on to the application inside it only if the request has the API key.
 
-    `key` is the key; None: the one in the environment variable VLLM_API_KEY.
+    If `key` is None, the key comes from the environment variable VLLM_API_KEY.
     """
 
     def __init__(self, app: _App, key: str | None = None) -> None:
         key = os.environ.get("VLLM_API_KEY", "").strip() if key is None else key
         if not key:
-            raise ValueError("VLLM_API_KEY is empty; put the API key into it")
+            raise ValueError("VLLM_API_KEY is empty; set it to the API key")
         self._app = app
         self._expected = f"bearer {key}".encode()
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        """Answer 401 to a request without the key; pass others on."""
+        """Answer a request without the key with status 401, and pass all other requests on."""
         if scope["type"] not in ("http", "websocket") or self._is_open(scope) or self._has_key(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":

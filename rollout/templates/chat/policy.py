@@ -9,10 +9,10 @@ TURN = re.compile(r"(\d+)\.<\|im_end\|>\s*<\|im_start\|>user\s*(Higher|Lower)")
 
 
 class Halving:
-    """Guesses the middle of the range; with a temperature above 0, not always."""
+    """Guesses the middle of the range; if the temperature is above 0, not always."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """Return the possible answers to this prompt; a greater logit is likelier."""
+        """Return the possible answers; an answer with a greater logit is likelier."""
         question = re.search(r"from 1 to (\d+)", prompt)
         low, high = 1, int(question[1]) if question else 1
         for guess, hint in TURN.findall(prompt):

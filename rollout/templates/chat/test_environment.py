@@ -1,4 +1,4 @@
-"""Plays the environment with answers from the tests, and checks the results."""
+"""Plays the environment with fixed answers, and checks the results."""
 
 from rollout.testing import PlayRollout
 from rollout.trainer import check
@@ -7,7 +7,7 @@ from rollout.templates.chat.environment import GuessNumber
 
 
 def test_hints_lead_to_the_number(play_rollout: PlayRollout) -> None:
-    """Each hint tells the direction, and the right number has the reward."""
+    """Each hint says the direction, and the right number gets the reward."""
     settings = {"highest": 4}
     played = play_rollout(GuessNumber, settings=settings, answers=["1", "Is it 4?"])
     contents = [message["content"] for message in played.messages]
@@ -17,7 +17,7 @@ def test_hints_lead_to_the_number(play_rollout: PlayRollout) -> None:
 
 
 def test_too_few_guesses_have_no_reward(play_rollout: PlayRollout) -> None:
-    """After the last guess, the reward is 0."""
+    """If no guess is right, the reward is 0."""
     settings = {"max_guesses": 2}
     played = play_rollout(GuessNumber, settings=settings, answers=["What?", "0"])
     assert played.messages[-2]["content"] == "Say a number."

@@ -1,4 +1,4 @@
-"""A game of gymnasium: the model sees each state as text and says an action."""
+"""A gymnasium game: the model reads each state as text and answers with an action."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,8 +14,8 @@ from rollout import (
     Turn,
 )
 
-# For another game, change what depends on this one: ACTIONS, the rules in reset,
-# id and options in the YAML, and the script of the policy.
+# For another game, change ACTIONS, the rules in reset, id and options in the YAML,
+# and the script in policy.py.
 ACTIONS = ("left", "down", "right", "up")
 """The words for FrozenLake's actions, in the order of their numbers."""
 
@@ -25,22 +25,22 @@ class LakeSettings(EnvironmentSettings):
 
     id: str = "FrozenLake-v1"  # id and options are arguments of gymnasium.make
     options: Mapping[str, Any] = {"map_name": "4x4", "is_slippery": False}
-    max_turns: int = 20  # answers of the model
+    max_turns: int = 20  # the limit for answers of the model
 
 
 class Lake(MultiTurnEnvironment):
-    """Each rollout has its own gymnasium environment, which `close` closes."""
+    """Plays one game. Each rollout has its own gymnasium environment."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = LakeSettings
     settings: LakeSettings
 
     async def reset(self, task: Task) -> Sequence[dict[str, Any]]:
-        """Begin a rollout: return the first messages. The seed fixes the game."""
+        """Return the first messages. The seed determines the game."""
         name, options = self.settings.id, self.settings.options
         self.game = gymnasium.make(name, render_mode="ansi", **options)
         if self.game.action_space != gymnasium.spaces.Discrete(len(ACTIONS)):
             space = self.game.action_space
-            raise ValueError(f"ACTIONS has {len(ACTIONS)} words for {space} of {name}")
+            raise ValueError(f"{name} has {space}; write one word for each in ACTIONS")
         self.game.reset(seed=task.seed % 2**31)
         self.turns = 0
         self.total = 0.0
@@ -49,12 +49,12 @@ class Lake(MultiTurnEnvironment):
         return [{"role": "user", "content": f"{rules}\n{self.picture()}"}]
 
     async def step(self, reply: Reply) -> Turn:
-        """Take an action: return the new state and its reward, or the score."""
+        """Take an action, and return the new state or the score, with the reward."""
         self.turns += 1
         word = reply.text.strip(" .").lower()
         gained, ended = 0.0, False
         if word in ACTIONS:
-            # Run a slow game in a thread: anyio.to_thread.
+            # If the game is slow, run it in a thread (anyio.to_thread).
             _, reward, terminated, truncated, _ = self.game.step(ACTIONS.index(word))
             gained, ended = float(reward), terminated or truncated
         self.total += gained
@@ -67,10 +67,10 @@ class Lake(MultiTurnEnvironment):
         return Turn([message], reward=gained)
 
     def picture(self) -> str:
-        """Return the map; a star marks the place of the model."""
+        """Return the map as text; a star marks the position of the model."""
         text = str(self.game.render())
         marked = text.replace("\x1b[41m", "*").replace("\x1b[0m", "")
-        rows = marked.splitlines()  # one row may be the last action, in brackets
+        rows = marked.splitlines()  # a row in brackets is the last action
         return "\n".join(row for row in rows if row.strip() and "(" not in row)
 
     def close(self) -> None:

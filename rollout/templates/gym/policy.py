@@ -9,16 +9,16 @@ STEPS = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
 
 
 class Walker:
-    """Walks the shortest way; with a temperature above 0, not always."""
+    """Takes the shortest way; if the temperature is above 0, not always."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """Return the possible answers to this prompt; a greater logit is likelier."""
+        """Return the possible answers; an answer with a greater logit is likelier."""
         best = first_step(last_map(prompt))
         return [AnswerSlot({step: 4.0 if step == best else 0.0 for step in STEPS})]
 
 
 def last_map(prompt: str) -> list[str]:
-    """Return the rows of the map in the last message of the user."""
+    """Return the rows of the map in the user's last message."""
     message = prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
     return [row for row in message.splitlines() if row and set(row) <= set("*SFHG")]
 
@@ -28,7 +28,7 @@ def first_step(rows: Sequence[str]) -> str:
     cells = [row.replace("*", "") for row in rows]
     stars = [(y, row.index("*")) for y, row in enumerate(rows) if "*" in row]
     if not stars:
-        return "left"  # another game, which this script does not know
+        return "left"  # this is another game, which the script does not know
     start = stars[0]
     ways: deque[tuple[tuple[int, int], str]] = deque([(start, "")])
     seen = {start}

@@ -1,4 +1,4 @@
-"""Plays rollouts with answers from the tests, and checks the results."""
+"""Plays the environment with fixed answers, and checks the results."""
 
 from rollout.testing import PlayRollout
 
@@ -15,7 +15,7 @@ def test_the_last_step_of_the_way_is_rewarded(play_rollout: PlayRollout) -> None
 
 
 def test_a_wrong_word_costs_a_turn(play_rollout: PlayRollout) -> None:
-    """The next message lists the actions, and the turn counts."""
+    """The next message lists the actions, and the turn is counted."""
     answers = ["I would rather swim.", "north"]
     played = play_rollout(Lake, answers=answers, settings={"max_turns": 2})
     assert (played.reward, played.limit) == (0.0, "turns")

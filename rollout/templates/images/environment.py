@@ -1,4 +1,4 @@
-"""A search: each turn shows a picture and asks for the corner of the red disc."""
+"""Each turn shows a picture and asks in which corner the red disc is."""
 
 import random
 from typing import Any, ClassVar
@@ -18,17 +18,17 @@ QUESTION = f"In which corner is the red disc: {', '.join(CORNERS)}?"
 class DiscSettings(EnvironmentSettings):
     """The keys of the section `environment` in the YAML."""
 
-    pictures: int = 3  # in each rollout
+    pictures: int = 3  # the number of pictures in a rollout
 
 
 class FindDisc(Environment):
-    """All pictures are in one conversation: each request also has the earlier ones."""
+    """Keeps all pictures in one conversation; a request also has the earlier ones."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = DiscSettings
     settings: DiscSettings
 
     async def run(self, task: Task, model: Model) -> Score:
-        """Play one rollout. The seed fixes its pictures."""
+        """Play one rollout, and return its score. The seed determines the pictures."""
         rng = random.Random(task.seed)
         messages: list[dict[str, Any]] = []
         right = 0
@@ -44,7 +44,7 @@ class FindDisc(Environment):
 
 
 def draw(corner: str) -> Image.Image:
-    """Draw a red disc in a corner of a grey picture."""
+    """Return a grey picture with a red disc in this corner."""
     picture = Image.new("RGB", (128, 128), "grey")
     left, top = CORNERS[corner]
     ImageDraw.Draw(picture).ellipse((left, top, left + 32, top + 32), fill="red")

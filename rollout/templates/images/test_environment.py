@@ -1,4 +1,4 @@
-"""Plays the environment with answers from the tests, and checks the results."""
+"""Plays the environment with fixed answers, and checks the results."""
 
 from rollout import Task
 from rollout.testing import PlayRollout

@@ -1,1 +1,1 @@
-"""The template tools: the model answers a question with tools, several at once."""
+"""The template tools: the model buys things with tools, with several calls in one answer."""

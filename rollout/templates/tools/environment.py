@@ -1,4 +1,4 @@
-"""A purchase: the model looks up prices with tools, and pays the sum."""
+"""A purchase: the model looks up prices with a tool, and pays with another tool."""
 
 import random
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def price(fruit: str) -> int:
     Args:
         fruit: its name, in the singular.
     """
-    if fruit not in PRICES:  # the model reads this, and may try again
+    if fruit not in PRICES:  # the model reads this error, and may try again
         raise ValueError(f"there is no {fruit}; there are {', '.join(PRICES)}")
     return PRICES[fruit]
 
@@ -37,18 +37,18 @@ Amount = Annotated[int, Field(ge=1, description="the sum of all prices")]
 class ShoppingSettings(ToolSettings):
     """The keys of the section `environment`, besides those of `ToolSettings`."""
 
-    most: int = 5  # pieces of each fruit, at most
+    most: int = 5  # the limit for pieces of each fruit
 
 
 class Shopping(ToolEnvironment):
-    """Plays until the model answers without calling a tool."""
+    """Plays until the model answers without a tool call."""
 
     Settings: ClassVar[type[EnvironmentSettings]] = ShoppingSettings
     settings: ShoppingSettings
     functions: ClassVar[Sequence[Tool[..., Any]]] = [price]
 
     async def reset(self, task: Task) -> Sequence[dict[str, Any]]:
-        """Begin a rollout: return the first messages. The seed fixes the basket."""
+        """Return the first messages. The seed determines what to buy."""
         rng = random.Random(task.seed)
         fruit = rng.sample(sorted(PRICES), 2)
         counts = [rng.randint(1, self.settings.most) for _ in fruit]
@@ -66,7 +66,7 @@ class Shopping(ToolEnvironment):
         return "Thank you."
 
     async def score(self, reply: Reply) -> Score:
-        """Score the rollout; `reply` is its last answer."""
+        """Return the score of the rollout; `reply` is the last answer."""
         paid, ended = self.paid == self.sum, not reply.tool_calls
         rewards = {"paid": float(paid), "ended": float(ended)}
         return Score(rewards=rewards, weights={"paid": 0.9, "ended": 0.1})

@@ -10,10 +10,10 @@ RESULT = re.compile(r"<tool_response>\n(.*?)\n</tool_response>")
 
 
 class Buyer:
-    """Asks for all prices at once, then pays; its sum may be wrong."""
+    """Asks for all prices at once, then pays; sometimes the sum is wrong."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """Return the possible answers to this prompt; a greater logit is likelier."""
+        """Return the possible answers; an answer with a greater logit is likelier."""
         question = prompt.rpartition("Buy ")[2]
         wanted, results = WANTED.findall(question), RESULT.findall(question)
         if not results:
@@ -28,6 +28,6 @@ class Buyer:
 
 
 def call(name: str, arguments: str) -> str:
-    """Return a call in the format of the family qwen3."""
+    """Return a tool call in the format of the model family qwen3."""
     function = f'{{"name": "{name}", "arguments": {{{arguments}}}}}'
     return f"<tool_call>\n{function}\n</tool_call>"

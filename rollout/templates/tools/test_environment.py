@@ -1,4 +1,4 @@
-"""Plays rollouts with answers from the tests, and checks the results."""
+"""Plays the environment with fixed answers, and checks the results."""
 
 import re
 from collections.abc import Sequence

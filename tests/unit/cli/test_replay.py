@@ -45,7 +45,7 @@ def test_json_has_the_whole_report(run_directory: Path) -> None:
     assert report["differences"][0] == {
         "what": "score",
         "turn": None,
-        "text": "reward: 1; recorded is 3.5",
+        "text": "reward: 1; recorded: 3.5",
         "details": [],
     }
 

@@ -77,10 +77,10 @@ def test_a_reset_may_return_any_iterable_of_messages() -> None:
 @pytest.mark.parametrize(
     ("turn", "problem"),
     [
-        (None, "returned None; write `return Turn(messages=[…])` to go on, or `return Turn(score="),
-        ([QUESTION], "returned a list; write `return Turn(messages=[…])` to go on"),
-        (Score(1.0), "returned a Score; write `return Turn(messages=[…])` to go on"),
-        (Turn(score=1.0), "returned a Turn whose score is a float; write `Turn(score=Score(reward=…))`."),  # type: ignore[arg-type]
+        (None, "returned None; write `return Turn(messages=[…])` to continue, or `return Turn(score="),
+        ([QUESTION], "returned a list; write `return Turn(messages=[…])` to continue"),
+        (Score(1.0), "returned a Score; write `return Turn(messages=[…])` to continue"),
+        (Turn(score=1.0), "returned a Turn whose score is a float; write `Turn(score=Score(…))`."),  # type: ignore[arg-type]
         (Turn("again"), "returned a Turn whose messages are a str; write `Turn(messages=[{"),  # type: ignore[arg-type]
         (Turn(Score(1.0)), "returned a Turn whose messages are a Score; write `Turn(score=…)`."),  # type: ignore[arg-type]
         (Turn(), "returned a Turn with neither messages nor a score; add messages"),

@@ -216,7 +216,7 @@ def test_an_environment_without_tools_is_refused() -> None:
     class Empty(ToolEnvironment):
         reset, score = Desk.reset, Desk.score
 
-    with pytest.raises(Exception, match="Empty has no tools; write `@tool` above its methods, or name functions"):
+    with pytest.raises(Exception, match="Empty has no tools; write `@tool` above its methods, or list functions"):
         require_usable(lambda: Empty(ToolSettings()), "my:Empty")
 
 
@@ -249,17 +249,17 @@ def make_close() -> Any:
     ("attributes", "problem"),
     [
         (lambda: {"functions": [add, add_all]}, "has two tools with the name 'add'; write `@tool(name=…)` above one."),
-        (lambda: {"functions": [add.function]}, "functions holds a function; write `@tool` above the function."),
+        (lambda: {"functions": [add.function]}, "functions has a function; write `@tool` above the function."),
         (lambda: {"functions": add}, "functions is a Tool; expected a list of tools."),
-        (lambda: {"functions": [Desk.look]}, "functions holds <tool look>, which is a method; it takes only"),
+        (lambda: {"functions": [Desk.look]}, "functions contains the method <tool look>; list only"),
         (
             lambda: {"tools": [add]},
-            "sets `tools`, which the class computes from its tools; name functions with `@tool` in",
+            "sets `tools`, but this is computed from its tools; list functions with `@tool` in",
         ),
         (lambda: {"Settings": EnvironmentSettings}, "Settings is EnvironmentSettings, which has no max_turns; make it"),
         (lambda: {"other": make_static()}, "other is a staticmethod; make it a method with `self`"),
         (lambda: {"reset": make_close()}, "reset replaces an attribute of all environments; rename the"),
-        (lambda: {"look": lambda self: None}, "look replaces a tool and is not a tool; write `@tool` above it"),
+        (lambda: {"look": lambda self: None}, "look replaces a tool, but is not a tool itself; write `@tool` above it"),
     ],
     ids=["twice", "no tool", "no list", "method", "tools", "settings", "static", "reserved", "overridden"],
 )

@@ -170,7 +170,7 @@ async def test_a_coroutine_that_ignores_its_cancellation_is_abandoned(monkeypatc
 
     with capture_logs() as logs:
         assert await content(stay, timeout=0.02) == "Error: stay did not end within 0.02 s."
-    assert logs[0]["event"] == "a tool ignores its cancellation, and is left behind"
+    assert logs[0]["event"] == "a tool ignores its cancellation and still runs"
     ended.set()
     await asyncio.sleep(0)
 
@@ -373,11 +373,14 @@ async def test_a_result_becomes_text_or_parts_or_json(returned: Any, written: An
     ("returned", "problem"),
     [
         (np.zeros((2, 2, 3), np.uint8), r"a ndarray; if it is an image, write Image\.fromarray\(array\), with Image"),
-        ([np.zeros((2, 2))], r"a list that holds a ndarray; if it is an image, write Image\.fromarray\(array\)"),
+        ([np.zeros((2, 2))], r"a list that contains a ndarray; if it is an image, write Image\.fromarray\(array\)"),
         (b"\x89PNG", r"a bytes; decode them to text, or, if they are an image, write Image\.open\(io\.BytesIO\(data"),
-        ({"map": PICTURE}, "a dict that holds an Image; return images alone, or in a list beside texts"),
-        (object(), "an object; return text, a Pillow image, a list of both, or values with a JSON form: "),
-        ({"x": object()}, "a dict; return text, a Pillow image, a list of both, or values with a JSON form: "),
+        ({"map": PICTURE}, "a dict that contains an Image; return an image alone, or a list of images and texts"),
+        (object(), "an object; return text, a Pillow image, a list of texts and images, or values with a JSON form: "),
+        (
+            {"x": object()},
+            "a dict; return text, a Pillow image, a list of texts and images, or values with a JSON form: ",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -399,4 +402,6 @@ async def test_a_result_of_too_many_values_is_an_error_for_the_model() -> None:
     nested: list[Any] = []
     for _ in range(20):
         nested = [nested, nested]
-    assert (await content(returns(nested))).startswith("Error: the result holds more than 131,072 values, or is nested")
+    assert (await content(returns(nested))).startswith(
+        "Error: the result contains more than 131,072 values, or is nested"
+    )

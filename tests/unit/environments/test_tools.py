@@ -216,19 +216,19 @@ class Holder:
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        (undocumented, "has no description; begin it with a docstring, which the model reads."),
-        (only_sections, "has no description; begin it with a docstring"),
-        (untyped, "has the parameter `query` without a type; write `query: str`, or what it is."),
-        (many, "takes `*queries: str`; give each parameter a name, because the model calls with names."),
+        (undocumented, "has no description; add a docstring with one, because the model reads it."),
+        (only_sections, "has no description; add a docstring"),
+        (untyped, "has the parameter `query` without a type; write `query: str`, or another type."),
+        (many, "takes `*queries: str`; give each parameter a name, because the model uses the names."),
         (any_name, "takes `**queries: str`; give each parameter a name"),
         (by_position, "takes `query` by position only; remove the `/`"),
-        (private_parameter, "has the private parameter `_query`; rename it"),
-        (_private, "has the name '_private'; expected at most 64 letters, digits, `_` and `-`, the first a letter: "),
+        (private_parameter, "has the private parameter `_query`; rename or"),
+        (_private, "has the name '_private'; expected a letter, then up to 63 letters, "),
         (misspelt, "describes `qurey` in its docstring, but has no parameter of this name."),
         (unresolved, "has an annotation that cannot be evaluated: name 'Query' is not defined; import or define it"),
         (no_schema, "has the parameter `then`, whose type has no JSON schema; use str, int"),
         (generates, "has a `yield`, which makes it a generator; use `return` instead."),
-        (Holder.no_self, "is in a class and has no `self`; add it, or move the function out of the class."),
+        (Holder.no_self, "is in a class, but has no `self`; add `self`, or move the function out of the class."),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -242,7 +242,7 @@ def test_the_error_of_a_function_that_cannot_be_a_tool_has_its_line_and_a_fix(
 
 
 def test_a_partial_is_refused_because_it_has_the_docstring_of_partial() -> None:
-    with pytest.raises(ToolUnusable, match=r"is a functools\.partial; write a `def` that calls it"):
+    with pytest.raises(ToolUnusable, match=r"is a functools\.partial; write a `def` with its own docstring"):
         tool(functools.partial(no_schema, "query"))
 
 
@@ -263,5 +263,5 @@ def test_invalid_names_and_timeouts_are_refused(options: dict[str, Any]) -> None
 
 
 def test_a_value_that_is_not_a_function_is_refused() -> None:
-    with pytest.raises(ToolUnusable, match="@tool got a str; put it above a `def`"):
+    with pytest.raises(ToolUnusable, match="@tool got a str; write it above a `def`"):
         tool("search")  # type: ignore[call-overload]

@@ -26,7 +26,7 @@ async def test_a_refused_answer_is_not_cached_and_the_judge_is_asked_again() -> 
 async def test_after_the_last_refused_answer_a_retry_quotes_it(max_tries: int) -> None:
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m", max_tries=max_tries) as judge:
         tries = "1 try" if max_tries == 1 else "3 tries"
-        with pytest.raises(Retry, match=f"gave no answer as 'm' in {tries}: accept refuses its answer 'good'$"):
+        with pytest.raises(Retry, match=f"gave no answer from 'm' in {tries}: accept refused the answer 'good'$"):
             await judge.ask("well?", accept=str.isdigit)
         assert len(server.questions) == max_tries
         assert await judge.ask("well?") == "good"
@@ -56,7 +56,7 @@ async def test_a_cached_answer_that_is_refused_is_removed_and_costs_no_try() -> 
 async def test_failed_tries_and_refused_answers_count_together() -> None:
     responses = in_turn(respond(500, b"no"), verdict("good"), respond(500, b"no"))
     async with serve_judge(responses) as server, Judge(server.url, "m", max_tries=3) as judge:
-        with pytest.raises(Retry, match="in 3 tries: it answered 500: no"):
+        with pytest.raises(Retry, match="in 3 tries: the judge answered with status 500: no"):
             await judge.ask("well?", accept=refuse)
     assert len(server.questions) == 3
 
@@ -76,7 +76,7 @@ async def test_a_pause_longer_than_the_rest_of_the_call_does_not_start(monkeypat
     monkeypatch.setattr("rollout.judge.client._MAX_PAUSE_SECONDS", 1000.0)
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m") as judge:
         async with asyncio.timeout(30):
-            with pytest.raises(Retry, match="in 1 try: accept refuses"):
+            with pytest.raises(Retry, match="in 1 try: accept refused"):
                 await judge.ask("well?", accept=refuse)
 
 

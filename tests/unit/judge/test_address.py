@@ -186,7 +186,7 @@ async def test_the_error_of_a_judge_that_does_not_run_has_its_url() -> None:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         async with Judge(url, "m", max_tries=2) as judge:
-            with pytest.raises(Retry, match=f"the judge at {url} gave no answer as 'm' in 2 tries: ConnectError"):
+            with pytest.raises(Retry, match=f"the judge at {url} gave no answer from 'm' in 2 tries: ConnectError"):
                 await judge.ask("well?")
 
 
@@ -232,5 +232,5 @@ async def test_the_longest_finite_timeout_is_accepted() -> None:
 
 @pytest.mark.parametrize("model", [None, "", " ", 5], ids=ascii)
 def test_a_model_without_a_name_is_refused(model: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"^Judge: model is {model!r}; expected the model's name"):
+    with pytest.raises(ConfigurationError, match=f"^Judge: model is {model!r}; expected a string, the name"):
         Judge("http://h/v1", model)

@@ -107,10 +107,10 @@ def nested_in_itself() -> list[Any]:
 @pytest.mark.parametrize(
     ("question", "reason"),
     [
-        (None, "the question is None; give a text, or a list"),
-        (5, "the question is an int; give a text, or a list"),
-        ({"role": "user", "content": "x"}, "the question is a dict; give a text, or a list"),
-        ([], "the question is an empty list; give a text, or a list"),
+        (None, "the question is None; give a string, or a list"),
+        (5, "the question is an int; give a string, or a list"),
+        ({"role": "user", "content": "x"}, "the question is a dict; give a string, or a list"),
+        ([], "the question is an empty list; give a string, or a list"),
         ([{"role": "user", "content": {1, 2}}], "cannot be written as JSON: .*set"),
         ([{"role": "user", "content": [Image.new("L", (1, 1))]}], 'and an image as the part {"type": "image"'),
         ([{"role": "user", "content": 1 << 70}], "cannot be written as JSON: "),
@@ -128,7 +128,7 @@ async def test_a_question_that_cannot_be_sent_is_refused_by_name(question: Any, 
 async def test_a_question_of_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(question_module, "MAX_QUESTION_BYTES", 1000)
     async with Judge("http://127.0.0.1:9/v1", "m") as judge:
-        with pytest.raises(JudgeRefused, match=r"the question has 1,\d\d\d bytes, and at most 1,000 are sent"):
+        with pytest.raises(JudgeRefused, match=r"the question has 1,\d\d\d bytes, but the limit is 1,000"):
             await judge.ask("x" * 1000)
 
 
@@ -136,7 +136,7 @@ async def test_a_question_of_too_many_bytes_is_refused(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("value", [2, None])
 async def test_arguments_of_the_judge_are_refused_as_keys_of_a_question(key: str, value: Any) -> None:
     async with Judge("http://127.0.0.1:9/v1", "m") as judge:
-        with pytest.raises(JudgeRefused, match=rf"^ask\({key}=…\): it is the Judge's; give it where the Judge is made"):
+        with pytest.raises(JudgeRefused, match=rf"^ask\({key}=…\): this is an argument of Judge\(…\), not"):
             await judge.ask("well?", **{key: value})
 
 

@@ -64,7 +64,7 @@ async def test_a_try_without_an_answer_is_repeated(name: str) -> None:
 async def test_after_the_last_try_a_retry_says_where_and_how_often(name: str) -> None:
     async with serve_judge(always(WITHOUT_ANSWER[name])) as server:
         async with Judge(server.url, "m", max_tries=3) as judge:
-            with pytest.raises(Retry, match=f"^the judge at {server.url} gave no answer as 'm' in 3 tries: ."):
+            with pytest.raises(Retry, match=f"^the judge at {server.url} gave no answer from 'm' in 3 tries: ."):
                 await judge.ask("well?")
     assert len(server.questions) == 3
 
@@ -73,7 +73,9 @@ async def test_after_the_last_try_a_retry_says_where_and_how_often(name: str) ->
 async def test_a_refusal_is_final_and_is_not_a_retry(status: int) -> None:
     body = orjson.dumps({"error": {"message": "a reason"}})
     async with serve_judge(always(respond(status, body))) as server, Judge(server.url, "m") as judge:
-        with pytest.raises(JudgeRefused, match=f"^the judge at {server.url} answered {status}: a reason") as refused:
+        with pytest.raises(
+            JudgeRefused, match=f"^the judge at {server.url} answered with status {status}: a reason"
+        ) as refused:
             await judge.ask("well?")
     assert not isinstance(refused.value, Retry)
     assert isinstance(refused.value, RolloutError)
@@ -83,18 +85,20 @@ async def test_a_refusal_is_final_and_is_not_a_retry(status: int) -> None:
 
 @pytest.mark.parametrize(
     ("status", "fix"),
-    [(400, "are the sampling"), (401, "is api_key"), (403, "may this api_key"), (404, "has base_url the /v1")],
+    [(400, "check .* parameters"), (401, "check .* key"), (403, "check .* model"), (404, "check .* /v1")],
 )
 async def test_a_refusal_says_what_to_check(status: int, fix: str) -> None:
     async with serve_judge(always(respond(status, b""))) as server, Judge(server.url, "m") as judge:
-        with pytest.raises(JudgeRefused, match=rf"\(it gave no reason\) \({fix}"):
+        with pytest.raises(JudgeRefused, match=rf"\(no reason given\) \({fix}"):
             await judge.ask("well?")
 
 
 async def test_a_refusal_may_have_an_endless_reason() -> None:
     async with serve_judge(always(respond(401, b"x" * (MAX_ANSWER_BYTES + 1)))) as server:
         async with Judge(server.url, "m") as judge:
-            with pytest.raises(JudgeRefused, match=r"answered 401: \(an answer that is compressed or too long"):
+            with pytest.raises(
+                JudgeRefused, match=r"answered with status 401: \(an answer that is compressed or too long"
+            ):
                 await judge.ask("well?")
 
 
@@ -126,7 +130,7 @@ async def test_a_redirect_is_refused_and_not_followed(status: int) -> None:
     redirect = respond(status, b"", location="https://elsewhere.example/v1")
     async with serve_judge(always(redirect)) as server, Judge(server.url, "m") as judge:
         with pytest.raises(
-            JudgeRefused, match=rf"answered {status}: it redirects to https://elsewhere\.example/v1, and"
+            JudgeRefused, match=rf"answered with status {status}: it redirects to https://elsewhere\.example/v1, and"
         ):
             await judge.ask("well?")
     assert len(server.questions) == 1
@@ -134,7 +138,7 @@ async def test_a_redirect_is_refused_and_not_followed(status: int) -> None:
 
 async def test_a_redirect_without_an_address_is_refused() -> None:
     async with serve_judge(always(respond(302, b"moved"))) as server, Judge(server.url, "m") as judge:
-        with pytest.raises(JudgeRefused, match="it redirects to an address that it does not name"):
+        with pytest.raises(JudgeRefused, match="it redirects to an unknown address"):
             await judge.ask("well?")
 
 
@@ -181,7 +185,8 @@ async def test_a_wait_for_other_calls_ends() -> None:
             outcomes = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 30)
     assert all(isinstance(outcome, Retry) for outcome in outcomes)
     assert any(
-        "in 0 tries: it waited too long for other calls (max_concurrent: 1)" in str(outcome) for outcome in outcomes
+        "in 0 tries: the question waited too long for other calls (max_concurrent: 1)" in str(outcome)
+        for outcome in outcomes
     )
 
 
@@ -232,7 +237,7 @@ async def test_a_date_says_when_the_pause_ends(pauses: list[float]) -> None:
 async def test_a_pause_longer_than_the_rest_of_the_call_does_not_start(pauses: list[float]) -> None:
     async with serve_judge(always(respond(429, b"busy", retry_after="20"))) as server:
         async with Judge(server.url, "m", timeout=1, max_tries=4) as judge:
-            with pytest.raises(Retry, match="in 1 try: it answered 429: busy"):
+            with pytest.raises(Retry, match="in 1 try: the judge answered with status 429: busy"):
                 await judge.ask("well?")
     assert pauses == []
 

@@ -124,7 +124,7 @@ def test_slots_follow_one_another() -> None:
     ("margins", "complaint"),
     [
         ({}, "no candidates"),
-        ({"": 0.0}, "empty text"),
+        ({"": 0.0}, "an empty string"),
         ({"dark": 0.0, "red": 0.0, "dark blue": 0.0}, "'dark blue' begins with the tokens of the candidate 'dark'"),
         ({"red": math.inf}, "not all numbers"),
         ({"red": math.nan, "dark": 0.0}, "not all numbers"),

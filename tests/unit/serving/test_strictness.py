@@ -120,13 +120,13 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_its_expanded_length(
 def test_pads_and_images_must_match(engine: httpx.Client, body: MakeBody, picture: Picture, change: int) -> None:
     request = body([picture("red")] * 2)
     request["content_parts"] = request["content_parts"][:1] * (2 + change)
-    assert f"2 image pads, content_parts {2 + change} images" in refusal(engine, request)["message"]
+    assert f"2 image pads, but content_parts has {2 + change} images" in refusal(engine, request)["message"]
 
 
 def test_a_pad_without_any_image_is_refused(engine: httpx.Client, body: MakeBody, picture: Picture) -> None:
     request = body([picture("red")])
     del request["content_parts"]
-    assert "1 image pads, content_parts 0 images" in refusal(engine, request)["message"]
+    assert "1 image pads, but content_parts has 0 images" in refusal(engine, request)["message"]
 
 
 def test_expanded_ids_are_refused(
@@ -181,7 +181,7 @@ def test_the_hash_of_other_bytes_is_refused(engine: httpx.Client, body: MakeBody
     request = body([picture("red"), picture("blue")])
     first, second = request["content_parts"]
     first["uuid"], second["uuid"] = second["uuid"], first["uuid"]
-    assert "send that as its uuid" in refusal(engine, request)["message"]
+    assert "send this as its uuid" in refusal(engine, request)["message"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "tiff", "too long"])

@@ -160,7 +160,7 @@ async def test_an_error_of_the_function_ends_the_test_though_the_environment_cat
 async def test_the_error_of_a_used_up_list_has_the_turn_and_the_question() -> None:
     with pytest.raises(OutOfAnswers) as refused:
         await play(Echo, answers=["moon"])
-    assert "asks for an answer in turn 1, and all 1 of `answers` are used" in str(refused.value)
+    assert "asks for an answer in turn 1, but all answers of the test are used (1)" in str(refused.value)
     assert "  user:\n  You said 'moon'. Another one." in str(refused.value)
 
 
@@ -338,7 +338,7 @@ async def test_wrong_arguments_of_play_are_refused() -> None:
         await play(Echo)
     with pytest.raises(TypeError, match="expected a list of answers, or a function"):
         await play(Echo, answers="moon")
-    with pytest.raises(TypeError, match="got an instance, which has its settings"):
+    with pytest.raises(TypeError, match="got an instance, which already has settings"):
         await play(Echo(EchoSettings()), settings={"turns": 1}, answers=["moon"])
     with pytest.raises(EnvironmentUnusable, match="MultiTurnEnvironment does not define reset and step"):
         await play(MultiTurnEnvironment, answers=["moon"])

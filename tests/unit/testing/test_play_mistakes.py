@@ -60,9 +60,9 @@ async def test_the_error_of_answers_that_are_used_up_after_a_retry_names_the_ret
     with pytest.raises(OutOfAnswers) as refused:
         await play(Judged, answers=["moon"])
     text = str(refused.value)
-    assert "asks for an answer in turn 0 of attempt 2, and all 1 of `answers` are used" in text
+    assert "asks for an answer in turn 0 of attempt 2, but all answers of the test are used (1)" in text
     assert "Attempt 1 ended with Retry: the judge at port 9 does not answer." in text
-    assert "a function of the conversation, which answers in all attempts" in text
+    assert "give a function as `answers`, which answers in all attempts" in text
     assert isinstance(refused.value.__cause__, Retry)
 
 

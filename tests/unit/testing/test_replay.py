@@ -68,18 +68,18 @@ async def test_other_tools_are_shown(game: Path) -> None:
 async def test_every_part_of_the_score_is_compared(game: Path) -> None:
     report = await replay_as(game, games.OtherScore)
     assert [(difference.what, difference.text) for difference in report.differences] == [
-        ("score", "reward: 1; recorded is 3.5"),
-        ("score", "reward letters: 1; recorded is 7"),
-        ("score", "weight of letters: 1; recorded is 0.5"),
-        ("score", "metric new: 1; recorded is none"),
-        ("score", "limit: turns; recorded is none"),
+        ("score", "reward: 1; recorded: 3.5"),
+        ("score", "reward letters: 1; recorded: 7"),
+        ("score", "weight of letters: 1; recorded: 0.5"),
+        ("score", "metric new: 1; recorded: none"),
+        ("score", "limit: turns; recorded: none"),
     ]
 
 
 async def test_the_settings_of_the_yaml_are_used(game: Path) -> None:
     difference = await only_difference(game, games.Game, turns=4)
     assert (difference.what, difference.turn) == ("turns", 3)
-    assert "asks for another answer; the recorded rollout ended here: ok, reward 3.5" in difference.text
+    assert "asks for another answer, but the recorded rollout ended: ok, reward 3.5" in difference.text
 
 
 async def test_an_environment_that_ends_early_is_found(game: Path) -> None:
@@ -92,7 +92,7 @@ async def test_an_error_that_is_new_has_its_traceback(game: Path) -> None:
     report = await replay_as(game, games.Raises)
     assert [(difference.what, difference.turn) for difference in report.differences] == [("turns", 2), ("error", None)]
     error = report.differences[1]
-    assert error.text.startswith("the environment raises ValueError: no hint for ; recorded is ok, reward 3.5")
+    assert error.text.startswith("the environment raises ValueError: no hint for ; recorded: ok, reward 3.5")
     assert 'raise ValueError(f"no hint for {reply.text}")' in [line.strip() for line in error.details]
 
 
@@ -100,7 +100,7 @@ async def test_only_another_error_is_a_difference(run: Path) -> None:
     await record(run, games.Raises(games.GameSettings()), ["moon", "sea"])
     assert (await replay_as(run, games.Raises)).same
     other = await only_difference(run, games.RaisesOtherwise)
-    assert other.text == "the environment raises KeyError: 'sea'; recorded is failed, ValueError: no hint for sea"
+    assert other.text == "the environment raises KeyError: 'sea'; recorded: failed, ValueError: no hint for sea"
 
 
 @pytest.mark.parametrize("today", [games.Closes, games.ClosesWithOtherHint])
@@ -120,11 +120,11 @@ async def test_an_error_that_ended_the_rollout_ends_only_its_replay(run: Path, t
 
 async def test_a_fixed_error_is_a_difference(run: Path) -> None:
     await record(run, games.Raises(games.GameSettings()), ["moon", "sea"])
-    fixed = await only_difference(run, games.Game)
-    assert (fixed.what, fixed.turn) == ("turns", 2)
-    assert "the recorded rollout ended here: failed, ValueError: no hint for sea" in fixed.text
+    mended = await only_difference(run, games.Game)
+    assert (mended.what, mended.turn) == ("turns", 2)
+    assert "the recorded rollout ended: failed, ValueError: no hint for sea" in mended.text
     scored = await only_difference(run, games.Game, turns=2)
-    assert scored.text == "the environment gives the reward 3.5; recorded is failed, ValueError: no hint for sea"
+    assert scored.text == "the environment returns the reward 3.5; recorded: failed, ValueError: no hint for sea"
 
 
 async def test_a_full_context_ends_the_replay_like_the_rollout(run: Path) -> None:
@@ -133,7 +133,7 @@ async def test_a_full_context_ends_the_replay_like_the_rollout(run: Path) -> Non
     assert report.same, report
     assert report.same_turns == report.recorded_turns > 1
     assert (await only_difference(run, games.Scores)).text.startswith(
-        "the environment gives the reward 0.5; recorded is"
+        "the environment returns the reward 0.5; recorded:"
     )
 
 
@@ -163,7 +163,10 @@ async def test_a_rollout_that_was_ended_from_outside_is_compared_up_to_its_end(r
     await record(run, games.HoldsOn(games.GameSettings()), ["moon"], timeout=0.5)
     report = await replay_as(run, games.Game)
     assert report.same, report
-    assert "was ended from outside, so its end is not compared: failed, limit time, RolloutTimeout" in report.notes[0]
+    assert (
+        "did not end the recorded rollout, so ends are not compared: failed, limit time, RolloutTimeout"
+        in report.notes[0]
+    )
 
 
 async def test_a_replay_of_an_environment_that_hangs_ends_at_its_timeout(game: Path) -> None:

@@ -129,7 +129,7 @@ async def test_a_rollout_that_failed_with_a_retry_is_compared_like_others(tmp_pa
     assert (await replay(tmp_path / "run", ROLLOUT)).same
     AsksAgain.failures_left = 0
     (difference,) = (await replay(tmp_path / "run", ROLLOUT)).differences
-    assert difference.text == "the environment gives the reward 3.5; recorded is failed, Retry: the judge sleeps"
+    assert difference.text == "the environment returns the reward 3.5; recorded: failed, Retry: the judge sleeps"
 
 
 async def test_a_failure_of_shared_is_an_error_and_not_a_difference(game: Path) -> None:
@@ -160,7 +160,7 @@ def test_an_environment_that_does_not_end_is_abandoned_or_interrupted(
 )
 async def test_the_error_of_an_outdated_configuration_names_the_option(game: Path, config: str) -> None:
     write_config(game, games.Game).write_text(config)
-    with pytest.raises(ConfigFileError, match="do not change this file; give today's YAML with --config"):
+    with pytest.raises(ConfigFileError, match=r"do not change it\. .* give today's YAML with --config"):
         await replay(game, ROLLOUT)
 
 
@@ -170,8 +170,8 @@ async def test_a_configuration_of_another_environment_is_in_the_notes(game: Path
     other.write_text(other.read_text().replace("name: game", "name: chess"))
     notes = (await replay(game, ROLLOUT, config=other)).notes
     assert notes == (
-        f"{other} has another run.name: chess; recorded is game",
-        f"{other} has another environment.class: tests.unit.testing.games:OtherScore; recorded is "
+        f"{other} has another run.name: chess; recorded: game",
+        f"{other} has another environment.class: tests.unit.testing.games:OtherScore; recorded: "
         "tests.unit.testing.games:Game",
     )
     assert (await replay(game, ROLLOUT, config=write_config(tmp_path, games.Game))).notes == ()

@@ -70,7 +70,7 @@ def test_shared_resources_cannot_be_used_in_init() -> None:
             super().__init__(settings)
             self.pool = self.shared_resources
 
-    with pytest.raises(SharedResourcesMissing, match=r"Early\.shared_resources is not there yet: use it in `run`"):
+    with pytest.raises(SharedResourcesMissing, match=r"Early\.shared_resources is not set yet; use it in `run`"):
         Early(SETTINGS)
 
 
