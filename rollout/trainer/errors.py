@@ -8,10 +8,11 @@ class ReaderStateError(RolloutError):
 
 
 class LeaseLost(RolloutError):
-    """The lease of some records ended before this process acked them; the next holder reads them again.
+    """The lease of some records ended before this process acked them; the queue delivers these records again.
 
-    If another process has taken over, this one must stop without saving again. If it only slept longer than its lease,
-    it may go on: the reader drops the records that come again, and acks them with the next commit.
+    If another process reads the queue now, this process must stop and must not save again. If this process was only
+    paused for longer than its lease, it may continue. Its reader drops the repeated records and acks them at the next
+    commit.
     """
 
 
@@ -20,7 +21,7 @@ class ImagesUnreadable(RolloutError):
 
 
 class SpillError(RolloutError):
-    """The reader is over its memory limit and cannot write steps to the disk."""
+    """The steps in memory take more than the memory limit, and the reader cannot write them to disk."""
 
 
 class RankError(ConfigurationError):
@@ -28,7 +29,7 @@ class RankError(ConfigurationError):
 
 
 class NothingArrived(RolloutError):
-    """No whole group came before the timeout."""
+    """No whole group arrived before the timeout."""
 
 
 class SampleTooLong(RolloutError):
@@ -36,8 +37,8 @@ class SampleTooLong(RolloutError):
 
 
 class NoArchive(ConfigurationError):
-    """A directory has no recorded trajectories."""
+    """The directory does not contain recorded trajectories."""
 
 
 class RolloutNotFound(ConfigurationError):
-    """A run has no rollout with the given name, or several."""
+    """The run has no rollout with the given name, or several rollouts with this name."""

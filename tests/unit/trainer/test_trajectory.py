@@ -43,12 +43,12 @@ def test_sound_records_are_joined(records: Records) -> None:
 
 
 def test_a_path_has_as_many_tokens_as_the_prompt(records: Records) -> None:
-    with pytest.raises(RecordError, match="its path has 16 tokens; the engine's prompt had 17"):
+    with pytest.raises(RecordError, match="its recorded prompt has 16 tokens, but the engine's prompt had 17"):
         joined(records, prompt_length=17)
 
 
 def test_an_image_of_a_message_has_a_descriptor(records: Records) -> None:
-    with pytest.raises(RecordError, match="has a descriptor of image"):
+    with pytest.raises(RecordError, match="describes image"):
         joined(records, images={})
 
 
@@ -56,7 +56,7 @@ def test_an_image_of_a_message_has_a_descriptor(records: Records) -> None:
 def test_images_stand_on_pad_tokens_and_every_pad_token_has_one(records: Records, pads: Sequence[int]) -> None:
     ids = np.full(3, 5, np.int32)
     ids[pads] = PAD_ID
-    with pytest.raises(RecordError, match="are not on its"):
+    with pytest.raises(RecordError, match="are not at the positions of its"):
         joined(records, nodes=with_first_run(records[1][1], ids=as_logical_ids(ids)))
 
 
@@ -71,7 +71,7 @@ def test_branches_have_a_bounded_number_of_tokens_together(records: Records) -> 
         nodes = (MessageTokens({"role": "assistant", "content": str(number)}, answer, ()),)
         prompt_length = steps[0].prompt_length + 3
         steps.append(replace(second, parent=1, first=2 + number, nodes=nodes, images={}, prompt_length=prompt_length))
-    with pytest.raises(RecordError, match="its 520 branches have 34083920 tokens and messages; the maximum"):
+    with pytest.raises(RecordError, match="its 520 branches have 34083920 tokens and messages in total; the maximum"):
         assemble(started, steps, finished)
 
 

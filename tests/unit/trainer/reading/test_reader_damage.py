@@ -35,7 +35,7 @@ async def test_a_step_that_never_comes_makes_the_rollout_fail_after_a_while(queu
         trajectory = await reader.receive(timeout=5)
     assert trajectory is not None
     assert trajectory.status is RolloutStatus.FAILED
-    assert trajectory.error == {"type": "LostRecords", "message": "2 of 3 steps came"}
+    assert trajectory.error == {"type": "LostRecords", "message": "only 2 of 3 steps arrived"}
     assert len(trajectory.steps) == 1
 
 
@@ -45,7 +45,7 @@ async def test_an_attempt_that_falls_silent_makes_the_rollout_fail_after_a_while
         trajectory = await reader.receive(timeout=5)
         await checkpoint(reader)
     assert trajectory is not None
-    assert trajectory.error == {"type": "Unfinished", "message": "nothing came after 2 steps"}
+    assert trajectory.error == {"type": "Unfinished", "message": "no record arrived after 2 steps"}
     assert not samples(trajectory)
     assert await backlog(queue) == 0
 
@@ -153,7 +153,7 @@ async def test_images_that_the_start_does_not_describe_fail_their_rollout(queue:
         (trajectory,) = await read_all(reader)
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
-    assert "the start record has no layout for images" in trajectory.error["message"]
+    assert "the start record has no image layout" in trajectory.error["message"]
 
 
 async def test_a_newer_major_version_is_refused_and_unknown_fields_are_kept() -> None:

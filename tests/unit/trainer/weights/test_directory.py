@@ -81,7 +81,7 @@ def text(file: Path) -> None:
         (garbled, "cannot be read as safetensors"),
         (short, "cannot be read as safetensors"),
         (text, "cannot be read as safetensors"),
-        (Path.unlink, r"holds no \*.safetensors"),
+        (Path.unlink, r"contains no \*.safetensors"),
     ],
 )
 def test_what_an_engine_could_not_load_is_refused_and_the_old_version_stays(
@@ -145,7 +145,7 @@ def test_an_index_that_names_other_tensors_is_refused(weights: WeightsDirectory,
         index = {"weight_map": {"embed.weight": "model.safetensors"}}
         (directory / "model.safetensors.index.json").write_bytes(orjson.dumps(index))
 
-    with pytest.raises(WeightsError, match=r"differ in head\.weight"):
+    with pytest.raises(WeightsError, match=r"does not match .* head\.weight"):
         weights.replace(1, save)
 
 
