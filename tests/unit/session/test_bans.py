@@ -31,5 +31,5 @@ async def test_a_policy_that_samples_a_placeholder_is_not_built_upon(script: Scr
 
 
 async def test_a_policy_that_samples_what_was_forbidden_is_not_built_upon(script: ScriptedRollout) -> None:
-    with pytest.raises(UnusableCompletion, match="told not to sample"):
+    with pytest.raises(UnusableCompletion, match="sampled a banned token"):
         await script.answer([user("a")], "<|video_pad|>")
