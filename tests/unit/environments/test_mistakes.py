@@ -188,7 +188,7 @@ async def test_an_argument_that_chat_does_not_take_is_told_with_what_to_write_in
     error = (await play(Plays(chooses_a_tool), TASK, policy=policy)).trajectory.error
     assert error is not None
     assert error["type"] == "ChatArgumentError"
-    assert error["message"].startswith("model.chat has no argument 'tool_choice'. The policy chooses a tool. Pass only the")
+    assert error["message"].startswith("model.chat has no argument 'tool_choice'. The policy chooses a tool. Pass")
 
 
 async def test_an_error_that_only_names_coroutines_stays_what_it_is(policy: PolicyClient) -> None:

@@ -115,7 +115,7 @@ def test_a_run_does_not_start_while_its_garbage_is_collected(run: Path, monkeypa
 
 @pytest.mark.parametrize("ask", [asset_stats, verify_assets])
 def test_a_directory_without_images_is_named(ask: Any, tmp_path: Path) -> None:
-    with pytest.raises(ImageStoreError, match="give the directory of a run"):
+    with pytest.raises(ImageStoreError, match="Use the directory of a run"):
         ask(tmp_path)
 
 

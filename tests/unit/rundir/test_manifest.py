@@ -28,7 +28,7 @@ def test_anything_but_the_tasks_may_change(config: Path, tmp_path: Path) -> None
     directory, _ = create_run([config], [f"run.directory={tmp_path}"])
     _, (launch_config,) = resume_run(directory.path, ["worker.concurrency=7"])
     assert launch_config.config.worker.concurrency == 7
-    with pytest.raises(CannotResume, match="tasks changed since"):
+    with pytest.raises(CannotResume, match="tasks changed after"):
         resume_run(directory.path, ["tasks.count=4"])
     with pytest.raises(CannotResume, match="environment changed since"):
         resume_run(directory.path, ["environment.image_size=64"])
@@ -82,7 +82,7 @@ def test_a_variable_of_the_tasks_with_another_value_makes_another_run(
     monkeypatch.setenv("COUNT", "3")
     directory, _ = create_run([config], [f"run.directory={tmp_path}", "tasks.count=${COUNT}"])
     monkeypatch.setenv("COUNT", "4")
-    with pytest.raises(CannotResume, match="tasks changed since"):
+    with pytest.raises(CannotResume, match="tasks changed after"):
         resume_run(directory.path, [])
 
 
@@ -106,7 +106,7 @@ def test_a_file_for_its_owner_replaces_one_that_others_could_read(tmp_path: Path
 
 
 def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
-    with pytest.raises(CannotResume, match="no launch was started here"):
+    with pytest.raises(CannotResume, match="not the directory of a launch"):
         resume_run(tmp_path, [])
 
 
@@ -114,7 +114,7 @@ def test_where_no_launch_was_begun_none_is_resumed(tmp_path: Path) -> None:
 def test_a_run_whose_manifest_is_damaged_is_not_resumed(config: Path, tmp_path: Path, content: bytes) -> None:
     directory, _ = create_run([config], [f"run.directory={tmp_path}"])
     (directory.path / "launch.json").write_bytes(content)
-    with pytest.raises(CannotResume, match=r"launch\.json cannot be read: no launch wrote this file"):
+    with pytest.raises(CannotResume, match=r"launch\.json cannot be read: it is not a file that"):
         resume_run(directory.path, [])
 
 
@@ -139,7 +139,7 @@ def test_a_bad_configuration_makes_no_directory(config: Path, tmp_path: Path) ->
 def test_a_directory_has_one_master(tmp_path: Path) -> None:
     directory = create_run_directory(tmp_path, "run")
     with directory.lock():
-        with pytest.raises(RunAlreadyActive, match="another process runs here"), directory.lock():
+        with pytest.raises(RunAlreadyActive, match="works in this directory"), directory.lock():
             raise AssertionError
     with directory.lock():
         pass
@@ -147,5 +147,5 @@ def test_a_directory_has_one_master(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunDirectoryError, match="cannot be made: Not a directory"):
+    with pytest.raises(RunDirectoryError, match="cannot be created: Not a directory"):
         create_run_directory(tmp_path / "file", "run")
