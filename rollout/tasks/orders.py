@@ -92,8 +92,8 @@ def _check_task(task: object) -> None:
         raise TasksUnusable(f"tasks() returned {show_value(task)}; expected a rollout.Task whose id is a string.")
     if not is_well_formed(task_id):
         raise TasksUnusable(
-            f"tasks() returned a task with the id {task_id!r}, which has a lone surrogate. A file cannot contain a lone "
-            "surrogate. Use another id."
+            f"tasks() returned a task with the id {task_id!r}, which has a lone surrogate. Files cannot contain "
+            "it; use another id."
         )
     numbers: tuple[object, ...] = (task.index, task.seed)
     if not all(isinstance(number, SupportsIndex) for number in numbers):

@@ -30,9 +30,9 @@ def test_anything_but_the_tasks_may_change(config: Path, tmp_path: Path) -> None
     assert launch_config.config.worker.concurrency == 7
     with pytest.raises(CannotResume, match="tasks changed after"):
         resume_run(directory.path, ["tasks.count=4"])
-    with pytest.raises(CannotResume, match="environment changed since"):
+    with pytest.raises(CannotResume, match="environment changed after"):
         resume_run(directory.path, ["environment.image_size=64"])
-    with pytest.raises(CannotResume, match=r"run\.name changed since"):
+    with pytest.raises(CannotResume, match=r"run\.name changed after"):
         resume_run(directory.path, ["run.name=other"])
 
 
