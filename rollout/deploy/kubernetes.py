@@ -20,9 +20,9 @@ _CONFIG_DIRECTORY = "/etc/rollout"
 _VOLUME_CLAIM_NAME, _SECRET_NAME = "rollout-runs", "rollout"
 _METRICS_PORT = 9464
 _IMAGE_GROUP = 10001
-"""The group of our Dockerfile's user, which is not root. Kubernetes gives this group access to the volume."""
+"""The group of the user in our Dockerfile. This user is not root, so Kubernetes gives the group access to the runs."""
 _MAX_HOST_NAME_LENGTH = 63
-"""The maximum of Kubernetes. A worker's host name consists of the name of its Job and the number of the worker."""
+"""The limit of Kubernetes in characters. A worker's host name is the name of its Job and the number of the worker."""
 _METRICS_OVERRIDES = ("metrics.host=0.0.0.0", f"metrics.port={_METRICS_PORT}")
 _Manifest = dict[str, Any]
 
@@ -50,10 +50,7 @@ def render(plan: Plan, image: str) -> dict[str, str]:
 
 
 def _require_unique_names(plan: Plan) -> None:
-    """Raise CannotRender if a Job's name is not valid, or if two Jobs have the same name.
-
-    The second Job would replace the first.
-    """
+    """Raise CannotRender if a Job's name is not valid, or is the name of another Job, which it would replace."""
     used_names = [_object_name(plan, "launch")]
     for group in plan.worker_groups:
         name = _worker_group_name(plan, group)
@@ -67,7 +64,7 @@ def _require_unique_names(plan: Plan) -> None:
 
 
 def _require_absolute_paths(group: WorkerGroup, overrides: Sequence[str]) -> None:
-    """Raise CannotRender for a path relative to the configuration file, because pods have it in another directory."""
+    """Raise CannotRender if a path is relative to the configuration file, which pods have in another directory."""
     with tempfile.TemporaryDirectory() as other_directory:
         moved_file = Path(other_directory, group.config_path.name)
         moved_file.write_text(group.config_path.read_text("utf-8"), "utf-8")

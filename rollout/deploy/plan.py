@@ -15,9 +15,9 @@ from transports.redaction import hide_passwords
 from transports.urls import split_url
 
 _GRACE_MARGIN_SECONDS = 15
-"""The scheduler kills a process this number of seconds after the process's own limit for its end, `worker.grace`."""
+"""A process has `worker.grace` seconds to end. The scheduler kills it this number of seconds later."""
 _WORKER_BASE_MB, _MB_PER_ROLLOUT = 512, 2
-"""The memory of a worker without rollouts, and for each rollout in flight; both are several times the usual use."""
+"""The memory in MB of a worker without rollouts, and for each rollout; both are several times the usual use."""
 
 
 class CannotRender(ConfigurationError):

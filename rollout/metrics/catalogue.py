@@ -57,7 +57,7 @@ class MetricSpec:
         return Histogram(self.base_name, self.description, self.label_names, buckets=self.buckets, registry=registry)
 
     def build_metric(self, values: Mapping[tuple[str, ...], float]) -> Metric:
-        """Return a counter or a gauge with these values; the key of each value is the values of its labels."""
+        """Return a counter or a gauge with these values; each key contains the values of the labels."""
         family_class = CounterMetricFamily if self.metric_type is MetricType.COUNTER else GaugeMetricFamily
         metric: Metric = family_class(self.base_name, self.description, labels=self.label_names)
         for label_values, value in values.items():

@@ -1,4 +1,4 @@
-"""Measures and exports the metrics of a process: the loop monitor, the watched queues and the server."""
+"""Starts everything that a process needs to export metrics: the loop monitor, the queue monitors and the server."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext

@@ -26,7 +26,7 @@ class LoopMonitor:
         return f"the event loop has not run for {seconds:.0f} s" if seconds > stall_timeout else None
 
     async def run(self) -> None:
-        """Set a timer again and again, and record when the event loop runs it. This ends only if it is cancelled."""
+        """Set a timer again and again, and record when the event loop runs it. It ends only when it is cancelled."""
         while True:
             expected = time.monotonic() + _CHECK_INTERVAL
             await anyio.sleep(_CHECK_INTERVAL)

@@ -1,8 +1,8 @@
 """Serves `/metrics`, `/healthz` and `/readyz` of one process, in threads that a busy event loop does not block.
 
-While the server runs, a file in the run's directory contains its address, in the form that Prometheus reads
+While the server runs, a file in the run's directory contains the server's address, in the form that Prometheus reads
 (`file_sd_configs` with `runs/*/metrics/*.json`). When the server stops, it writes the last values to another file in
-the same directory, because Prometheus cannot read them any more.
+the same directory, because Prometheus can no longer get them from the server.
 """
 
 import socket

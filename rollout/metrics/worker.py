@@ -1,7 +1,7 @@
 """Records the metrics of one worker.
 
-The code that does something makes one call here to record it. Values that the worker or the engine client keep anyway
-are read when Prometheus collects the metrics.
+Other code calls a method here when something happens, such as the end of a turn. Values that the worker or the engine
+client keep anyway are read when Prometheus collects the metrics.
 """
 
 import time
@@ -21,7 +21,7 @@ from rollout.records.versions import version_number
 
 
 class ReplicaState(Protocol):
-    """The client's state of one engine; see `rollout.engine.routing.Replica`."""
+    """The state of one engine in the engine client; see `rollout.engine.routing.Replica`."""
 
     @property
     def url(self) -> str:

@@ -1,4 +1,4 @@
-"""Records in small files of the run's directory which attempts at a rollout started, and how the rollout ended.
+"""Records which attempts at a rollout started, and how the rollout ended, in small files of the run's directory.
 
     <rollout>.<n>            attempt n has started; exclusive creation makes sure that no two attempts share a number
     <rollout>.<n>.returned   the worker ended the attempt on purpose, so it does not count against `max_attempts`

@@ -10,7 +10,7 @@ log.jsonl, workers/       the logs
 metrics/                  where each process serves its metrics, and the last values of each process that ended
 ended                     exists when all rollouts of the run have ended; the workers of the run then exit
 run.lock                  locked by every process of the run, so that no image is removed while a process works
-launch.lock               locked by the `rollout run` or `rollout launch` of the run, which is only one process
+launch.lock               locked by `rollout run` or `rollout launch`, so that only one of them works in the directory
 """
 
 import fcntl

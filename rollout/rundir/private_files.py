@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_private_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Write a file that only its owner can read, or with another `mode`. Raises OSError if it cannot be written.
+    """Write a file with the permissions `mode`; by default, only its owner can read it. Raises OSError if that fails.
 
     The file is replaced atomically: a reader gets the whole old content or the whole new content.
     """

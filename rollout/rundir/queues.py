@@ -10,7 +10,7 @@ from transports import Queue, open_queue
 
 @dataclass(frozen=True, slots=True)
 class RunQueues:
-    """Returns the URLs of the three queues of one environment in a run, and opens these queues.
+    """The three queues of one environment in a run: their URLs, and methods that open them.
 
     Attributes:
         config: the configuration of the environment.

@@ -37,7 +37,7 @@ _ADVICE = {
     "extra_body": "Write chat(messages, sampling={…}).",
     "extra_headers": "Put the API key in an environment variable, and set engine.api_key_env in the YAML to its name.",
 }
-"""For each other argument of other clients, what to do instead."""
+"""The advice for other arguments of other clients, by the name of the argument."""
 
 
 class ChatArgumentError(RolloutError):

@@ -21,7 +21,7 @@ class ChatCalls:
         return call
 
     def close_unawaited(self) -> int:
-        """Close the calls that were never awaited, whose turns were therefore not played. Return their number."""
+        """Close the calls that were never awaited; their turns are not played. Return the number of these calls."""
         unawaited = _unawaited(self._calls)
         for call in unawaited:
             call.close()

@@ -30,7 +30,7 @@ from rollout.session.image_table import ImageTable
 from rollout.session.trace import DigestedMessage, PrefixMatch, Trace
 
 _MAX_CACHED_PATHS = 4
-"""The maximum number of paths with joined tokens in the cache. The tokens of other paths are joined when needed."""
+"""The maximum number of paths whose joined tokens are cached. Other tokens are joined again when they are needed."""
 
 
 _RENDER_REASONS = {
@@ -46,7 +46,7 @@ _RENDER_REASONS = {
 
 
 def summarize_prompt_sources(counts: Mapping[PromptSource, int]) -> str:
-    """Return a line with the number of prompts that were bridged, and of those that were rendered for each reason."""
+    """Return a line with the number of bridged prompts, and the number of rendered prompts for each reason."""
     reasons = [f"{counts[source]:,} {words}" for source, words in _RENDER_REASONS.items() if counts.get(source)]
     rendered = sum(counts.get(source, 0) for source in _RENDER_REASONS)
     why = f": {', '.join(reasons)}" if reasons else ""

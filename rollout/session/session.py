@@ -75,7 +75,7 @@ class PolicyClient:
         engine: the client that sends requests to the engines.
         image_policy: which images are accepted, and where they are stored.
         sampling: the sampling parameters of the YAML, which a turn may override.
-        version: the trainer's version of the policy.
+        version: the trainer's policy version.
         metrics: the metrics of the worker.
         ban_placeholders: whether requests forbid the engines to sample the pad tokens of images and videos.
     """
@@ -344,7 +344,11 @@ def build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Messag
 
 
 def _remaining_context_tokens(prompt_length: int, max_model_len: int | None) -> int | None:
-    """Return how many tokens fit after the prompt, or None if the engine's limit is unknown; raise ContextExhausted."""
+    """Return how many tokens fit after the prompt; None if the limit is unknown.
+
+    Raises:
+        ContextExhausted: no token fits.
+    """
     if max_model_len is None:
         return None
     if prompt_length >= max_model_len:

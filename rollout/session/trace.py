@@ -15,7 +15,7 @@ from rollout.records.kinds import ROOT, MessageTokens
 from rollout.records.messages import CanonicalMessage
 
 DigestedMessage = tuple[bytes, MessageTokens]
-"""A message with its tokens, and before it the `CanonicalMessage.digest` with which the trace finds the message."""
+"""The digest that identifies a message in the trace (`CanonicalMessage.digest`), and the message with its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Trace:
             if known_node is None:
                 leaf = self._add_node(trie_node, leaf, tokens)
             else:
-                parent = leaf = known_node  # no node is new yet, so the first new node may be the child of this one
+                parent = leaf = known_node  # the first new node becomes a child of the last known node
         answer_digest, answer_tokens = answer
         self._add_node(self._trie_node(leaf, answer_digest, tools_digest), leaf, answer_tokens)
         return Commit(tuple(node.tokens for node in self.nodes[first:]), first, parent)

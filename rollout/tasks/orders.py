@@ -55,7 +55,7 @@ def iter_orders(new_environment: Callable[[], Environment], settings: TaskSettin
     """Yield an order for every rollout of a run, group by group.
 
     Raises:
-        TasksUnusable: the environment's tasks cannot be used.
+        TasksUnusable: the tasks of the environment cannot be listed, or are not valid.
         TaskSourceError: the source of the tasks cannot be read.
     """
     seen_ids: set[str] = set()

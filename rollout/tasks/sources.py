@@ -27,7 +27,7 @@ from transports.redaction import hide_passwords
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_LINE_BYTES = 64 << 20
 _MAX_ROWS_COUNTED = 1_000_000
-"""The count of the rows of a JSONL file stops at this number, because it must read every row."""
+"""The count of the rows of a JSONL file stops at this number, because counting reads every row."""
 
 
 class TaskSourceError(ConfigurationError):

@@ -1,4 +1,4 @@
-"""The trainer's side: reads whole trajectories exactly once, turns them into batches, and publishes weights."""
+"""Reads whole trajectories exactly once, turns them into batches, and publishes weights, for a trainer."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -325,7 +325,7 @@ def _check_score(trajectory: Trajectory) -> Iterator[Finding]:
 
 
 def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
-    """Check invariant 6: two nodes with the same parent, message and tokens do not exist, unless they were sampled."""
+    """Check invariant 6: no two nodes have the same parent, message and tokens, unless they were sampled."""
     first_seen: dict[tuple[int, str, bytes, str], int] = {}
     for node in trajectory.nodes:
         if node.sampled:

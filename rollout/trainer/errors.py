@@ -1,10 +1,10 @@
-"""The errors of the trainer's side."""
+"""Defines the errors of the trainer's side."""
 
 from rollout.errors import ConfigurationError, RolloutError
 
 
 class ReaderStateError(RolloutError):
-    """A reader cannot load a state."""
+    """The reader cannot load a state, because the state is invalid or the reader has already received records."""
 
 
 class LeaseLost(RolloutError):
@@ -33,7 +33,7 @@ class NothingArrived(RolloutError):
 
 
 class SampleTooLong(RolloutError):
-    """A sample has more tokens than fit into a row."""
+    """A sample has more tokens than a row of the batch may have."""
 
 
 class NoArchive(ConfigurationError):

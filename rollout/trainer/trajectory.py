@@ -116,7 +116,7 @@ class Trajectory(HasRolloutIdentity):
 
 
 def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFinished) -> Trajectory:
-    """Make a trajectory from the records of one attempt. Raises RecordError if they do not fit together."""
+    """Make a trajectory from the records of one attempt. Raises RecordError if the records contradict each other."""
     nodes: list[TrajectoryNode] = []
     images: dict[str, Mapping[str, Any]] = {}
     path_tokens: list[int] = []  # for each node, the number of expanded tokens from the root to it

@@ -96,7 +96,7 @@ def _trainable(group: Group) -> list[Trajectory]:
 
 
 def _returns_by_turn(trajectory: Trajectory) -> Rewards:
-    """Return the return of each turn. A rollout without turns counts as one turn with the rollout's reward."""
+    """Compute the return of each turn. A rollout without turns counts as one turn with the rollout's reward."""
     rewards = [trajectory.turn_rewards.get(turn, 0.0) for turn in trajectory.turns] or [0.0]
     rewards[-1] += trajectory.reward or 0.0
     return np.cumsum(rewards[::-1], dtype=np.float64)[::-1]

@@ -68,7 +68,7 @@ class Portion(Generic[T]):
 
 
 class TrajectoryDataset(IterableDataset[Portion[T]]):
-    """Reads whole groups and yields a batch for each few of them. Use it with `DataLoader(…, batch_size=None)`.
+    """Reads whole groups, and yields the batches that `make` makes. Use it with `DataLoader(…, batch_size=None)`.
 
     Args:
         url: the URL of the trajectories queue.

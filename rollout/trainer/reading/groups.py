@@ -26,7 +26,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """Says what the reader does with a group that is not whole in time. It drops members that arrive later."""
+    """Says what the reader does with a group that is not whole when its timeout passes. Later members are dropped."""
 
     timeout: float = 3600.0
     """Seconds to wait for the other members after the first member came."""
@@ -85,6 +85,6 @@ class GroupAssembler(Generic[MemberT]):
         return self._groups.pop(name).sorted_members()
 
     def give_up(self, before: float) -> Iterable[tuple[MemberT, ...]]:
-        """Remove the groups that have waited since before the time `before`, and return their members."""
+        """Remove the groups whose first member came before the time `before`; return the members of each group."""
         expired_names = [name for name, group in self._groups.items() if group.first_member_at < before]
         return [self._groups.pop(name).sorted_members() for name in expired_names]

@@ -15,7 +15,7 @@ from rollout.trainer.trajectory import Trajectory
 log = logging.getLogger(__name__)
 
 MAX_UNREADABLE = 8
-"""The maximum number of trajectories with unreadable images. If there are more, the whole directory is missing."""
+"""The maximum number of trajectories with unreadable images. If there are more, the directory is probably missing."""
 
 # O_NONBLOCK, because the path comes from a record. If it is a named pipe, opening it would otherwise block.
 _OPEN_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -23,7 +23,7 @@ _OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ImageAccessCheck:
-    """Checks the images of trajectories. After one image of a directory could be read, the directory is not checked."""
+    """Checks the images of trajectories. When it has read one image of a directory, it trusts this directory."""
 
     def __init__(self) -> None:
         self._readable_directories: set[str] = set()

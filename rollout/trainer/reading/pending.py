@@ -32,7 +32,7 @@ class _PendingAttempt:
         return self.started is not None and self.finished is not None and len(self.steps) == self.finished.steps
 
     def problem(self, now: float, *, gap_timeout: float, unfinished_timeout: float) -> Mapping[str, str] | None:
-        """Return an error if its missing records are overdue; None if the reader must still wait for them."""
+        """Return an error if the reader has waited too long for missing records; otherwise None."""
         silence = now - self.last_record_at
         if self.finished is not None and silence > gap_timeout:
             missing_start = "" if self.started is not None else "; the start record is missing"
@@ -52,7 +52,7 @@ class PendingRollout:
     attempts: dict[int, _PendingAttempt] = field(default_factory=dict)
     """The attempts that have records, by number."""
     record_keys: list[RecordKey] = field(default_factory=list)
-    """The records to settle when the rollout is consumed."""
+    """The keys of the records to settle when the rollout is consumed."""
     whole_attempt: _PendingAttempt | None = None
     """The first attempt that has all of its records; None if there is none yet."""
     error: Mapping[str, str] | None = None
@@ -76,12 +76,12 @@ class PendingRollout:
 
     @property
     def done(self) -> bool:
-        """Whether it is complete or failed, so that the trainer can get it."""
+        """Whether the rollout is complete or failed, so that the trainer can get it."""
         return self.whole_attempt is not None or self.error is not None
 
     @property
     def best_attempt(self) -> _PendingAttempt:
-        """The whole attempt. If there is none, the latest attempt, preferably one that has its start record."""
+        """The whole attempt; if there is none, the latest attempt that has its start record, or the latest of all."""
         return self.whole_attempt or max(
             self.attempts.values(), key=lambda attempt: (attempt.started is not None, attempt.header.attempt)
         )
@@ -135,7 +135,7 @@ class PendingRollouts:
         return rollout
 
     def fail_stalled(self, now: float) -> list[PendingRollout]:
-        """Fail each rollout whose attempts all have overdue records, and return these rollouts."""
+        """Fail each rollout if the reader has waited too long for all of its attempts; return these rollouts."""
         failed = []
         for rollout in self._rollouts.values():
             if rollout.done:
@@ -146,7 +146,7 @@ class PendingRollouts:
         return failed
 
     def build_trajectory(self, rollout: PendingRollout) -> Trajectory:
-        """Return the trajectory of a rollout that is done. The rollout stays here."""
+        """Return the trajectory of a rollout that is done. This does not remove the rollout."""
         attempt = rollout.best_attempt
         if rollout.whole_attempt is None or attempt.started is None or attempt.finished is None:
             return self._partial_trajectory(attempt, rollout.error or {})

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
 _SHORTEST_READ_SECONDS = 0.01
-"""A reader handles records that have already arrived for this time, even if its timeout is shorter."""
+"""The time in which a reader handles records that have already arrived, even if its timeout is shorter."""
 _MAX_BLOCKING_SECONDS = 0.01
 """After this time, a reader that is handling records lets other tasks of the event loop run."""
 
@@ -55,7 +55,7 @@ _MAX_BLOCKING_SECONDS = 0.01
 class ReaderSettings:
     """Says how a reader treats late, large, incomplete or stale data.
 
-    Timeouts do not count the time in which the reader does not wait for records, such as a long training step.
+    Timeouts count only the time in which the reader waits for records, so a long training step does not matter.
 
     Raises:
         ConfigurationError: `untrained_limits` contains an unknown name.
@@ -70,7 +70,7 @@ class ReaderSettings:
     spill_directory: Path | str | None = None
     """The directory for spilled steps; None: the system's directory for temporary files."""
     groups: GroupPolicy = field(default_factory=GroupPolicy)
-    """What happens to groups that are not whole in time."""
+    """What happens to groups that are not whole when their timeout has passed."""
     max_staleness: int | None = None
     """Drop a group if one of its trajectories is more than this many versions behind `TrajectoryReader.version`; None:
     drop no group for its staleness."""
@@ -176,7 +176,11 @@ class TrajectoryReader:
         return {**self._consumed_rollouts.state(), "number": self._pending_acks.assign_state_number()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state. Raises ReaderStateError after the first record, or if the state is invalid."""
+        """Continue from a saved state.
+
+        Raises:
+            ReaderStateError: the reader has already received a record, or the state is invalid.
+        """
         if self._counters.records:
             raise ReaderStateError("Call load_state_dict() before the first receive().")
         self._consumed_rollouts.load(state)
@@ -228,7 +232,7 @@ class TrajectoryReader:
                     raise ImagesUnreadable(self._images_problem)
 
     async def _receive_record(self, deadline: float) -> bool:
-        """Wait for a record, handle it, and fail overdue rollouts; return whether a record arrived."""
+        """Wait for a record, handle it, and fail rollouts whose timeout has passed; return whether a record arrived."""
         started_at = time.monotonic()
         delivery = await self.queue.receive(timeout=max(0.0, min(deadline - started_at, _POLL_SECONDS)))
         self._waited_seconds += time.monotonic() - started_at

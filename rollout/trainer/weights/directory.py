@@ -163,14 +163,14 @@ def _header_shapes(file: Path) -> Shapes:
         with file.open("rb"), safe_open(file, framework="numpy") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{file} cannot be read as safetensors: {error}. Was it saved completely?") from None
+        raise WeightsError(f"{file} cannot be read as safetensors: {error}. Save the weights again.") from None
 
 
 def _require_matching_index(index: Path, shapes: Shapes) -> None:
     try:
         indexed_names = set(orjson.loads(index.read_bytes())["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{index} cannot be read: {error!r}.") from None
+        raise WeightsError(f"{index} cannot be read: {error!r}. Save the weights again.") from None
     if indexed_names != set(shapes):
         raise WeightsError(
             f"{index} does not match the files next to it. Only one of them names these tensors: "

@@ -243,7 +243,7 @@ class AsyncPolicyPublisher:
             await asyncio.wait([repair_task])
 
     async def _repair_repeatedly(self) -> None:
-        """Update engines that are behind, at regular times; the trainer may wait for rollouts that need them."""
+        """Regularly update the engines that are behind, even while the trainer waits for rollouts that need them."""
         interval = _REPAIR_INTERVALS[0]
         while True:
             await anyio.sleep(interval)
