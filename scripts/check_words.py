@@ -14,6 +14,7 @@ import sys
 import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 
 MAX_WORDS = 28
@@ -45,7 +46,7 @@ HARD_STARTS = {
 _PHRASES = [(re.compile(rf"(?<![\w`'-])(?:{pattern})(?![\w`'-])", re.I), fix) for pattern, fix in HARD_PHRASES.items()]
 _STARTS = [(re.compile(pattern), fix) for pattern, fix in HARD_STARTS.items()]
 _SENTENCE_END = re.compile(
-    r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[`*]*[A-Z0-9`*(])|(?<=[:;])\s+|\n\s*\n|\n\s*[-*|] |\n(?=\s*\w+: )"
+    r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[`*]*[A-Z0-9`*(])|(?<=:)\s+|\n\s*\n|\n\s*[-*|] |\n(?=\s*\w+: )"
 )
 _CODE = re.compile(r"`[^`]*`|\{[^{}]*\}|\b\w+://\S*|<[^<>]*>")
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_'’./-]*")
@@ -119,22 +120,34 @@ def shorten(sentence: str) -> str:
 
 def python_texts(file: str, source: str) -> Iterator[Text]:
     """Yield the docstrings, the strings and the comments of a module."""
-    docstrings = set[ast.Constant]()
+    whole = set[ast.AST]()  # strings that are in the texts of the first loop
     nodes = list(ast.walk(ast.parse(source)))
     for node in nodes:
         match node:
             case ast.Expr(value=ast.Constant(value=str() as content) as constant):
-                docstrings.add(constant)
+                whole.add(constant)
                 # Without examples, which are indented; a column of a list is a text of its own.
-                lines = (line for line in content.split("\n") if not re.match(r"\s{4,}\S[^:]*[=(]", line))
-                yield Text(f"{file}:{node.lineno}", re.sub(r"(?<=\S)\s{3,}", "\n\n", "\n".join(lines)))
+                lines = (line for line in cleandoc(content).split("\n") if not re.match(r"\s{4,}\S[^:]*[=(]", line))
+                yield Text(f"{file}:{node.lineno}", re.sub(r"(?<=\S)[ ]{3,}", "\n\n", "\n".join(lines)))
+            case ast.Raise(exc=ast.Call(args=[ast.Constant() | ast.JoinedStr() as message, *_])):
+                whole.update(ast.walk(message))
+                yield Text(f"{file}:{node.lineno}", join_message(message))
+            case ast.keyword(arg="description" | "help", value=ast.Constant(value=str() as content) as constant):
+                whole.add(constant)
+                yield Text(f"{file}:{constant.lineno}", content)
     for node in nodes:
         match node:
-            case ast.Constant(value=str() as content) if node not in docstrings and " " in content:
+            case ast.Constant(value=str() as content) if node not in whole and " " in content:
                 yield Text(f"{file}:{node.lineno}", content, has_sentences=False)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = ((token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT)
     yield from comment_texts(file, comments)
+
+
+def join_message(message: ast.Constant | ast.JoinedStr) -> str:
+    """Return the text of a string or an f-string, with an X for each value."""
+    parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in parts)
 
 
 def read_comments(source: str, marker: str) -> Iterator[tuple[int, str]]:

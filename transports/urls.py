@@ -9,7 +9,7 @@ from typing import Any, Literal, NewType, TypeVar, get_args, get_origin, get_typ
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from transports.errors import QueueURLError
-from transports.redaction import hide_lone_user, hide_passwords
+from transports.redaction import HIDDEN, hide_lone_user, hide_passwords
 
 Size = NewType("Size", int)
 """A number of bytes. In a URL it may have a unit: 64MB, 1.5GiB."""
@@ -116,7 +116,7 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
         if key not in option_names:
             nearest = difflib.get_close_matches(key, option_names, n=1, cutoff=0.0)[0]
             raise QueueURLError(
-                f"{shown_url}: unknown option {key!r}; did you mean {nearest!r}? "
+                f"{shown_url}: unknown option {_shown_part(key, url)!r}; did you mean {nearest!r}? "
                 f"The options of {parts.scheme}:// are {', '.join(sorted(option_names))}."
             )
         if key in values:
@@ -124,7 +124,7 @@ def parse_queue_url(url: str, options: type[OptionsT]) -> tuple[SplitResult, Opt
         try:
             values[key] = _convert(text, types[key])
         except ValueError as error:
-            raise QueueURLError(f"{shown_url}: option {key}={text!r}: {error}") from None
+            raise QueueURLError(f"{shown_url}: option {key}={_shown_part(text, url)!r}: {error}") from None
     try:
         return parts, options(**values)
     except QueueURLError as error:
@@ -138,6 +138,12 @@ def parse_size(text: str) -> Size:
         raise ValueError("expected a number of bytes such as 1048576, 64MB or 1.5GiB")
     number, unit, binary = match.groups()
     return Size(int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " ")))
+
+
+def _shown_part(part: str, url: str) -> str:
+    """Return a part of a URL as an error may show it: hidden if it may be a part of the URL's password."""
+    shown_url = hide_passwords(url)
+    return part if shown_url == url or part in shown_url else HIDDEN
 
 
 def _password_hint(url: str) -> str:

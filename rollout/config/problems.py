@@ -16,7 +16,7 @@ KeyPath = tuple[str | int, ...]
 
 _LIST_TYPES = frozenset(("list_type", "tuple_type", "set_type", "frozen_set_type"))
 _MAX_SHOWN = 300
-_QUOTED = re.compile(r"'(.*?)'")
+_QUOTED = re.compile(r"""(['"])(.*?)\1""")
 QUEUE_URL_ERROR = "queue_url"
 """The type of an error about the URL of a queue; its message quotes the mistake first, if it quotes anything."""
 
@@ -42,12 +42,12 @@ def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written
         return f"expected a list, found {found}{f'; write {location[-1]}: [{item}]' if item else ''}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == QUEUE_URL_ERROR and (mistake := _QUOTED.search(message)) is not None:
-        if written == problem["input"] or mistake[1] in str(written):
+        if written == problem["input"] or mistake[2] in str(written):
             return shorten(message.removesuffix("."))
         message = "its variables do not make it the URL of a queue"  # the mistake is in the content of a variable
     if isinstance(problem["input"], str) and problem["input"]:  # the check of an environment may repeat the value
         message = message.replace(problem["input"], hide_passwords(str(written)))
-    return f"{message}, found {found}"
+    return f"{message.removesuffix('.')}, found {found}"
 
 
 def show_written(value: Any, key_path: Sequence[str | int] = ()) -> str:

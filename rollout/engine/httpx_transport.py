@@ -37,7 +37,7 @@ class HttpxTransport(EngineTransport):
         headers = {} if session_id is None else {"x-session-id": session_id}
         try:
             response = await self._client.request(method, url, content=body, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, ExceptionGroup) as error:  # a group: a port over 65535
             raise unreachable(url, error) from error
         return response.status_code, response.content
 

@@ -21,16 +21,17 @@ class MetricsExport:
     The process sets `not_ready_reason` to a function that returns why the process is not ready, or None if it is ready.
     """
 
-    def __init__(self, queues: QueueCollector, task_group: TaskGroup) -> None:
+    task_group: TaskGroup
+
+    def __init__(self, queues: QueueCollector) -> None:
         self.not_ready_reason: Callable[[], str | None] = lambda: "it is starting"
         self._queues = queues
-        self._task_group = task_group
 
     def watch_queue(self, environment: str, queue_name: str, queue: Queue) -> QueueMonitor:
         """Start to export the state of a queue; return its monitor. The queue must stay open until the export ends."""
         monitor = QueueMonitor(queue)
         self._queues.add(environment, queue_name, monitor)
-        self._task_group.start_soon(monitor.run)
+        self.task_group.start_soon(monitor.run)
         return monitor
 
 
@@ -57,18 +58,18 @@ async def export_metrics(
     """
     disable_created_metrics()  # type: ignore[no-untyped-call] # `_created` metrics would double each scrape's size
     queues = QueueCollector()
-    registry.register(queues)
-    async with anyio.create_task_group() as task_group:
-        task_group.start_soon(loop_monitor.run)
-        export = MetricsExport(queues, task_group)
-        status = ProcessStatus(registry, lambda: loop_monitor.problem(stall_timeout), lambda: export.not_ready_reason())
-        server = (
-            serve_metrics(status, host=config.host, port=config.port, target_file=target_file)
-            if config is not None and config.serve
-            else nullcontext()
-        )
-        with server:
+    export = MetricsExport(queues)
+    status = ProcessStatus(registry, lambda: loop_monitor.problem(stall_timeout), lambda: export.not_ready_reason())
+    server = (
+        serve_metrics(status, host=config.host, port=config.port, target_file=target_file)
+        if config is not None and config.serve
+        else nullcontext()
+    )
+    with server:
+        registry.register(queues)
+        async with anyio.create_task_group() as export.task_group:
+            export.task_group.start_soon(loop_monitor.run)
             try:
                 yield export
             finally:
-                task_group.cancel_scope.cancel()
+                export.task_group.cancel_scope.cancel()

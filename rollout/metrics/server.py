@@ -93,7 +93,7 @@ def serve_metrics(
             f"metrics cannot be served at {host}:{port}: {error.strerror}. Set metrics.port to 0 for any free port, "
             "set another metrics.host, or set metrics.serve to false."
         ) from None
-    url = f"http://{host}:{server.server_address[1]}"
+    url = f"http://{_reachable_host(host)}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(_POLL_INTERVAL,), name="metrics", daemon=True)
     thread.start()
     log.info("metrics are served", url=url)
@@ -107,8 +107,15 @@ def serve_metrics(
         thread.join()
         if target_file is not None:
             target_file.target_path.unlink(missing_ok=True)
-            with suppress(OSError):  # a full disk must not make the end of the run fail
+            try:
                 target_file.last_values_path.write_bytes(generate_latest(status.registry))
+            except Exception as error:  # noqa: BLE001 - the end of a run must not fail because of its metrics
+                log.warning("the last values of the metrics were not written", error=str(error))
+
+
+def _reachable_host(host: str) -> str:
+    """Return the name at which other machines reach a server that listens at this address."""
+    return socket.gethostname() if host == "0.0.0.0" else host  # noqa: S104 - compared only
 
 
 def _write_target_file(target_file: ScrapeTargetFile, address: str) -> None:
@@ -169,13 +176,22 @@ class _Handler(MetricsHandler):
         match self.path.partition("?")[0]:
             case "/metrics":
                 self.registry = status.registry
-                super().do_GET()
+                self._answer_metrics()
             case "/healthz":
                 self._answer_health(status.problem())
             case "/readyz":
                 self._answer_health(status.not_ready_reason())
             case _:
                 self._answer(404, "not found; use /metrics, /healthz or /readyz")
+
+    def _answer_metrics(self) -> None:
+        try:
+            super().do_GET()
+        except OSError:  # the client left
+            raise
+        except Exception as error:
+            log.error("the metrics cannot be collected", exc_info=error)
+            self._answer(500, "the metrics cannot be collected; the log of this process says why")
 
     def _answer_health(self, problem: str | None) -> None:
         self._answer(503 if problem else 200, problem or "ok")

@@ -18,7 +18,7 @@ from rollout.rundir.claims import Claims, Outcome
 _PAUSE_FACTOR = 20
 """Spend at most 1/20 of the time reading claims."""
 _MAX_DISTINCT_ERRORS = 1000
-"""Later errors are not kept, so that rollouts with many different messages do not fill the memory."""
+"""The limit for each status. Later errors are not kept, because many different messages would fill the memory."""
 _FRAME_PATTERN = re.compile(r'^[ |]*File "(.*)$', re.MULTILINE)
 """Matches the line of a traceback that contains the file and the line number of a frame."""
 
@@ -54,6 +54,7 @@ class ErrorTotals:
     def __init__(self) -> None:
         self.rollouts = 0
         self._by_key: dict[tuple[str, ...], DistinctError] = {}
+        self._counts_by_status: Counter[str] = Counter()
 
     def add(self, outcome: Outcome) -> None:
         """Count the error of a rollout."""
@@ -63,7 +64,8 @@ class ErrorTotals:
         key = (outcome.status, error_type, message, *_FRAME_PATTERN.findall(traceback or ""))
         known = self._by_key.get(key)
         if known is None:
-            if len(self._by_key) < _MAX_DISTINCT_ERRORS:
+            self._counts_by_status[outcome.status] += 1
+            if self._counts_by_status[outcome.status] <= _MAX_DISTINCT_ERRORS:
                 self._by_key[key] = DistinctError(outcome.status, error_type, message, 1, outcome.rollout, traceback)
             return
         known.rollouts += 1
@@ -135,6 +137,7 @@ class OutcomeTotals:
     reward: _Mean = field(default_factory=_Mean)
     named_rewards: _Means = field(default_factory=lambda: defaultdict(_Mean))
     metrics: _Means = field(default_factory=lambda: defaultdict(_Mean))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def reward_mean(self) -> float | None:
@@ -142,7 +145,11 @@ class OutcomeTotals:
         return self.reward.value if self.reward.count else None
 
     def add(self, outcome: Outcome) -> None:
-        """Add the outcome of a rollout."""
+        """Add the outcome of a rollout. Any thread may call this method."""
+        with self._lock:
+            self._add(outcome)
+
+    def _add(self, outcome: Outcome) -> None:
         self.rollouts += 1
         self.status_counts[outcome.status] += 1
         if outcome.limit != RolloutLimit.NONE:
@@ -164,7 +171,11 @@ class OutcomeTotals:
                 means[name].add(value)
 
     def report(self) -> dict[str, Any]:
-        """Return the totals as JSON-like data, in the form of the option `--json`."""
+        """Return the totals as JSON-like data, in the form of the option `--json`. Any thread may call this method."""
+        with self._lock:
+            return self._report()
+
+    def _report(self) -> dict[str, Any]:
         return {
             "rollouts": self.rollouts,
             "status": dict(self.status_counts),

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,7 @@ from rollout.errors import RolloutError, primary_error
 from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
 from rollout.metrics.outcomes import OutcomeCollector
-from rollout.metrics.server import ScrapeTargetFile
+from rollout.metrics.server import MetricsPortTaken, ScrapeTargetFile
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.assets import hold_run_lock
 from rollout.rundir.claims import Claims
@@ -107,7 +107,7 @@ class WorkerRunner:
         refuse_exits(asyncio.get_running_loop())
         metrics = WorkerMetrics(environment)
         async with AsyncExitStack() as stack:
-            export = await stack.enter_async_context(self._export_metrics(metrics))
+            export = await self._export_metrics(metrics, stack)
             with LoopWatchdog(config.worker.block_timeout, self._end_stuck_worker):
                 engine_stack = stack.enter_context(ExitStack())
 
@@ -147,15 +147,27 @@ class WorkerRunner:
         sys.stderr.write(f"rollout: {failure.reason}\n")
         kill_own_process_group()
 
-    def _export_metrics(self, metrics: WorkerMetrics) -> AbstractAsyncContextManager[MetricsExport]:
+    async def _export_metrics(self, metrics: WorkerMetrics, stack: AsyncExitStack) -> MetricsExport:
+        """Export the metrics while the stack is open. A worker that a launch started plays even if it cannot serve."""
         target_file = ScrapeTargetFile(self.directory.metrics_path, self.name, {"run": self.directory.run_id})
         config = self.config.metrics
         if self.supervisor_link is not None:
             config = config.model_copy(update={"port": 0})  # `metrics.port` is the launch's, on the same machine
         stall_timeout = _MAX_FAILED_INTERRUPTS * self.config.worker.block_timeout + _STARTUP_SECONDS
-        return export_metrics(
-            metrics.registry, target_file, config, loop_monitor=metrics.loop_monitor, stall_timeout=stall_timeout
+        export = partial(
+            export_metrics,
+            metrics.registry,
+            target_file,
+            loop_monitor=metrics.loop_monitor,
+            stall_timeout=stall_timeout,
         )
+        try:
+            return await stack.enter_async_context(export(config=config))
+        except MetricsPortTaken as error:
+            if self.supervisor_link is None:
+                raise
+            log.warning("the metrics are not served", error=str(error))  # metrics.host may be the launch's machine
+            return await stack.enter_async_context(export(config=None))
 
     def _totals_to_export(self, worker: Worker) -> dict[str, OutcomeTotals]:
         """Return how the worker's rollouts ended; nothing if its run has a launch, which exports it from the claims."""

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.check_words import MAX_WORDS, check_fields, check_file, main
 
-LONG_SENTENCE = "a word " * MAX_WORDS
+LONG_SENTENCE = "word " * (MAX_WORDS + 1)
 
 
 @pytest.fixture
@@ -26,9 +26,13 @@ def findings_in(project: Path, name: str, content: str) -> list[str]:
     ("name", "content", "line"),
     [
         ("docstring.py", f'"""Short.\n\n{LONG_SENTENCE}.\n"""', 1),
+        ("method.py", f'class C:\n    def f(self):\n        """Short (1). {LONG_SENTENCE}\n        """', 3),
+        ("error.py", f'x = 1\nraise ValueError(f"{{x}} {LONG_SENTENCE}")', 2),
+        ("help.py", f'x = Field(\n    description="{LONG_SENTENCE}"\n)', 2),
+        ("semicolon.py", f"# {'word ' * 14}; {'word ' * 15}", 1),
         ("comment.py", f"x = 1\n# {LONG_SENTENCE}", 2),
         ("trailing.py", f"x = 1\ny = 2  # {LONG_SENTENCE}", 2),
-        ("two_lines.py", f"# {'a word ' * 10}\n# {'a word ' * 10}", 1),
+        ("two_lines.py", f"# {'word ' * 14}\n# {'word ' * 15}", 1),
         ("page.md", f"# Page\n\n{LONG_SENTENCE}", 3),
         ("cell.md", f"| a | b |\n|---|---|\n| {LONG_SENTENCE} | c |", 3),
         ("item.md", f"- short\n- {LONG_SENTENCE}", 2),
@@ -66,11 +70,12 @@ def test_a_sentence_that_starts_in_a_hard_way_is_found(project: Path, start: str
     ("name", "content"),
     [
         ("code.md", f"Run it.\n\n```\n{LONG_SENTENCE}\n```\n"),
+        ("longest.md", "word " * MAX_WORDS),
         ("list.md", "".join(f"- {'a word ' * 10}\n" for _ in range(5))),
         ("question.md", "Who reads this page?\n"),
         ("name.md", "`whom` is the name of an option.\n"),
         ("directive.py", "x = 1  # noqa: S101 - a reason\n"),
-        ("example.py", f'"""Short.\n\n    call(1) {LONG_SENTENCE}\n"""'),
+        ("example.py", f'"""Short.\n\n    call(1) {LONG_SENTENCE}\n\nMore.\n"""'),
         ("unknown.bin", LONG_SENTENCE),
     ],
 )

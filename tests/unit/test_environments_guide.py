@@ -59,7 +59,7 @@ def judge_url() -> Iterator[str]:
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge_url: str) -> Iterator[Path]:
-    """All files of the guide; what is imported from them is forgotten afterwards."""
+    """All files of the guide; their modules are removed from sys.modules afterwards."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text.replace(JUDGE_URL, judge_url))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What a user is shown of an error of the user's own code."""
+"""What is shown for an error in the user's own code."""
 
 import asyncio
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def reset() -> None:
     asyncio.run(Resets(EnvironmentSettings()).run(Task("a", 0, 1), None))  # type: ignore[arg-type]
 
 
-def test_every_frame_of_the_user_is_shown_and_none_of_the_loop_around_them() -> None:
+def test_every_frame_of_the_user_is_shown_and_none_of_ours() -> None:
     text = shown(reset)
     assert text.count(", in deep\n") == 3
     assert "in reset\n" in text
@@ -73,7 +73,7 @@ def test_every_member_of_a_group_is_shown_with_its_frames() -> None:
     assert "environments/base.py" not in text
 
 
-def test_of_an_error_with_a_name_only_the_users_frames_are_shown() -> None:
+def test_for_an_error_that_we_raise_only_frames_of_the_user_are_shown() -> None:
     def misuse() -> None:
         from rollout.config.load import load_config
 
@@ -83,14 +83,14 @@ def test_of_an_error_with_a_name_only_the_users_frames_are_shown() -> None:
         try:
             misuse()
         except Exception:  # noqa: BLE001
-            raise ConfigurationError("write it so") from None
+            raise ConfigurationError("a fix") from None
 
     assert "in refused" in shown(refused)
-    assert "config/load.py" in shown(misuse), "a bug of ours is shown as deep as it is"
+    assert "config/load.py" in shown(misuse), "a bug of ours is shown with all frames"
 
 
-def test_where_no_frame_is_the_users_the_message_is_enough() -> None:
-    assert describe_user_error(ValueError("told")) == "ValueError: told"
+def test_without_a_frame_of_the_user_only_the_message_is_shown() -> None:
+    assert describe_user_error(ValueError("a reason")) == "ValueError: a reason"
 
 
 @pytest.mark.parametrize("code", ["def f(:", "  x = 1"])

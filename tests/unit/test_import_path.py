@@ -1,4 +1,4 @@
-"""A user's module with the name of another one is never imported by mistake, or the error says which file was."""
+"""A user's module never replaces another module of the same name, or the error names both files."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from rollout.import_path import describe_conflict
 from tests.unit.cli.in_process import run_cli
 
 CODE = "from rollout.__main__ import main; main()"
-"""What the command `rollout` does."""
+"""The code of the command `rollout`."""
 
 
 def run_rollout(*arguments: str, directory: Path, pythonpath: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run a command line of Python in a directory, which has the user's modules."""
+    """Run Python with these arguments in a directory that contains the user's modules."""
     env = {**os.environ, "PYTHONPATH": pythonpath}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(autouse=True)
-def path_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test's directory is not searched in later tests."""
+def restored_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore sys.path after each test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
@@ -65,7 +65,7 @@ def test_a_directory_on_pythonpath_that_hides_a_module_is_named(tmp_path: Path, 
 
 @pytest.fixture
 def load_class(tmp_path: Path) -> Callable[[str], str]:
-    """Loads a YAML that names this environment; returns the problem."""
+    """Loads a YAML with this environment class, and returns the error."""
 
     def load(class_path: str) -> str:
         path = tmp_path / "env.yaml"
@@ -87,8 +87,8 @@ def test_a_module_beside_the_yaml_that_is_hidden_is_named(
     (tmp_path / f"{module}.py").write_text("class Mine: pass\n")
     problem = load_class(f"{module}:Mine")
     imported = sys.modules[module].__file__
-    told = f"two modules have the name {module}: {imported} was imported, not {tmp_path}/{module}.py; rename yours."
-    assert problem == f"{tmp_path}/env.yaml:1: environment.class: {told}"
+    conflict = f"two modules have the name {module}: {imported} was imported, not {tmp_path}/{module}.py; rename yours."
+    assert problem == f"{tmp_path}/env.yaml:1: environment.class: {conflict}"
 
 
 def test_a_hidden_package_beside_the_yaml_is_named(tmp_path: Path, load_class: Callable[[str], str]) -> None:
@@ -118,6 +118,6 @@ def test_a_hidden_script_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert f"queue.py was imported, not {tmp_path}/queue.py; rename yours" in result.stderr
 
 
-def test_an_error_that_has_nothing_to_do_with_it_names_no_module() -> None:
+def test_another_error_names_no_module() -> None:
     assert describe_conflict(ImportError("no such name", name="json")) is None
     assert describe_conflict(ValueError("of its own")) is None

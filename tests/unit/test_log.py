@@ -1,4 +1,4 @@
-"""The run's log: whatever happens is a line of JSON, and telling it harms nobody."""
+"""The run's log: every event is a line of JSON, and no value makes logging fail."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def graph() -> list[object]:
     ["half a pair: \udcff", 2**80, 10**5000, {1: "no text for a key"}, Unprintable(), graph()],
     ids=["surrogate", "integer", "long integer", "key", "unprintable", "graph"],
 )
-def test_what_is_no_json_by_itself_is_a_line_all_the_same(tmp_path: Path, odd: object) -> None:
+def test_a_value_that_json_does_not_have_is_logged(tmp_path: Path, odd: object) -> None:
     with log_to_json_file(tmp_path / "log", run="r"):
         log = structlog.get_logger()
         try:
@@ -41,7 +41,7 @@ def test_what_is_no_json_by_itself_is_a_line_all_the_same(tmp_path: Path, odd: o
     assert (after["event"], after["run"]) == ("next", "r")
 
 
-def test_what_a_command_prints_is_not_mixed_with_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_warnings_are_logged_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     log_warnings_to_stderr()
     structlog.get_logger().info("images go out as references")
     structlog.get_logger().warning("engine ejected")

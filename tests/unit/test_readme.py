@@ -1,4 +1,4 @@
-"""What the README prints runs as it is."""
+"""The commands and the code of the README run unchanged."""
 
 import glob
 import json

@@ -15,18 +15,18 @@ class Text(str):
     ("text", "escaped"),
     [("é 😀", "é 😀"), ("cut \ud83d", r"cut \ud83d"), (Text("plain"), "plain"), ("\udc00" * 2, r"\udc00\udc00")],
 )
-def test_a_text_becomes_one_that_every_file_takes(text: str, escaped: str) -> None:
+def test_half_of_a_surrogate_pair_is_escaped(text: str, escaped: str) -> None:
     assert escape_surrogates(text) == escaped
     assert type(escape_surrogates(text)) is str
     assert is_well_formed(text) == (text == escaped)
 
 
-def test_json_is_written_whatever_its_texts_hold() -> None:
+def test_json_is_written_for_any_text() -> None:
     value = {"a \ud83d": ["\ud83d", ("\udc00", 5, None)], "plain": 0.5}
     assert orjson.loads(dump_json(value)) == {r"a \ud83d": [r"\ud83d", [r"\udc00", 5, None]], "plain": 0.5}
     with pytest.raises(TypeError):
         dump_json({"not plain": object()})
 
 
-def test_a_worker_reports_a_failure_whatever_its_text_holds() -> None:
+def test_a_worker_reports_a_failure_with_any_text() -> None:
     assert decode_report(encode_report(WorkerFailure("cut \ud83d"))) == WorkerFailure(r"cut \ud83d")

@@ -1,4 +1,4 @@
-"""What a few objects can hold: counted as often as it can be reached, and refused by name."""
+"""Small objects with huge contents: each value counts as often as it is reached, and too many are refused."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from rollout.value_limits import MAX_CHARACTERS, MAX_DEPTH, OutOfBoundsError, To
 
 
 def graph(wrap: Callable[[Any], Any], levels: int = 14, times: int = 12) -> Any:
-    """A value whose every level names the one below twelve times."""
+    """Return a value in which each level contains the next one twelve times."""
     found: Any = "a leaf"
     for _ in range(levels):
         found = wrap([found] * times)
@@ -52,7 +52,7 @@ def test_a_graph_of_few_objects_is_refused(wrap: Callable[[Any], Any]) -> None:
         ValueCounter().add(graph(wrap))
 
 
-def test_what_contains_itself_is_refused() -> None:
+def test_a_value_that_contains_itself_is_refused() -> None:
     with pytest.raises(OutOfBoundsError, match=f"nested in more than {MAX_DEPTH} levels, or in itself"):
         ValueCounter().add(cycle())
 
@@ -65,12 +65,12 @@ def test_deep_nesting_is_refused_and_less_is_not() -> None:
 
 
 @pytest.mark.parametrize("value", [["x" * 1000] * 20_000, {"k" * 1000 + str(at): 1 for at in range(20_000)}])
-def test_text_is_counted_as_often_as_it_is_there(value: object) -> None:
+def test_repeated_text_is_counted_each_time(value: object) -> None:
     with pytest.raises(TooMuchTextError, match=f"more than {MAX_CHARACTERS:,} characters"):
         ValueCounter().add(value)
 
 
-def test_the_message_that_is_the_first_too_much_is_named() -> None:
+def test_the_error_names_the_first_message_over_the_limit() -> None:
     half = {"role": "user", "content": "x" * (MAX_CHARACTERS // 2 + 1)}
     require_bounded([half])
     with pytest.raises(TooMuchTextError):
@@ -94,7 +94,7 @@ LONG = "data:" + "x" * MAX_CHARACTERS
     ],
     ids=["image", "bytes", "image_url", "url", "nested"],
 )
-def test_an_image_is_no_text(image: dict[str, Any]) -> None:
+def test_an_image_does_not_count_as_text(image: dict[str, Any]) -> None:
     require_bounded([{"role": "user", "content": [image]}])
 
 
@@ -127,7 +127,7 @@ def test_a_graph_under_the_key_of_an_image_is_counted(place: Callable[[Any], Any
         require_bounded([place({key: graph(WRAPS[wrap])})])
 
 
-def test_what_no_template_reads_may_hold_anything_and_is_not_remembered() -> None:
+def test_a_key_that_no_template_reads_may_have_any_value_and_is_not_cached() -> None:
     message = {"role": "user", "content": "short", "debug": graph(list)}
     require_bounded([message])
     (canonical,) = canonicalise([message], ())

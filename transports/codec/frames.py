@@ -1,8 +1,8 @@
 """Values to frames and back: one msgpack head, then large values outside of it, each a frame of its own.
 
-The codec carries None, bool, integers of 64 bits, float, str, bytes, lists, dicts with str keys, and numpy arrays
-(`arrays.DTYPES`). A tuple comes back as a list, and a numpy scalar as a Python number. Arrays, bytes and text of 32 KiB
-or more become frames of their own. A decoded array is a read-only view of its frame. Nothing is pickled. A hostile
+The codec carries None, bool, integers of 64 bits, float, str, bytes, lists, tuples, dicts with str keys, and numpy
+arrays (`arrays.DTYPES`). A numpy scalar comes back as a Python number. Arrays, bytes and text of 32 KiB or more become
+frames of their own. A decoded array is a read-only view of its frame. Nothing is pickled. A hostile
 record raises CodecError before it takes memory (`limits`).
 """
 
@@ -22,8 +22,17 @@ from transports.errors import CodecError, CodecLimitExceeded, MalformedRecord, U
 OUT_OF_BAND_BYTES = 32 << 10
 """From this size on, a value has a frame of its own."""
 
-_ARRAY, _BYTES, _TEXT = 1, 3, 4
-_CHECKED_TYPES = frozenset((dict, list, msgpack.Timestamp))
+_ARRAY, _BYTES, _TEXT, _TUPLE = 1, 3, 4, 6
+
+
+class _TupleMark(tuple[()]):
+    """The first element of a list that encodes a tuple; an empty tuple, because `_has_tuples` looks into it."""
+
+    __slots__ = ()
+
+
+_CHECKED_TYPES = frozenset((dict, list, _TupleMark, msgpack.Timestamp))
+_RESTORED_TYPES = frozenset((dict, list, _TupleMark))
 
 
 def encode(value: object, *, lone_surrogates: bool = True) -> Frames:
@@ -68,8 +77,7 @@ def decode(frames: Sequence[bytes | bytearray | memoryview], *, lone_surrogates:
         raise
     except (ValueError, TypeError) as error:
         raise MalformedRecord(f"the head frame is not what this codec writes: {error}") from None
-    _check_nesting(value)
-    return value
+    return _restore_tuples(value) if _has_tuples(value) else value
 
 
 class _Encoder:
@@ -100,7 +108,11 @@ class _Encoder:
                 raise CodecLimitExceeded(f"the value nests deeper than {MAX_DEPTH} levels")
             if value_type is dict:
                 return self._map_to_packable(value, depth + 1)
-            return self._items_to_packable(value, depth + 1)
+            items = self._items_to_packable(value, depth + 1)
+            if value_type is list:
+                return items
+            self._count_values(1)
+            return [msgpack.ExtType(_TUPLE, b""), *items]
         return self._leaf_to_packable(value)
 
     def _count_values(self, values: int) -> None:
@@ -176,6 +188,8 @@ class _Decoder:
             return original if isinstance(original, bytes) else bytes(view)
         if code == _TEXT:
             return str(self._take_referred_frame(data), "utf-8", self._text_errors)
+        if code == _TUPLE and not data:
+            return _TupleMark()
         raise MalformedRecord(f"the head frame uses the msgpack extension {code}, which this codec does not write")
 
     def _take_referred_frame(self, reference: bytes) -> memoryview:
@@ -193,8 +207,12 @@ class _Decoder:
         return memoryview(self.frames[index]).toreadonly().cast("B")
 
 
-def _check_nesting(value: Any) -> None:
-    """Refuse an unpacked value that nests too deep, has keys that are not str, or holds a timestamp."""
+def _has_tuples(value: Any) -> bool:
+    """Return whether an unpacked value has a tuple.
+
+    Raises MalformedRecord or CodecLimitExceeded if it nests too deep, has keys that are not str, or has a timestamp.
+    """
+    has_tuples = False
     nodes: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         for node in nodes:
@@ -209,10 +227,26 @@ def _check_nesting(value: Any) -> None:
             if type(inner) in _CHECKED_TYPES
         ]
         if not nodes:
-            return
-        if msgpack.Timestamp in map(type, nodes):
+            return has_tuples
+        types = set(map(type, nodes))
+        has_tuples = has_tuples or _TupleMark in types
+        if msgpack.Timestamp in types:
             raise MalformedRecord("the head frame holds a msgpack timestamp, which this codec does not write")
     raise CodecLimitExceeded(f"the record nests deeper than {MAX_DEPTH} levels")
+
+
+def _restore_tuples(node: Any) -> Any:
+    """Replace each list that starts with a mark by a tuple. The depth was checked, so the recursion is bounded."""
+    if type(node) is _TupleMark:
+        raise MalformedRecord("the mark of a tuple is not at the start of a list")
+    if type(node) is dict:
+        for key, value in node.items():
+            if type(value) in _RESTORED_TYPES:
+                node[key] = _restore_tuples(value)
+        return node
+    is_tuple = bool(node) and type(node[0]) is _TupleMark
+    items = [_restore_tuples(value) if type(value) in _RESTORED_TYPES else value for value in node[is_tuple:]]
+    return tuple(items) if is_tuple else items
 
 
 def _check_sizes(frames: Sequence[bytes | bytearray | memoryview]) -> None:

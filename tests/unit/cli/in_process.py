@@ -1,4 +1,4 @@
-"""The command line as a function: for what a user is told, where it takes no process of its own to find out."""
+"""The command line in this process, for tests that need no process of their own."""
 
 import asyncio
 import io
@@ -13,8 +13,13 @@ import structlog
 from rollout.cli import main
 
 
+def set_options(*settings: str) -> list[str]:
+    """Return these settings as options of the command line."""
+    return [part for setting in settings for part in ("--set", setting)]
+
+
 def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """What a `rollout` process with these arguments would have ended with."""
+    """Run `rollout` with these arguments; return its exit code and what it printed."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
 
@@ -26,7 +31,7 @@ def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
             code = int(exit_.code or 0)
 
     with mock.patch.object(sys, "argv", ["rollout", *arguments]), redirect_stdout(out), redirect_stderr(err):
-        if _a_loop_runs():  # a command has a loop of its own, and no thread has two
+        if _has_running_loop():  # a command starts a loop, and a thread can run only one
             thread = threading.Thread(target=call)
             thread.start()
             thread.join()
@@ -36,7 +41,7 @@ def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
-def _a_loop_runs() -> bool:
+def _has_running_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -18,7 +18,7 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How a process ended.
+    """The result of a process.
 
     Attributes:
         returncode: its exit code.
@@ -34,7 +34,7 @@ class Shown:
 def run_in_terminal(
     *arguments: str, terminal: Literal["stdout", "stderr", "both"] = "both", variables: Mapping[str, str] | None = None
 ) -> Shown:
-    """Run `rollout` with these arguments, and with these variables of the environment besides our own."""
+    """Run `rollout` with these arguments, and with these variables added to our environment."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
     written: list[bytes] = []
@@ -62,5 +62,5 @@ def _read(descriptor: int, written: list[bytes]) -> None:
     try:
         while data := os.read(descriptor, 1 << 16):
             written.append(data)
-    except OSError:  # the last process that had the terminal is gone
+    except OSError:  # the last process with this terminal has ended
         return

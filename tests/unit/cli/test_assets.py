@@ -1,4 +1,4 @@
-"""`rollout assets`: on the images of a real run."""
+"""`rollout assets` with the images of a real run."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import yaml
 
 from rollout.rundir.assets import hold_run_lock
 from rollout.trainer.testing import put_all, scripted_rollout
-from tests.unit.cli.in_process import run_cli
+from tests.unit.cli.in_process import run_cli, set_options
 from transports import open_queue
 
 REFERRED_TO = "0" * 64 + ".png"
@@ -27,45 +27,44 @@ def report(*arguments: str, code: int = 0) -> Any:
 @pytest.fixture(scope="module")
 def run_dir(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     parent = tmp_path_factory.mktemp("runs")
-    settings = ("tasks.count=2", "tasks.group_size=1", "environment.image_size=32", f"run.directory={parent}")
-    config = str(repository / "configs" / "color_codeword.yaml")
-    assert run_cli("run", config, *(a for s in settings for a in ("--set", s))).returncode == 0
-    (made,) = parent.iterdir()
-    return made
+    options = set_options("tasks.count=2", "tasks.group_size=1", "environment.image_size=32", f"run.directory={parent}")
+    assert run_cli("run", str(repository / "configs" / "color_codeword.yaml"), *options).returncode == 0
+    (directory,) = parent.iterdir()
+    return directory
 
 
-def test_stats_and_verify_on_a_sound_run(run_dir: Path) -> None:
+def test_stats_and_verify_count_the_images_of_a_run(run_dir: Path) -> None:
     assert report("stats", str(run_dir))["files"] == 8
     assert report("verify", str(run_dir)) == {"checked": 8, "problems": []}
     assert "8 images" in run_cli("assets", "stats", str(run_dir)).stdout
 
 
-def test_gc_keeps_what_records_refer_to_and_what_is_young(run_dir: Path) -> None:
+def test_gc_keeps_new_images_and_those_of_records(run_dir: Path) -> None:
     images = run_dir / "assets" / "images"
-    stray = images / ("0" * 64 + ".png")
-    stray.write_bytes(b"nobody refers to this")
+    unused = images / ("0" * 64 + ".png")
+    unused.write_bytes(b"no record refers to this")
     assert report("gc", str(run_dir))["kept_young"] == 1
-    os.utime(stray, (0, 0))
-    assert report("gc", str(run_dir), "--dry-run")["removed"] == [stray.name]
-    assert stray.exists()
+    os.utime(unused, (0, 0))
+    assert report("gc", str(run_dir), "--dry-run")["removed"] == [unused.name]
+    assert unused.exists()
     found = report("gc", str(run_dir), "--grace", "0")
-    assert found["removed"] == [stray.name]
+    assert found["removed"] == [unused.name]
     assert found["kept_referenced"] == 8
-    assert not stray.exists()
+    assert not unused.exists()
 
 
 def test_verify_names_a_damaged_image(run_dir: Path) -> None:
     damaged = sorted((run_dir / "assets" / "images").iterdir())[0]
-    sound = damaged.read_bytes()
-    damaged.write_bytes(sound[:-1])
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1])
     try:
         (problem,) = report("verify", str(run_dir), code=1)["problems"]
         assert problem["file"] == damaged.name
     finally:
-        damaged.write_bytes(sound)
+        damaged.write_bytes(content)
 
 
-def test_gc_is_refused_while_the_run_is_held(run_dir: Path) -> None:
+def test_gc_is_refused_while_a_process_uses_the_run(run_dir: Path) -> None:
     with hold_run_lock(run_dir):
         result = run_cli("assets", "gc", str(run_dir))
     assert result.returncode == 1
@@ -73,8 +72,8 @@ def test_gc_is_refused_while_the_run_is_held(run_dir: Path) -> None:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Callable[[str], Path]:
-    """A run with two images, whose configuration names another queue."""
+def make_run(tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that makes a run with two images and the queue of the given URL."""
 
     def make(url: str) -> Path:
         images = tmp_path / "run" / "assets" / "images"
@@ -87,7 +86,7 @@ def elsewhere(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-def test_gc_keeps_what_records_in_another_directory_refer_to(tmp_path: Path, elsewhere: Callable[[str], Path]) -> None:
+def test_gc_keeps_images_of_records_in_another_directory(tmp_path: Path, make_run: Callable[[str], Path]) -> None:
     url = f"file://{tmp_path}/queues/env?partitions=2"
 
     async def record() -> None:
@@ -95,29 +94,23 @@ def test_gc_keeps_what_records_in_another_directory_refer_to(tmp_path: Path, els
             await put_all(queue, await scripted_rollout(turns=1, image_tokens=4))
 
     anyio.run(record)
-    run = elsewhere(url.replace("env", "{environment}"))
+    run = make_run(url.replace("env", "{environment}"))
     assert report("gc", str(run), "--grace", "0")["removed"] == ["f" * 64 + ".png"]
     assert (run / "assets" / "images" / REFERRED_TO).exists()
 
 
 @pytest.mark.parametrize(
-    ("url", "complaint"),
-    [
-        ("memory://gone", "cannot be read here"),
-        ("file:///nowhere/at/all", "nowhere"),
-    ],
+    ("url", "complaint"), [("memory://gone", "cannot be read here"), ("file:///nowhere/at/all", "nowhere")]
 )
-def test_gc_is_refused_where_the_records_cannot_be_read(
-    elsewhere: Callable[[str], Path], url: str, complaint: str
-) -> None:
-    run = elsewhere(url)
+def test_gc_is_refused_if_the_records_cannot_be_read(make_run: Callable[[str], Path], url: str, complaint: str) -> None:
+    run = make_run(url)
     result = run_cli("assets", "gc", str(run), "--grace", "0")
     assert result.returncode == 1
     assert complaint in result.stderr
     assert len(list((run / "assets" / "images").iterdir())) == 2
 
 
-def test_gc_is_refused_where_nothing_says_where_the_records_are(tmp_path: Path) -> None:
+def test_gc_is_refused_without_trajectories_and_configuration(tmp_path: Path) -> None:
     (tmp_path / "assets" / "images").mkdir(parents=True)
     result = run_cli("assets", "gc", str(tmp_path))
     assert result.returncode == 1

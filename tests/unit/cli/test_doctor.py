@@ -1,4 +1,4 @@
-"""`rollout doctor`: what is printed, and the exit codes."""
+"""`rollout doctor`: its output and its exit codes."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -8,34 +8,32 @@ from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from tests.unit.cli.in_process import run_cli
 
 
-def test_doctor_says_what_is_right(color_codeword: Sequence[str]) -> None:
+def test_doctor_shows_what_is_right(color_codeword: Sequence[str]) -> None:
     result = run_cli("doctor", *color_codeword)
     assert result.returncode == 0, result.stdout + result.stderr
     for expected in ("configuration", "3 tasks, 2 rollouts of each", "renderer qwen3-vl, images qwen_vl", "file://"):
         assert expected in result.stdout
 
 
-def test_doctor_wraps_no_line_of_what_is_piped(color_codeword: Sequence[str]) -> None:
+def test_doctor_wraps_no_line_in_a_pipe(color_codeword: Sequence[str]) -> None:
     lines = run_cli("doctor", *color_codeword).stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["ok", subject] for subject in ("configuration", "environment", "tasks", "images", "engine", "model", "queue")
     ]
 
 
-def test_doctor_shows_a_table_alone_and_asks_engines_only_of_a_run_that_could_begin(
-    color_codeword: Sequence[str], tmp_path: Path
-) -> None:
+def test_doctor_asks_the_engines_only_if_the_run_could_begin(color_codeword: Sequence[str], tmp_path: Path) -> None:
     with EmbeddedServer(EmbeddedSettings(allowed_directories=(tmp_path,))) as url:
         live = (*color_codeword, "--live", "--set", f'engine.urls=["{url}"]')
-        sound = run_cli("doctor", *live)
-        begun_wrong = run_cli("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
-    assert sound.returncode == 0, sound.stdout
-    assert {line.partition("  ")[0] for line in sound.stdout.splitlines()} <= {"ok", "?", ""}
-    assert begun_wrong.returncode == 2
-    assert "?  engines  not checked" in begun_wrong.stdout
+        good = run_cli("doctor", *live)
+        wrong = run_cli("doctor", *live, "--set", "queue.url=file://{run_dir}/t?high_water=80KB")
+    assert good.returncode == 0, good.stdout
+    assert {line.partition("  ")[0] for line in good.stdout.splitlines()} <= {"ok", "?", ""}
+    assert wrong.returncode == 2
+    assert "?  engines  not checked" in wrong.stdout
 
 
-def test_an_environment_that_cannot_be_made_is_shown_once_with_the_line_of_its_code(
+def test_doctor_shows_an_error_in_init_once_with_its_line(
     one_line_environment: Callable[[str], str],
 ) -> None:
     result = run_cli("doctor", one_line_environment("pass\n    def __init__(self, settings): raise ValueError('bug')"))
@@ -45,7 +43,7 @@ def test_an_environment_that_cannot_be_made_is_shown_once_with_the_line_of_its_c
     assert result.stdout.count("ValueError: bug") == 1
 
 
-def test_doctor_says_how_to_fix_what_a_message_does_not_say(color_codeword: Sequence[str]) -> None:
+def test_doctor_shows_how_to_fix_a_problem(color_codeword: Sequence[str]) -> None:
     unreachable = ("--live", "--set", 'engine.urls=["http://127.0.0.1:1"]', "--set", "engine.retries=0")
     result = run_cli("doctor", *color_codeword, *unreachable)
     assert result.returncode == 1, result.stdout

@@ -29,20 +29,20 @@ def failure(number: int, *, message: str = "bug", line: int | None = None) -> Ou
     return Outcome(f"{number:06d}.0", f"{number:06d}", 1, "failed", error=error, traceback=frames)
 
 
-def test_the_same_message_from_another_line_is_another_error() -> None:
+def test_the_same_message_from_another_line_is_a_different_error() -> None:
     text = printed(failure(0, line=3), failure(1, line=9), failure(2, line=3))
     assert text.count("ValueError: bug") == 2
     assert "000000.0 (and 1 other) failed:\n" in text
     assert "000001.0 failed:\n" in text
 
 
-def test_of_many_different_errors_the_first_are_shown_and_a_command_that_shows_the_rest() -> None:
+def test_only_the_first_ten_errors_are_shown_with_the_command_for_the_rest() -> None:
     text = printed(*[failure(number, message=f"bug {number}") for number in range(12)])
     assert text.splitlines()[9] == "000009.0 failed: ValueError: bug 9"
     assert text.splitlines()[10:] == ["… and 2 more different errors, all in: rollout logs runs/one --level warning"]
 
 
-def test_a_report_for_programs_has_the_errors_too() -> None:
+def test_the_json_report_has_the_errors() -> None:
     errors = distinct_errors(failure(1, line=3), failure(0, line=3))
     assert with_errors({"rollouts": 2}, errors) == {
         "rollouts": 2,

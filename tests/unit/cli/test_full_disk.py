@@ -1,4 +1,4 @@
-"""A disk that fills up under a run, for real where this user may mount one."""
+"""A run whose disk is full. Only root may mount one; the second test replaces the write."""
 
 import os
 from collections.abc import Callable
@@ -7,22 +7,21 @@ from pathlib import Path
 import pytest
 
 from rollout.images import ImagePolicy, ImageStoreError, prepare_images
-from tests.unit.cli.in_process import run_cli
+from tests.unit.cli.in_process import run_cli, set_options
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk; the same error without one is tested below")
-def test_a_full_disk_for_assets_ends_the_run_with_one_paragraph(
+def test_a_full_disk_for_images_ends_the_run_with_one_message(
     repository: Path, small_disk: Callable[[str], Path]
 ) -> None:
-    settings = ("tasks.count=8", f"run.directory={small_disk('64k')}", "queue.url=memory://elsewhere")
-    config = str(repository / "configs" / "color_codeword.yaml")
-    result = run_cli("run", config, *(a for s in settings for a in ("--set", s)))
+    options = set_options("tasks.count=8", f"run.directory={small_disk('64k')}", "queue.url=memory://elsewhere")
+    result = run_cli("run", str(repository / "configs" / "color_codeword.yaml"), *options)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert "No space left on device" in result.stderr
 
 
-def test_a_write_that_fails_is_a_fault_of_the_infrastructure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_is_a_failure_of_the_infrastructure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 
     image = draw_square("red", ColorCodewordSettings(), seed="full")

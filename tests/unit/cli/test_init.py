@@ -1,4 +1,4 @@
-"""`rollout init`: what it writes runs as it is, and what it cannot write it refuses as a whole."""
+"""`rollout init`: the environment that it writes runs, and an error leaves no file."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ TEMPLATES = ("chat", "images", "tools", "gym")
 
 @pytest.fixture(params=TEMPLATES)
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The YAML of an environment that was just written; its module has a name of its own in each test."""
+    """Write an environment with a name that no other test uses; return its YAML."""
     name = f"env-{tmp_path.name}"
     result = run_cli("init", str(tmp_path / name), "--template", request.param)
     assert result.returncode == 0, result.stderr
@@ -26,7 +26,7 @@ def run_python(*arguments: str, directory: Path) -> "subprocess.CompletedProcess
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_what_is_written_passes_doctor_and_is_played(written: Path) -> None:
+def test_the_written_environment_passes_doctor_and_runs(written: Path) -> None:
     checked = run_cli("doctor", str(written))
     assert checked.returncode == 0, checked.stdout
     played = run_cli("run", str(written), "--json", "--set", "engine.sampling.temperature=0")
@@ -37,13 +37,13 @@ def test_what_is_written_passes_doctor_and_is_played(written: Path) -> None:
     assert Path(report["run_dir"]).parent == written.parent / "runs"
 
 
-def test_groups_of_what_is_written_have_different_rewards(written: Path) -> None:
+def test_the_written_environment_gives_different_rewards(written: Path) -> None:
     report = json.loads(run_cli("run", str(written), "--json", "--set", "engine.sampling.seed=0").stdout)
     assert 0.5 < report["reward_mean"] < 1.0
 
 
 @pytest.mark.parametrize("written", ["chat"], indirect=True)
-def test_workers_play_what_is_written(written: Path) -> None:
+def test_workers_play_the_written_environment(written: Path) -> None:
     result = run_python(
         *("-m", "rollout", "launch", written.name, "--workers", "2", "--set", "tasks.count=2", "--json"),
         directory=written.parent,
@@ -68,7 +68,7 @@ def test_the_written_code_is_clean(written: Path) -> None:
     assert formatted.returncode == 0, formatted.stdout
 
 
-def test_what_was_written_and_what_to_do_next_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_prints_the_written_files_and_the_next_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = run_cli("init", "my-guess")
     assert sorted(path.name for path in (tmp_path / "my-guess").iterdir()) == [
@@ -79,12 +79,10 @@ def test_what_was_written_and_what_to_do_next_is_said(tmp_path: Path, monkeypatc
     assert "templates" not in "".join(path.read_text() for path in (tmp_path / "my-guess").iterdir())
 
 
-def test_who_lacks_gymnasium_is_told_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_prints_how_to_install_gymnasium_if_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (
-        "pip install"
-        not in run_cli("init", "lake", "--template", "gym").stdout.partition("next:")[2].partition("pytest")[0]
-    )
+    next_commands = run_cli("init", "lake", "--template", "gym").stdout.partition("next:")[2]
+    assert "pip install" not in next_commands.partition("pytest")[0]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert '  pip install "rollout-rl[gym]"  installs gymnasium' in run_cli("init", "pond", "--template", "gym").stdout
 
@@ -114,7 +112,7 @@ def test_a_name_that_cannot_be_used_is_refused(
     assert list(tmp_path.rglob("*")) == [tmp_path / "taken"]
 
 
-def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_left_if_one_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

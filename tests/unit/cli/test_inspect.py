@@ -1,4 +1,4 @@
-"""`rollout inspect`: a run that is over, as a table, as a conversation, as a file."""
+"""`rollout inspect`: a finished run as a table, as a conversation, as a file."""
 
 import json
 import os
@@ -27,8 +27,8 @@ from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import NamedReward
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive, RolloutNotFound
-from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
-from tests.unit.cli.in_process import run_cli
+from rollout.trainer.testing import Packet, checkpoint, put_all, read_all, scripted_rollout
+from tests.unit.cli.in_process import run_cli, set_options
 from transports import open_queue
 from transports.codec import decode, encode
 
@@ -36,7 +36,7 @@ Inspect = Callable[..., str]
 
 
 async def record_run(directory: Path) -> None:
-    """Two groups, read and acked by a trainer; of the second one, a member is damaged and another never ended."""
+    """Record two groups that a trainer has read and acked. The second has a damaged and an unfinished rollout."""
     url = f"file://{directory}/trajectories?retain=true"
     async with open_queue(url) as queue:
         for sample in range(2):
@@ -68,27 +68,27 @@ def inspect(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> Inspect:
     return call
 
 
-async def test_a_run_that_was_read_and_acked_is_read_again_by_the_same_reader(run_directory: Path) -> None:
+async def test_the_records_of_a_run_can_be_read_again_after_their_acks(run_directory: Path) -> None:
     for _ in range(2):
         async with open_archive(run_directory) as reader:
             found = [trajectory async for trajectory in reader]
         assert [trajectory.rollout for trajectory in found] == ["a.0", "a.1", "b.0", "b.1", "b.2"]
 
 
-async def test_the_path_of_a_run_may_be_a_text(run_directory: Path) -> None:
+async def test_the_path_of_a_run_can_be_a_string(run_directory: Path) -> None:
     async with open_archive(str(run_directory)) as reader:
         assert len([trajectory async for trajectory in reader]) == 5
     with pytest.raises(NoArchive, match="does not exist"):
         open_archive(str(run_directory / "missing"))
 
 
-async def test_groups_of_a_run_are_read_again_too(run_directory: Path) -> None:
+async def test_the_groups_of_a_run_can_be_read_again(run_directory: Path) -> None:
     async with open_archive(run_directory) as reader:
         groups = [group async for group in reader.groups()]
     assert [(group.id, group.whole) for group in groups] == [("a", True), ("b", True)]
 
 
-def test_what_is_piped_has_every_column_and_is_neither_wrapped_nor_padded(inspect: Inspect) -> None:
+def test_the_output_in_a_pipe_has_every_column_and_is_not_wrapped_or_padded(inspect: Inspect) -> None:
     header, *lines, summary = [line.split("\t") for line in inspect().splitlines()]
     assert header == list(COLUMNS)
     shown = [0, 4, 6, 7, 8]
@@ -127,13 +127,13 @@ def test_a_wide_terminal_has_room_for_every_column() -> None:
     assert " ".join(summary) == "1 trajectories (1 ok); reward 0.500; 30 turns, 30 different images, 12,345 tokens"
 
 
-def test_the_limit_is_a_column_where_a_rollout_has_one() -> None:
+def test_the_table_has_a_column_for_the_limit_if_a_rollout_has_one() -> None:
     header, line, other, *_ = table([row(0, limit="tokens"), row(1)], 100)
     at = header.index("limit")
     assert (line[at : at + 6], other[at : at + 6]) == ("tokens", " " * 6)
 
 
-def test_a_narrow_terminal_shows_fewer_columns_whole_and_says_which_are_left_out() -> None:
+def test_a_narrow_terminal_shows_fewer_columns_and_names_the_others() -> None:
     header, good, bad, *rest = table([row(0), row(1, status="failed", reward=None, error=ERROR)], 80)
     assert header.split() == ["rollout", "status", "reward", "turns", "images", "tokens", "error"]
     assert good.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345"]
@@ -142,7 +142,7 @@ def test_a_narrow_terminal_shows_fewer_columns_whole_and_says_which_are_left_out
     assert "Not shown: sampled, versions, seconds. --sort and --filter know them; a wider" in rest
 
 
-def test_a_name_that_is_longer_than_the_terminal_is_shown_whole() -> None:
+def test_a_name_that_is_longer_than_the_terminal_is_not_cut() -> None:
     name = "a-task-with-a-very-long-name/" + "x" * 90 + ".0"
     _, *lines = table([row(0, rollout=name, error=ERROR)], 80)
     assert name in "".join(line.split()[0] for line in lines if not line.startswith(("1 ", "No", "terminal")))
@@ -154,7 +154,7 @@ async def read_one(directory: Path, rollout: str) -> Trajectory:
         return next(trajectory for trajectory in [found async for found in reader] if trajectory.rollout == rollout)
 
 
-def test_rewards_and_the_limit_are_shown_where_they_belong(run_directory: Path) -> None:
+def test_a_conversation_shows_the_limit_the_rewards_and_the_reward_of_a_turn(run_directory: Path) -> None:
     scored = replace(
         anyio.run(read_one, run_directory, "a.1"),
         limit=RolloutLimit.TURNS,
@@ -168,7 +168,7 @@ def test_rewards_and_the_limit_are_shown_where_they_belong(run_directory: Path) 
     ]
 
 
-def test_an_image_in_two_messages_counts_once_as_in_the_summary_of_a_run(run_directory: Path) -> None:
+def test_an_image_in_two_messages_counts_once(run_directory: Path) -> None:
     trajectory = anyio.run(read_one, run_directory, "a.0")
     again = replace(trajectory.nodes[0], index=len(trajectory.nodes), parent=len(trajectory.nodes) - 1)
     assert row_of(replace(trajectory, nodes=(*trajectory.nodes, again))).images == 3
@@ -203,12 +203,12 @@ def test_rows_are_filtered_and_sorted(inspect: Inspect, filters: list[str], sort
         ({"export": Path("/nowhere/x.jsonl")}, "cannot be written: No such file or directory"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_by_name(inspect: Inspect, options: dict[str, Any], complaint: str) -> None:
+def test_a_wrong_option_is_refused(inspect: Inspect, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InspectError, match=complaint):
         inspect(**options)
 
 
-def test_a_rollout_that_is_not_there_is_refused_by_name(inspect: Inspect) -> None:
+def test_an_unknown_rollout_is_refused(inspect: Inspect) -> None:
     with pytest.raises(RolloutNotFound, match=r"has no rollout 'z\.9'"):
         inspect("z.9")
 
@@ -223,7 +223,7 @@ def test_one_trajectory_is_a_conversation_with_tokens_masks_and_images(inspect: 
     assert "check" not in shown
 
 
-def test_a_failed_one_says_why_and_shows_how_far_it_came(inspect: Inspect) -> None:
+def test_a_failed_trajectory_is_shown_with_its_error_and_its_turns(inspect: Inspect) -> None:
     shown = inspect("b.0")
     assert "failed  RecordError: the record cannot be decoded" in shown.splitlines()[0]
     assert "answer 0" in shown
@@ -238,11 +238,11 @@ def test_one_trajectory_as_json_has_its_nodes_and_samples(inspect: Inspect) -> N
     assert len(sample["token_ids"]) == shown["tokens"]
 
 
-def test_where_an_error_arose_is_shown_with_the_users_frames(
+def test_an_error_is_shown_with_the_frames_of_the_users_code(
     one_line_environment: Callable[[str], str], tmp_path: Path
 ) -> None:
     broken = one_line_environment("raise ValueError('a bug of its own')")
-    ran = run_cli("run", broken, "--json", "--set", f"run.directory={tmp_path}/runs", "--set", "tasks.group_size=1")
+    ran = run_cli("run", broken, "--json", *set_options(f"run.directory={tmp_path}/runs", "tasks.group_size=1"))
     run_directory = json.loads(ran.stdout)["run_dir"]
     shown = run_cli("inspect", run_directory, "000000.0").stdout
     frame = f'      File "{tmp_path}/{tmp_path.name}.py", line 3, in run\n'
@@ -255,14 +255,14 @@ def test_where_an_error_arose_is_shown_with_the_users_frames(
 @pytest.fixture(scope="module")
 def run_with_tools(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     runs = tmp_path_factory.mktemp("runs")
-    settings = ("tasks.count=1", "tasks.group_size=1", "engine.sampling.temperature=0", f"run.directory={runs}")
-    ran = run_cli(
-        "run", str(repository / "configs" / "calculator.yaml"), "--json", *(a for s in settings for a in ("--set", s))
+    options = set_options(
+        "tasks.count=1", "tasks.group_size=1", "engine.sampling.temperature=0", f"run.directory={runs}"
     )
+    ran = run_cli("run", str(repository / "configs" / "calculator.yaml"), "--json", *options)
     return str(json.loads(ran.stdout)["run_dir"])
 
 
-def test_the_tools_of_a_conversation_their_calls_and_their_results_are_readable(run_with_tools: str) -> None:
+def test_a_conversation_shows_tools_calls_and_results(run_with_tools: str) -> None:
     shown = run_cli("inspect", run_with_tools, "000000.0").stdout
     assert "\ntools calculate(operation, a, b)  (--full shows their schemas)\n\n#0 system" in shown
     assert re.search(r'\]\n    \(calls\) calculate\(operation="\w+", a=\d+, b=\d+\)\n', shown)
@@ -277,14 +277,14 @@ def test_the_schemas_of_tools_are_shown_in_full_and_as_json(run_with_tools: str)
     assert tools["schemas"][0]["function"]["name"] == "calculate"
 
 
-def test_an_export_has_a_line_for_each_and_appears_whole(inspect: Inspect, tmp_path: Path) -> None:
+def test_an_export_has_a_line_for_each_trajectory_and_leaves_no_draft(inspect: Inspect, tmp_path: Path) -> None:
     inspect(export=tmp_path / "run.jsonl", filters=["status=ok"])
     rows = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [row["rollout"] for row in rows] == ["a.0", "a.1", "b.1"]
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_parquet_without_pyarrow_is_an_error_that_says_so(
+def test_the_error_without_pyarrow_names_the_package(
     inspect: Inspect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -298,7 +298,7 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path, directory: str, fo
         open_archive(tmp_path / directory)
 
 
-def test_the_command_line_prints_one_paragraph_for_a_fault_and_json_for_a_run(run_directory: Path) -> None:
+def test_the_command_prints_one_message_for_an_error_and_json_for_a_run(run_directory: Path) -> None:
     command = [sys.executable, "-m", "rollout", "inspect", str(run_directory)]
     refused = subprocess.run([*command, "--sort", "size"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
@@ -307,7 +307,7 @@ def test_the_command_line_prints_one_paragraph_for_a_fault_and_json_for_a_run(ru
     assert json.loads(shown.stdout)["trajectories"] == 5
 
 
-def test_a_directory_of_runs_means_its_newest_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_of_runs_stands_for_its_newest_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, name in enumerate(("old", "new")):
         (tmp_path / name / "workers").mkdir(parents=True)
         os.utime(tmp_path / name, (number, number))
@@ -316,13 +316,18 @@ def test_a_directory_of_runs_means_its_newest_run(tmp_path: Path, capsys: pytest
     assert newest_run(tmp_path / "old") == tmp_path / "old"
 
 
+async def exported(records: list[Packet]) -> Any:
+    """Return the document of the trajectory that these records make."""
+    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
+        await put_all(queue, records)
+        (trajectory,) = await read_all(reader)
+    return json.loads(orjson.dumps(trajectory_document(trajectory)))
+
+
 async def test_rewards_by_name_and_by_turn_are_exported() -> None:
     *others, finished = await scripted_rollout(turns=2, turn_rewards={1: -0.5})
     value = decode(finished.frames) | {"rewards": {"answer": [0.5, 2.0]}}
-    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
-        await put_all(queue, [*others, finished._replace(frames=encode(value))])
-        (trajectory,) = await read_all(reader)
-    document = json.loads(orjson.dumps(trajectory_document(trajectory)))
+    document = await exported([*others, finished._replace(frames=encode(value))])
     assert document["rewards"] == {"answer": {"value": 0.5, "weight": 2.0}}
     assert document["turn_rewards"] == {"1": -0.5}
     (sample,) = document["samples"]
@@ -330,13 +335,9 @@ async def test_rewards_by_name_and_by_turn_are_exported() -> None:
     assert sample["token_rewards"][-3:] == [0.0, 0.0, -0.5]
 
 
-async def test_a_task_whose_data_no_json_can_hold_is_exported() -> None:
-    """The rows of a source may hold bytes."""
+async def test_task_data_that_is_not_json_is_exported() -> None:
     started, *others = await scripted_rollout()
     value = decode(started.frames)
     value["task"]["data"] = {"picture": b"\x00\xff", "scores": np.array([1, 2])}
-    async with open_queue("memory://inspected") as queue, TrajectoryReader(open_queue("memory://inspected")) as reader:
-        await put_all(queue, [started._replace(frames=encode(value)), *others])
-        (trajectory,) = await read_all(reader)
-    document = json.loads(orjson.dumps(trajectory_document(trajectory)))
+    document = await exported([started._replace(frames=encode(value)), *others])
     assert document["task"]["data"] == {"picture": "0x00ff", "scores": [1, 2]}

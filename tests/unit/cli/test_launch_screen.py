@@ -1,4 +1,4 @@
-"""What a launch shows while it goes on."""
+"""The screen of a launch."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -9,10 +9,9 @@ import pytest
 from rich.console import Console
 
 from rollout.cli.launch_screen import LaunchScreen, launch_table
-from rollout.launch.local import LocalPlace
-from rollout.launch.state import LaunchState, Notice, Wait, WaitedFor
+from rollout.launch.state import Notice, Wait, WaitedFor
 from rollout.rundir.claims import Outcome
-from rollout.rundir.manifest import create_run
+from tests.unit.launch.states import prepare_launch
 
 COLUMNS = ("environment", "workers", "in flight", "done", "reward", "turns/s", "tokens/s", "failed", "backlog", "left")
 ROWS = [
@@ -29,14 +28,9 @@ def shown_table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("width", "left_out"),
-    [
-        (200, ()),
-        (100, ()),
-        (80, ("tokens/s", "turns/s")),
-        (60, ("tokens/s", "turns/s", "backlog", "workers")),
-    ],
+    [(200, ()), (100, ()), (80, ("tokens/s", "turns/s")), (60, ("tokens/s", "turns/s", "backlog", "workers"))],
 )
-def test_a_narrow_table_leaves_columns_out_and_cuts_neither_a_heading_nor_a_number(
+def test_a_narrow_table_has_fewer_columns_and_cuts_no_heading_and_no_number(
     width: int, left_out: Sequence[str]
 ) -> None:
     heading, *lines = shown_table(ROWS, width)
@@ -50,7 +44,7 @@ def test_a_narrow_table_leaves_columns_out_and_cuts_neither_a_heading_nor_a_numb
         assert line.startswith(row[0][:8])
 
 
-def test_usual_numbers_leave_out_only_the_tokens_at_eighty_columns() -> None:
+def test_a_table_with_usual_numbers_lacks_only_the_tokens_at_eighty_columns() -> None:
     rows = [
         ("color_codeword", "2/2", "64", "64/160", "0.877", "17.7", "46", "0", "0.9 MB", "0:00:27"),
         ("calculator", "2/2", "57", "117/160", "0.880", "27.3", "951", "0", "0.9 MB", "0:00:06"),
@@ -70,10 +64,8 @@ def console_of(*, width: int, terminal: bool) -> Console:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-async def test_what_a_launch_waits_for_is_shown(repository: Path, tmp_path: Path, *, terminal: bool) -> None:
-    config = repository / "configs" / "color_codeword.yaml"
-    directory, launch_configs = create_run([config], (f"run.directory={tmp_path}",))
-    state = LaunchState(directory, launch_configs, 0, LocalPlace(), is_resumed=False)
+async def test_the_screen_shows_what_a_launch_waits_for(repository: Path, tmp_path: Path, *, terminal: bool) -> None:
+    state = prepare_launch(repository, tmp_path)
     state.environments[0].wait = Wait(WaitedFor.ORDERS, "waiting for orders")
     state.notices += [Notice("color_codeword: waiting for orders", is_wait=True), Notice("stopping: [too] many failed")]
     console = console_of(width=80, terminal=terminal)
@@ -85,14 +77,12 @@ async def test_what_a_launch_waits_for_is_shown(repository: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-async def test_what_earlier_launches_and_other_machines_did_is_shown_too(
+async def test_the_screen_includes_earlier_launches_and_other_machines(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
 ) -> None:
     monkeypatch.setattr("rollout.cli.launch_screen._LINE_INTERVAL_SECONDS", 0.0)
-    files = [repository / "configs" / "color_codeword.yaml", repository / "configs" / "calculator.yaml"]
-    directory, launch_configs = create_run(files, (f"run.directory={tmp_path}",))
-    state = LaunchState(directory, launch_configs, 0, LocalPlace(), is_resumed=True)
-    played, endless = state.environments
+    state = prepare_launch(repository, tmp_path, names=("color_codeword", "calculator"), is_resumed=True)
+    played, other = state.environments
     played.total_rollouts = 8
     for rollout, status, reward in (("a", "ok", 1.0), ("b", "ok", 0.0), ("c", "failed", None)):
         claim = played.claims.claim_next_attempt(rollout)
@@ -111,4 +101,4 @@ async def test_what_earlier_launches_and_other_machines_did_is_shown_too(
         )
     else:
         assert line.split()[1:] == " ".join(wanted).split()
-    assert endless.name in shown
+    assert other.name in shown

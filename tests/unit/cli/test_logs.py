@@ -33,7 +33,7 @@ def append(path: Path, text: str, *, second: float = 100.0) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The directory of a launch with a log, and no workers yet."""
+    """Return the directory of a launch that has a log and no workers yet."""
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     (tmp_path / "workers").mkdir()
@@ -63,7 +63,7 @@ def test_lines_of_launch_and_workers_are_merged_by_time(run: Path) -> None:
     ]
 
 
-def test_a_traceback_stands_below_its_line(run: Path) -> None:
+def test_a_traceback_is_shown_below_its_line(run: Path) -> None:
     append(run / "workers" / "coin-0.jsonl", logged(1, "failed", "warning", exception="Traceback:\n  File\nE: no"))
     assert shown(run)[1:] == [
         "2026-01-31 12:00:01  warning  coin-0  failed",
@@ -73,7 +73,7 @@ def test_a_traceback_stands_below_its_line(run: Path) -> None:
     ]
 
 
-def test_what_was_printed_is_shown_as_it_is_where_its_file_was_last_written(run: Path) -> None:
+def test_printed_text_is_shown_unchanged_at_the_time_of_its_file(run: Path) -> None:
     append(run / "workers" / "coin-0.jsonl", logged(1, "before") + logged(3, "after"))
     append(run / "workers" / "coin-0.out", 'hello\n{"of": "its own"}\nFatal Python error', second=2)
     assert shown(run)[1:] == [
@@ -85,19 +85,19 @@ def test_what_was_printed_is_shown_as_it_is_where_its_file_was_last_written(run:
     ]
 
 
-def test_the_level_leaves_out_what_is_below_it_and_what_was_printed(run: Path) -> None:
+def test_level_hides_lower_levels_and_printed_text(run: Path) -> None:
     append(run / "workers" / "coin-0.jsonl", logged(1, "warned", "warning") + logged(2, "wrong", "error"))
     append(run / "workers" / "coin-0.out", "hello\n")
     assert [line.split()[-1] for line in shown(run, "--level", "warning")] == ["warned", "wrong"]
 
 
 @pytest.mark.parametrize("name", ["000000.0", "coin/000000.0", "one/coin/000000.0"])
-def test_the_lines_of_one_rollout_are_found_by_each_of_its_names(run: Path, name: str) -> None:
+def test_the_lines_of_a_rollout_are_found_by_each_form_of_its_name(run: Path, name: str) -> None:
     append(run / "workers" / "coin-0.jsonl", logged(1, "mine", rollout="000000.0") + logged(2, "no", rollout="1.0"))
     assert [line.split()[4] for line in shown(run, "--rollout", name)] == ["mine"]
 
 
-def test_a_rollout_of_the_same_name_in_another_environment_is_another_one(run: Path) -> None:
+def test_rollouts_with_the_same_name_in_two_environments_are_different(run: Path) -> None:
     append(run / "workers" / "coin-0.jsonl", logged(1, "coin", rollout="000000.0"))
     append(run / "workers" / "dice-0.jsonl", logged(2, "dice", rollout="000000.0"))
     assert [line.split()[4] for line in shown(run, "--rollout", "dice/000000.0")] == ["dice"]
@@ -112,7 +112,7 @@ def test_a_rollout_of_the_same_name_in_another_environment_is_another_one(run: P
         (("{run}/workers",), "holds no logs"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_by_name(run: Path, arguments: tuple[str, ...], complaint: str) -> None:
+def test_a_wrong_option_or_directory_is_refused(run: Path, arguments: tuple[str, ...], complaint: str) -> None:
     result = run_cli("logs", *(argument.format(run=run) for argument in arguments))
     assert (result.returncode, result.stdout) == (2, "")
     assert complaint in result.stderr
@@ -129,7 +129,7 @@ def events(run_logs: RunLogs, *, is_last: bool = False) -> list[str]:
     return [line.text if line.fields is None else line.fields["event"] for line in run_logs.read_new(is_last=is_last)]
 
 
-def test_files_that_grow_and_files_that_come_are_followed(run: Path) -> None:
+def test_new_lines_and_new_files_are_read(run: Path) -> None:
     run_logs = RunLogs(run, level="debug")
     assert events(run_logs) == ["worker started"]
     assert events(run_logs) == []
@@ -138,7 +138,7 @@ def test_files_that_grow_and_files_that_come_are_followed(run: Path) -> None:
     assert events(run_logs) == ["joined", "grown"]
 
 
-def test_a_line_is_shown_once_it_is_whole_or_nothing_follows(run: Path) -> None:
+def test_an_incomplete_line_is_shown_only_at_the_end(run: Path) -> None:
     run_logs = RunLogs(run, level="debug")
     whole = logged(5, "late")
     append(run / "log.jsonl", whole[:30])
@@ -159,20 +159,20 @@ def test_large_logs_are_read_a_piece_at_a_time(run: Path) -> None:
     assert sum(1 for _ in lines) == 4000
 
 
-def test_a_line_without_an_end_is_cut_where_memory_would_suffer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_too_long_is_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs_reading, "_MAX_LINE_BYTES", 200_000)
     append(run / "workers" / "coin-0.out", "x" * 1_000_000)
     assert max(len(event) for event in events(RunLogs(run, level="debug"), is_last=True)) < 500_000
 
 
-def in_a_moment(write: Callable[[], None]) -> None:
-    timer = threading.Timer(0.1, write)
+def call_soon(call: Callable[[], None]) -> None:
+    timer = threading.Timer(0.1, call)
     timer.daemon = True
     timer.start()
 
 
-def test_follow_goes_on_until_the_launch_has_ended(run: Path) -> None:
-    in_a_moment(lambda: append(run / "log.jsonl", logged(5, "launch ended")))
+def test_follow_continues_until_the_launch_ends(run: Path) -> None:
+    call_soon(lambda: append(run / "log.jsonl", logged(5, "launch ended")))
     assert [line.split(maxsplit=4)[4] for line in shown(run, "--follow")][1:] == ["launch ended"]
 
 
@@ -186,7 +186,7 @@ def test_ctrl_c_ends_following(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "worker started" in result.stdout
 
 
-def test_a_launch_that_goes_on_after_an_end_is_followed_again(run: Path) -> None:
+def test_a_launch_that_continues_after_an_end_has_not_ended(run: Path) -> None:
     run_logs = RunLogs(run, level="debug")
     append(run / "log.jsonl", logged(5, "launch ended") + logged(6, "worker started"))
     events(run_logs)

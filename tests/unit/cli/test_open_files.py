@@ -1,4 +1,4 @@
-"""Too few files that a process may open: one paragraph with what to do."""
+"""The errors for a process that may open too few files."""
 
 import errno
 import resource
@@ -12,7 +12,7 @@ from transports import QueueStorageError
 
 
 @pytest.mark.parametrize("command", ["run", "launch"])
-def test_a_run_does_not_begin_with_too_few_open_files(
+def test_a_run_does_not_begin_if_it_may_open_too_few_files(
     repository: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
@@ -21,7 +21,7 @@ def test_a_run_does_not_begin_with_too_few_open_files(
     assert result.stderr.startswith("rollout: this process may open only 20 files; a run needs at least 64")
 
 
-def test_a_command_that_runs_out_of_files_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_too_many_open_files_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -32,7 +32,7 @@ def test_a_command_that_runs_out_of_files_says_what_to_do(tmp_path: Path, monkey
     assert "Raise the limit (ulimit -n 4096)" in result.stderr
 
 
-def test_it_is_said_of_an_error_of_our_own_too() -> None:
+def test_an_error_that_was_caused_by_too_many_open_files_is_recognized() -> None:
     error = QueueStorageError("the directory cannot be used")
     assert describe_missing_files(error) is None
     error.__context__ = ExceptionGroup("", [OSError(errno.ENFILE, "Too many open files in system")])

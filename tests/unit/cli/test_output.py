@@ -1,4 +1,4 @@
-"""What is shown on a terminal of 80 columns, and what goes into a pipe."""
+"""The output on a terminal of 80 columns and in a pipe."""
 
 import io
 import re
@@ -56,7 +56,7 @@ def test_a_table_in_a_pipe_is_a_line_for_each_row() -> None:
     ]
 
 
-def test_nothing_that_is_piped_is_padded_or_coloured(
+def test_output_in_a_pipe_has_no_padding_and_no_colour(
     color_codeword: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
@@ -78,7 +78,7 @@ def test_doctor_fits_a_terminal(color_codeword: Sequence[str], variables: dict[s
     assert len({match.start() for match in last_columns}) == 1, lines
 
 
-def test_a_summary_is_plain_in_a_pipe_while_a_terminal_shows_the_progress(color_codeword: Sequence[str]) -> None:
+def test_the_summary_in_a_pipe_is_plain_if_stderr_is_a_terminal(color_codeword: Sequence[str]) -> None:
     shown = run_in_terminal("run", *color_codeword, terminal="stderr")
     assert shown.returncode == 0, shown.terminal
     assert ESCAPE in shown.terminal
@@ -88,7 +88,7 @@ def test_a_summary_is_plain_in_a_pipe_while_a_terminal_shows_the_progress(color_
     assert "\nturns  30  (" in shown.piped
 
 
-def test_a_summary_is_aligned_on_a_terminal_while_a_file_gets_plain_progress(
+def test_the_summary_on_a_terminal_is_aligned_if_stderr_is_a_pipe(
     one_line_environment: Callable[[str], str], tmp_path: Path
 ) -> None:
     config = one_line_environment("print('said'); return await __import__('asyncio').sleep(0.5)")
@@ -96,11 +96,11 @@ def test_a_summary_is_aligned_on_a_terminal_while_a_file_gets_plain_progress(
     shown = run_in_terminal("run", config, *arguments, terminal="stdout", variables={"FORCE_COLOR": "1"})
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.terminal)
     assert plain.startswith("rollouts  4 of 4  (4 failed)\nreward    none\n"), plain
-    printed = re.sub(r"^\d+/4 rollouts.*\n", "", shown.piped, flags=re.MULTILINE)  # progress, where it took long
+    printed = re.sub(r"^\d+/4 rollouts.*\n", "", shown.piped, flags=re.MULTILINE)  # without the progress of a slow run
     assert printed == "said\n" * 4, "no bar, although colours are forced"
 
 
-def test_a_close_that_failed_is_said_with_where_to_look() -> None:
+def test_the_warning_for_failed_closes_has_the_command_that_shows_them() -> None:
     assert warn_of_close_failures({"close_failures": 0, "run_dir": "runs/one"}) is None
     warning = warn_of_close_failures({"close_failures": 3, "run_dir": "runs/one"})
     assert warning == "close of the environment failed in 3 rollouts: rollout logs runs/one --level warning"
@@ -116,5 +116,5 @@ def test_a_close_that_failed_is_said_with_where_to_look() -> None:
         ),
     ],
 )
-def test_what_was_repeated_is_said_with_a_reason_of_an_environment(report: dict[str, Any], text: str) -> None:
+def test_retries_are_described_with_the_reason_of_an_environment(report: dict[str, Any], text: str) -> None:
     assert describe_retries(report) == text

@@ -1,4 +1,4 @@
-"""`rollout policy` on embedded engines, through the command line."""
+"""`rollout policy` with embedded engines."""
 
 import json
 import subprocess
@@ -31,13 +31,13 @@ def rollout(repository: Path, engine: str, tmp_path: Path) -> Callable[..., "sub
 
 @pytest.fixture
 def published(engine: str, tmp_path: Path, write_weights: Callable[..., None]) -> None:
-    """Version 3 of the weights."""
+    """Publish version 3 of the weights."""
     with PolicyPublisher(PublisherSettings((engine,), tmp_path / "run" / "policy")) as publisher:
         publisher.publish(3, lambda directory: write_weights(directory, {"embed.weight": (4, 2)}))
 
 
 @pytest.mark.usefixtures("published")
-def test_an_engine_that_its_trainer_left_behind_is_shown_and_mended(
+def test_push_repairs_an_engine_that_stopped_during_an_update(
     rollout: Callable[..., "subprocess.CompletedProcess[str]"], engine: str
 ) -> None:
     assert rollout("status").returncode == 0
@@ -48,13 +48,13 @@ def test_an_engine_that_its_trainer_left_behind_is_shown_and_mended(
     assert "published: version 3" in shown.stdout
     assert "version 4-loading, paused" in shown.stdout
 
-    mended = rollout("push")
-    assert (mended.returncode, mended.stdout) == (0, f"ok  {engine}  version 3\n")
+    repaired = rollout("push")
+    assert (repaired.returncode, repaired.stdout) == (0, f"ok  {engine}  version 3\n")
     status = json.loads(rollout("status", "--json").stdout)
     assert status == {"published": 3, "engines": {engine: {"version": "3", "paused": False, "sound": True}}}
 
 
-def test_without_anything_published_there_is_nothing_to_push(
+def test_push_and_status_need_a_published_version(
     rollout: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
     assert "is not the directory of a run" in rollout("push").stderr

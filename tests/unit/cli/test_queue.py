@@ -1,4 +1,4 @@
-"""`rollout queue` on queues in directories, through the command line."""
+"""`rollout queue` with queues in directories."""
 
 import asyncio
 import json
@@ -19,6 +19,7 @@ from rollout.tasks.orders import RolloutOrder, encode_order
 from tests.unit.cli import in_process
 from transports import Frames, Queue, open_queue
 from transports.codec import encode
+from transports.testing.cases import receive_one
 
 FINISHED = RolloutFinished(
     header=RecordHeader("run-1", "colors", "group-2", "colors-2-0", 0, 3),
@@ -56,21 +57,20 @@ async def put(url: str, *records: Frames, tag: str = "the tag") -> None:
 async def reject(url: str, count: int, reason: str) -> None:
     async with open_queue(url) as queue:
         for _ in range(count):
-            delivery = await queue.receive(timeout=10)
-            assert delivery is not None
+            delivery = await receive_one(queue)
             await delivery.reject(reason)
 
 
 async def run_with_consumer(
     command: Callable[[], Any], holding: Callable[[Queue], Coroutine[Any, Any, None]], queue: Queue
 ) -> Any:
-    """What a command says while this process is a consumer of its queue."""
+    """Return what a command returns while this process is a consumer of its queue."""
     async with queue:
         await holding(queue)
         return await asyncio.to_thread(command)
 
 
-async def test_stats_tell_of_backlog_and_dead_letters(url: str) -> None:
+async def test_stats_show_backlog_and_dead_letters(url: str) -> None:
     await put(url, *[encode({"n": n, "blob": bytes(60_000)}) for n in range(3)])
     await reject(url, 1, "not today")
     found = report("stats", url)
@@ -81,7 +81,7 @@ async def test_stats_tell_of_backlog_and_dead_letters(url: str) -> None:
     assert "120.0 kB" in table
 
 
-async def test_peek_shows_a_trajectorys_record_and_leaves_it_there(url: str) -> None:
+async def test_peek_shows_a_record_of_a_trajectory_and_does_not_consume_it(url: str) -> None:
     await put(url, encode_record(FINISHED), tag=FINISHED.header.tag)
     (found,) = report("peek", url)["records"]
     assert (found["kind"], found["rollout"]) == ("rollout_finished", "run-1/colors/colors-2-0#0.3")
@@ -94,14 +94,14 @@ async def test_peek_shows_a_trajectorys_record_and_leaves_it_there(url: str) -> 
     assert report("stats", url)["backlog_records"] == 1
 
 
-async def test_peek_shows_an_order_for_a_rollout(url: str) -> None:
+async def test_peek_shows_an_order(url: str) -> None:
     await put(url, encode_order(RolloutOrder(Task("colors-7", 7, 1, {"color": "red"}), 0, 2, "v3")))
     (found,) = report("peek", url)["records"]
     assert found["kind"] == "order"
     assert found["content"]["task"]["data"] == {"color": "red"}
 
 
-async def test_peek_shortens_what_is_long_unless_told_not_to(url: str) -> None:
+async def test_peek_shortens_long_values_except_with_full(url: str) -> None:
     uri = "data:image/png;base64," + "A" * 3000
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     value = {"text": "word " * 200, "uri": uri, "array": array, "many": list(range(100)), "raw": bytes(500)}
@@ -119,7 +119,7 @@ async def test_peek_shortens_what_is_long_unless_told_not_to(url: str) -> None:
 
 
 @pytest.mark.parametrize("frames", [(b"\xc1 not msgpack",), encode({"kind": "step", "schema": 900})])
-async def test_peek_says_so_where_a_record_cannot_be_decoded(url: str, frames: Frames) -> None:
+async def test_peek_marks_a_record_that_cannot_be_decoded(url: str, frames: Frames) -> None:
     await put(url, frames, tag="whose it is")
     (found,) = report("peek", url)["records"]
     assert (found["kind"], found["tag"]) == ("undecodable", "whose it is")
@@ -127,7 +127,7 @@ async def test_peek_says_so_where_a_record_cannot_be_decoded(url: str, frames: F
     assert "undecodable  whose it is" in run_queue_command("peek", url).stdout
 
 
-async def test_what_a_terminal_would_obey_is_not_printed(url: str) -> None:
+async def test_control_characters_are_not_printed(url: str) -> None:
     await put(url, encode({"text": "\x1b[31m red \udc80"}), tag="\x1b]0;title\x07 \udc80")
     await put(url, encode(None), tag="second")
     for command in ("peek", "dead"):
@@ -139,7 +139,7 @@ async def test_what_a_terminal_would_obey_is_not_printed(url: str) -> None:
         await reject(url, 1, "\x1b[31m no \udc80")
 
 
-async def test_peek_stops_at_its_limit_and_says_when_there_is_nothing(url: str) -> None:
+async def test_peek_stops_at_its_limit_and_reports_an_empty_queue(url: str) -> None:
     await put(url)
     assert "empty" in run_queue_command("peek", url).stdout
     await put(url, *[encode(n) for n in range(5)])
@@ -147,7 +147,7 @@ async def test_peek_stops_at_its_limit_and_says_when_there_is_nothing(url: str) 
 
 
 @pytest.mark.parametrize("replay", ["", "&replay=true"])
-async def test_what_was_consumed_and_is_retained_is_shown_as_that(url: str, replay: str) -> None:
+async def test_acked_records_of_an_archive_are_shown_as_retained(url: str, replay: str) -> None:
     retaining = f"{url}?retain=true"
     await put(retaining, *[encode(n) for n in range(3)])
     async with open_queue(retaining) as queue:
@@ -164,7 +164,7 @@ async def test_what_was_consumed_and_is_retained_is_shown_as_that(url: str, repl
     assert text.count("  retained\n") == 3
 
 
-async def test_dead_letters_are_listed_and_go_back(url: str) -> None:
+async def test_dead_letters_are_listed_and_requeued(url: str) -> None:
     await put(url, *[encode(n) for n in range(3)], tag="rollout-9")
     await reject(url, 3, "cannot be [decoded]")
     found = report("dead", url)
@@ -177,13 +177,13 @@ async def test_dead_letters_are_listed_and_go_back(url: str) -> None:
     assert report("stats", url)["backlog_records"] == 3
 
 
-async def test_drain_removes_everything_that_nobody_holds(url: str) -> None:
+async def test_drain_removes_all_records_without_a_lease(url: str) -> None:
     await put(url, *[encode(n) for n in range(70)])
     assert report("drain", url, "--yes") == {"drained": 70, "left": 0}
     assert report("stats", url)["backlog_records"] == 0
 
 
-async def test_drain_leaves_what_another_consumer_holds_and_says_so(url: str) -> None:
+async def test_drain_reports_the_records_that_another_consumer_has_leased(url: str) -> None:
     async def lease(queue: Queue) -> None:
         assert await queue.receive(timeout=10) is not None
 
@@ -200,7 +200,7 @@ async def test_drain_leaves_what_another_consumer_holds_and_says_so(url: str) ->
     assert await run_with_consumer(lambda: report(*arguments), lease, tasks) == {"drained": 3, "left": 1}
 
 
-async def test_drain_needs_a_yes_where_nobody_can_be_asked(url: str) -> None:
+async def test_drain_needs_yes_without_a_terminal(url: str) -> None:
     await put(url, encode(1))
     refused = run_queue_command("drain", url)
     assert refused.returncode == 2
@@ -208,20 +208,20 @@ async def test_drain_needs_a_yes_where_nobody_can_be_asked(url: str) -> None:
     assert report("stats", url)["backlog_records"] == 1
 
 
-def test_a_url_that_is_none_exits_with_2() -> None:
+def test_a_wrong_url_exits_with_2() -> None:
     refused = run_queue_command("stats", "fiel:///data/queue")
     assert refused.returncode == 2
     assert "did you mean 'file://'" in refused.stderr
 
 
-def test_a_queue_that_is_not_there_is_not_created_by_looking_for_it(url: str, tmp_path: Path) -> None:
+def test_a_command_does_not_create_a_missing_queue(url: str, tmp_path: Path) -> None:
     refused = run_queue_command("stats", url)
     assert refused.returncode == 2
     assert "no queue" in refused.stderr
     assert not any(tmp_path.iterdir())
 
 
-async def test_a_queue_that_refuses_exits_with_1(url: str) -> None:
+async def test_a_queue_that_refuses_a_record_exits_with_1(url: str) -> None:
     await put(url, encode(bytes(2000)))
     await reject(url, 1, "too large for now")
     refused = run_queue_command("requeue", f"{url}?high_water=1000&hard_limit=1000")

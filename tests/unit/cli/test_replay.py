@@ -1,4 +1,4 @@
-"""`rollout replay`: what it prints, and its exit codes."""
+"""`rollout replay`: its output and its exit codes."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.in_process import run_cli
+from tests.unit.cli.in_process import run_cli, set_options
 from tests.unit.testing import games
 from tests.unit.testing.recorded import ROLLOUT, WORDS, record, write_config
 
@@ -18,14 +18,14 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_what_is_the_same_exits_with_0(run_directory: Path) -> None:
+def test_a_replay_without_differences_exits_with_0(run_directory: Path) -> None:
     write_config(run_directory, games.Game)
     replayed = run_cli("replay", str(run_directory), ROLLOUT)
     assert (replayed.returncode, replayed.stderr) == (0, "")
     assert replayed.stdout == f"{run_directory.name}/game/task.0: the same as recorded; 3 of 3 turns are the same\n"
 
 
-def test_what_is_different_exits_with_1_and_is_shown(run_directory: Path) -> None:
+def test_a_replay_with_a_difference_shows_it_and_exits_with_1(run_directory: Path) -> None:
     write_config(run_directory, games.OtherHint)
     replayed = run_cli("replay", str(run_directory), ROLLOUT)
     assert (replayed.returncode, replayed.stderr) == (1, "")
@@ -52,12 +52,9 @@ def test_json_has_the_whole_report(run_directory: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rollout", "options", "complaint"),
-    [
-        ("z.9", (), "has no rollout 'z.9'"),
-        (ROLLOUT, ("--config", "missing.yaml"), "missing.yaml: cannot be read"),
-    ],
+    [("z.9", (), "has no rollout 'z.9'"), (ROLLOUT, ("--config", "missing.yaml"), "missing.yaml: cannot be read")],
 )
-def test_what_cannot_be_replayed_exits_with_2(
+def test_a_rollout_that_cannot_be_replayed_exits_with_2(
     run_directory: Path, rollout: str, options: tuple[str, ...], complaint: str
 ) -> None:
     write_config(run_directory, games.Game)
@@ -66,9 +63,8 @@ def test_what_cannot_be_replayed_exits_with_2(
     assert complaint in replayed.stderr
 
 
-def test_a_run_of_the_command_line_is_replayed(repository: Path, tmp_path: Path) -> None:
-    settings = ("tasks.count=1", "tasks.group_size=1", f"run.directory={tmp_path}")
-    options = [part for one in settings for part in ("--set", one)]
+def test_a_rollout_of_rollout_run_is_replayed(repository: Path, tmp_path: Path) -> None:
+    options = set_options("tasks.count=1", "tasks.group_size=1", f"run.directory={tmp_path}")
     ran = run_cli("run", str(repository / "configs" / "calculator.yaml"), *options, "--json")
     assert ran.returncode == 0, ran.stderr
     replayed = run_cli("replay", str(tmp_path), "000000.0")

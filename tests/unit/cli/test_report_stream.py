@@ -1,4 +1,4 @@
-"""stdout holds the report of a command and nothing else, whatever the user's code prints."""
+"""stdout has only the report of a command, also if the user's code prints."""
 
 import json
 import re
@@ -38,7 +38,7 @@ EVERYTHING_PRINTED = (
 
 @pytest.fixture
 def noisy(tmp_path: Path, tiny_model: Path) -> str:
-    """The YAML of an environment that prints in every way."""
+    """Return the YAML of an environment that prints in every possible way."""
     (tmp_path / "noisy_environment.py").write_text(PRINTS)
     path = tmp_path / "noisy.yaml"
     path.write_text(
@@ -56,7 +56,7 @@ def run_in_subprocess(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(command(*arguments), capture_output=True, timeout=60, check=False)
 
 
-def test_json_is_alone_on_stdout_whatever_an_environment_prints(noisy: str) -> None:
+def test_stdout_has_only_the_json_if_an_environment_prints(noisy: str) -> None:
     result = run_in_subprocess("run", noisy, "--json")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(b"\n") == 1
@@ -64,13 +64,13 @@ def test_json_is_alone_on_stdout_whatever_an_environment_prints(noisy: str) -> N
     assert [text for text in EVERYTHING_PRINTED if text not in result.stderr] == []
 
 
-def test_the_summary_is_alone_on_stdout_too(noisy: str) -> None:
+def test_stdout_has_only_the_summary_if_an_environment_prints(noisy: str) -> None:
     result = run_in_subprocess("run", noisy)
     assert result.stdout.startswith(b"rollouts  1 of 1  (1 ok)\nreward  1.000  heads 0.250\n")
     assert [text for text in EVERYTHING_PRINTED if text in result.stdout] == []
 
 
-def test_the_json_of_a_launch_is_alone_on_stdout(noisy: str, tmp_path: Path) -> None:
+def test_stdout_has_only_the_json_of_a_launch(noisy: str, tmp_path: Path) -> None:
     result = run_in_subprocess("launch", noisy, "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -80,7 +80,7 @@ def test_the_json_of_a_launch_is_alone_on_stdout(noisy: str, tmp_path: Path) -> 
     assert [text for text in EVERYTHING_PRINTED if text not in output.read_bytes()] == []
 
 
-def test_the_json_of_a_replay_is_alone_on_stdout(noisy: str) -> None:
+def test_stdout_has_only_the_json_of_a_replay(noisy: str) -> None:
     run_directory = json.loads(run_in_subprocess("run", noisy, "--json").stdout)["run_dir"]
     result = run_in_subprocess("replay", run_directory, "000000.0", "--config", noisy, "--json")
     assert result.returncode == 0, result.stderr
@@ -88,14 +88,14 @@ def test_the_json_of_a_replay_is_alone_on_stdout(noisy: str) -> None:
     assert [text for text in EVERYTHING_PRINTED if text not in result.stderr] == []
 
 
-def test_a_failure_before_there_is_a_report_is_an_object_too() -> None:
+def test_an_error_before_the_report_is_a_json_object() -> None:
     result = run_cli("run", "nowhere.yaml", "--json")
     assert result.returncode == 2
     assert json.loads(result.stdout)["error"].startswith("nowhere.yaml: cannot be read")
     assert result.stderr.startswith("rollout: nowhere.yaml: cannot be read")
 
 
-def test_ctrl_c_before_there_is_a_report_is_an_object_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_the_report_is_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -109,14 +109,14 @@ def test_a_wrong_command_line_writes_nothing_to_stdout() -> None:
     assert (result.returncode, result.stdout) == (2, "")
 
 
-def test_the_files_for_a_scheduler_are_told_as_json_too(color_codeword: Sequence[str], tmp_path: Path) -> None:
+def test_launch_on_slurm_prints_json(color_codeword: Sequence[str], tmp_path: Path) -> None:
     directory = tmp_path / "slurm"
     result = run_cli("launch", *color_codeword, "--on", "slurm", "--render", str(directory), "--json")
     assert json.loads(result.stdout)["start"] == f"{directory}/submit.sh"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["doctor"], ["run", "--json"]], ids=" ".join)
-def test_a_reader_that_leaves_early_ends_a_command_quietly(
+def test_a_command_ends_without_an_error_text_if_its_reader_closes_the_pipe(
     color_codeword: Sequence[str], arguments: Sequence[str]
 ) -> None:
     config = () if arguments == ["--help"] else color_codeword
@@ -124,13 +124,15 @@ def test_a_reader_that_leaves_early_ends_a_command_quietly(
         assert process.stdout is not None
         process.stdout.close()
         _, err = process.communicate(timeout=60)
-    printed = re.sub(rb"^(starting|\d+/\d+ rollouts).*\n", b"", err, flags=re.MULTILINE)  # progress, where it took long
+    printed = re.sub(
+        rb"^(starting|\d+/\d+ rollouts).*\n", b"", err, flags=re.MULTILINE
+    )  # without the progress of a slow run
     assert (process.returncode, printed) == (1, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 @pytest.mark.parametrize("command_name", ["--version", "doctor"])
-def test_a_stdout_that_is_full_is_told_in_one_line(color_codeword: Sequence[str], command_name: str) -> None:
+def test_a_full_stdout_is_reported_in_one_line(color_codeword: Sequence[str], command_name: str) -> None:
     config = () if command_name == "--version" else color_codeword
     with open("/dev/full", "w") as full:
         result = subprocess.run(command(command_name, *config), stdout=full, stderr=subprocess.PIPE, check=False)

@@ -1,4 +1,4 @@
-"""`rollout serve` as its user meets it: a process that answers until a signal."""
+"""`rollout serve`: a process that answers until a signal, and its errors."""
 
 import signal
 import subprocess
@@ -28,31 +28,25 @@ def test_serve_embedded_answers_and_stops_on_a_signal() -> None:
 
 @pytest.mark.parametrize("model", ["builtin:tiny", str(BUILTIN_MODELS["builtin:tiny"])])
 @pytest.mark.parametrize("engine", [("transformers",), ("vllm", "--media", ".")])
-def test_a_model_without_weights_is_no_network(engine: tuple[str, ...], model: str) -> None:
+def test_a_model_without_weights_needs_the_embedded_engine(engine: tuple[str, ...], model: str) -> None:
     result = run_cli("serve", *engine, model)
     assert result.returncode == 2
     assert f"{model} has no weights, so only `rollout serve embedded` serves it" in result.stderr
 
 
-def test_a_key_that_is_not_set_is_told_before_anything_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_refuses_an_api_key_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENGINE_KEY", raising=False)
     result = run_cli("serve", "embedded", "--api-key-env", "ENGINE_KEY")
     assert (result.returncode, result.stdout) == (2, "")
     assert "--api-key-env names the environment variable ENGINE_KEY, which is not set" in result.stderr
 
 
-def test_serve_embedded_prints_the_traceback_of_what_a_client_is_told(tmp_path: Path) -> None:
+def test_serve_embedded_prints_the_traceback_of_an_error_of_its_policy(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         "class Policy:\n    def answer(self, prompt, images):\n        return {}['dice']\n"
     )
     command = [sys.executable, "-m", "rollout", "serve", "embedded", "--policy", "bad:Policy"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split(" at ")[1].partition(";")[0]

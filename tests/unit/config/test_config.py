@@ -1,4 +1,4 @@
-"""Configuration: what is accepted, and how a mistake is told."""
+"""Configurations that are accepted, and the errors for those that are refused."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def load_error(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_defaults_fill_what_is_not_said(tmp_path: Path) -> None:
+def test_missing_keys_get_their_defaults(tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
     assert config.tasks.group_size == 4
     assert config.tasks.model_dump()["turns"] == 3
@@ -62,17 +62,20 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert load_config(write(tmp_path)).model.path == tmp_path / "models" / "tiny"
 
 
-def test_an_unknown_key_is_told_with_file_line_path_and_nearest_name(tmp_path: Path) -> None:
-    path = write(tmp_path, VALID.replace("temperature", "temperatur"))
-    message = load_error(path)
-    assert message == f"{path}:12: engine.sampling.temperatur: unknown key; did you mean 'temperature'?"
-
-
-def test_a_wrong_type_is_told_with_what_was_found(tmp_path: Path) -> None:
-    path = write(tmp_path, VALID.replace("count: 2", "count: many"))
-    message = load_error(path)
-    assert message.startswith(f"{path}:4: tasks.count: ")
-    assert "'many'" in message
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("temperature", "temperatur", "12: engine.sampling.temperatur: unknown key; did you mean 'temperature'?"),
+        ("turns: 3", "turn: 3", "5: tasks.turn: unknown key; did you mean 'turns'?"),
+        ("0.5\n", "0.5\nquue:\n  url: memory://x\n", "13: quue: unknown section; did you mean 'queue'?"),
+        ("0.5\n", "0.5\ntasks:\n  count: 3\n", "13: tasks: this key is given twice"),
+        ("count: 2", "count: many", "4: tasks.count: Input should be a valid integer, found 'many'"),
+    ],
+    ids=["key", "key of the environment", "section", "twice", "type"],
+)
+def test_a_mistake_is_reported_with_file_line_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = write(tmp_path, VALID.replace(old, new))
+    assert load_error(path).startswith(f"{path}:{message}")
 
 
 def test_arguments_of_the_template_are_scalars_by_name(tmp_path: Path) -> None:
@@ -85,12 +88,7 @@ def test_arguments_of_the_template_are_scalars_by_name(tmp_path: Path) -> None:
     assert load_error(write(tmp_path, VALID + "model.template: 1\n")).startswith(f"{path}:13: model.template: unknown")
 
 
-def test_an_environments_own_keys_are_as_strict_as_ours(tmp_path: Path) -> None:
-    path = write(tmp_path, VALID.replace("turns: 3", "turn: 3"))
-    assert f"{path}:5: tasks.turn: unknown key; did you mean 'turns'?" in load_error(path)
-
-
-def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     path = write(tmp_path, VALID.replace("count: 2", "cuont: 2").replace("renderer: qwen3-vl", "renderr: x"))
     message = load_error(path)
     assert "tasks.cuont" in message
@@ -98,17 +96,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     assert "model.renderer: this key is required" in message
 
 
-def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, VALID + "quue:\n  url: memory://x\n")
-    assert f"{path}:13: quue: unknown section; did you mean 'queue'?" in load_error(path)
-
-
-def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, VALID + "tasks:\n  count: 3\n")
-    assert f"{path}:13: tasks: this key is given twice" in load_error(path)
-
-
-def test_overrides_win_and_name_themselves_when_they_are_wrong(tmp_path: Path) -> None:
+def test_an_override_replaces_a_key_and_is_named_in_its_error(tmp_path: Path) -> None:
     path = write(tmp_path)
     config = load_config(path, ["engine.sampling.temperature=0", "engine.urls=['http://127.0.0.1:1']", "run.name=x"])
     assert config.engine.sampling.temperature == 0
@@ -119,7 +107,7 @@ def test_overrides_win_and_name_themselves_when_they_are_wrong(tmp_path: Path) -
     assert "expected key=value" in load_error(path, "nonsense")
 
 
-def test_variables_are_replaced_and_typed_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_is_replaced_before_its_type_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKS", "7")
     text = VALID.replace("count: 2", "count: ${TASKS}").replace("name: tiny", "name: ${NAME:-tiny-two}")
     config = load_config(write(tmp_path, text))
@@ -127,7 +115,7 @@ def test_variables_are_replaced_and_typed_afterwards(tmp_path: Path, monkeypatch
     assert config.model.name == "tiny-two"
 
 
-def test_a_missing_variable_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_variable_is_reported_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TASKS", raising=False)
     path = write(tmp_path, VALID.replace("count: 2", "count: ${TASKS}"))
     assert load_error(path).startswith(f"{path}:4: tasks.count: the environment variable TASKS is not set")
@@ -148,6 +136,15 @@ def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: st
     assert expected_text in load_error(path)
 
 
+def write_coin(directory: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Path:
+    """Write a module with this code and the YAML of its environment `Coin`; return the path of the YAML."""
+    monkeypatch.delitem(sys.modules, "coin_module", raising=False)
+    monkeypatch.syspath_prepend(directory)
+    imports = "import functools; from rollout import Environment, MultiTurnEnvironment, Score, Turn\n"
+    (directory / "coin_module.py").write_text(imports + code)
+    return write(directory, "environment: {class: 'coin_module:Coin'}\nmodel: {name: m, path: m, renderer: qwen3-vl}\n")
+
+
 @pytest.mark.parametrize(
     ("written", "expected_text"),
     [
@@ -165,15 +162,10 @@ def test_an_environment_that_cannot_be_used_is_refused(tmp_path: Path, named: st
         ("raise AttributeError('of its own')", 'coin_module.py", line 2, in <module>\n'),
     ],
 )
-def test_what_is_wrong_with_the_code_of_an_environment_is_said(
+def test_a_mistake_in_the_code_of_an_environment_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, expected_text: str
 ) -> None:
-    monkeypatch.delitem(sys.modules, "coin_module", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    names = "from rollout import Environment, MultiTurnEnvironment, Score, Turn\n"
-    (tmp_path / "coin_module.py").write_text(names + written)
-    path = write(tmp_path, VALID.replace("rollout.environments.color_codeword:ColorCodeword", "coin_module:Coin"))
-    assert expected_text in load_error(path)
+    assert expected_text in load_error(write_coin(tmp_path, monkeypatch, written))
 
 
 @pytest.mark.parametrize(
@@ -185,44 +177,36 @@ def test_what_is_wrong_with_the_code_of_an_environment_is_said(
     ],
     ids=["a step of its own", "a decorated coroutine"],
 )
-def test_what_looks_unusual_and_is_right_is_accepted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
-) -> None:
-    monkeypatch.delitem(sys.modules, "coin_module", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "coin_module.py").write_text("import functools\nfrom rollout import Environment, Score\n" + written)
-    text = "environment: {class: 'coin_module:Coin'}\nmodel: {name: m, path: m, renderer: qwen3-vl}\n"
-    assert load_config(write(tmp_path, text)).environment_class.__name__ == "Coin"
+def test_unusual_code_that_is_right_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    assert load_config(write_coin(tmp_path, monkeypatch, written)).environment_class.__name__ == "Coin"
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just words"])
-def test_what_is_not_a_mapping_of_sections_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
     assert str(tmp_path / "env.yaml") in load_error(write(tmp_path, text))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     assert "No such file" in load_error(tmp_path / "none.yaml")
 
 
-def test_the_digest_ignores_where_a_run_is_kept(tmp_path: Path) -> None:
+def test_the_digest_ignores_the_name_of_the_run(tmp_path: Path) -> None:
     path = write(tmp_path)
     assert load_config(path).digest() == load_config(path, ["run.name=other"]).digest()
     assert load_config(path).digest() != load_config(path, ["tasks.seed=1"]).digest()
 
 
-def test_the_digest_is_that_of_the_same_files_on_another_machine(tmp_path: Path) -> None:
+def test_the_digest_of_the_same_files_is_the_same_elsewhere(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for directory in (here, there):
         directory.mkdir()
         write(directory)
-    digests = [
-        load_config(directory / "env.yaml", ["tasks.source=data/one.jsonl"]).digest() for directory in (here, there)
-    ]
-    assert digests[0] == digests[1]
-    assert digests[0] != load_config(here / "env.yaml", ["tasks.source=data/two.jsonl"]).digest()
+    digest = load_config(here / "env.yaml", ["tasks.source=data/one.jsonl"]).digest()
+    assert digest == load_config(there / "env.yaml", ["tasks.source=data/one.jsonl"]).digest()
+    assert digest != load_config(here / "env.yaml", ["tasks.source=data/two.jsonl"]).digest()
 
 
-def test_the_count_of_tasks_belongs_to_the_digest_as_it_was_given(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_count_of_tasks_of_a_source(tmp_path: Path) -> None:
     path = write(tmp_path, VALID.replace("  count: 2\n", ""))
     source = "tasks.source=data/one.jsonl"
     assert load_config(path).digest() == load_config(path, ["tasks.count=16"]).digest()
@@ -231,7 +215,7 @@ def test_the_count_of_tasks_belongs_to_the_digest_as_it_was_given(tmp_path: Path
 
 
 @pytest.mark.parametrize("value", ['"4"', "true", "4.5", "[4]"])
-def test_a_scalar_of_another_type_is_refused_even_where_it_could_be_read_as_one(tmp_path: Path, value: str) -> None:
+def test_a_value_of_another_type_is_not_converted(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, VALID.replace("count: 2", f"count: {value}"))
     assert load_error(path).startswith(f"{path}:4: tasks.count: ")
 
@@ -245,12 +229,12 @@ def test_the_limit_of_failed_rollouts_is_a_number_or_a_share(
 
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "half", "true"])
-def test_a_limit_of_failed_rollouts_that_is_neither_is_refused(tmp_path: Path, value: str) -> None:
+def test_a_wrong_limit_of_failed_rollouts_is_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigFileError, match=r"run\.max_failed: .*a share between 0\.0 and 1\.0"):
         load_config(write(tmp_path), [f"run.max_failed={value}"])
 
 
-def test_a_variable_stays_one_scalar_whatever_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_variable_is_one_scalar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAME", "a: b")
     monkeypatch.setenv("EMPTY", "")
     text = VALID.replace("name: tiny", "name: ${NAME}").replace("models/tiny", "'models/tiny${EMPTY}'")
@@ -260,7 +244,7 @@ def test_a_variable_stays_one_scalar_whatever_it_holds(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("value", ["2026-13-45", "!!int abc", "&a [*a]"])
-def test_a_value_that_yaml_cannot_make_is_told(tmp_path: Path, value: str) -> None:
+def test_a_value_that_yaml_cannot_read_is_refused(tmp_path: Path, value: str) -> None:
     assert "env.yaml" in load_error(write(tmp_path, VALID.replace("name: tiny", f"name: {value}")))
 
 
@@ -271,7 +255,7 @@ def test_a_value_that_yaml_cannot_make_is_told(tmp_path: Path, value: str) -> No
         ("images.allow", "data/images", '["data/images"]'),
     ],
 )
-def test_a_list_that_is_written_as_text_is_told_with_the_list(tmp_path: Path, key: str, value: str, fix: str) -> None:
+def test_the_error_for_a_text_in_place_of_a_list_shows_the_list(tmp_path: Path, key: str, value: str, fix: str) -> None:
     message = load_error(write(tmp_path), f"{key}={value}")
     assert message == f"--set {key}: {key}: expected a list, found {value!r}; write {key.partition('.')[2]}: {fix}."
 
@@ -307,17 +291,14 @@ def alias_bomb(levels: int) -> str:
         ('a: "x\\ud800"', "env.yaml:1: a: the text has a lone surrogate"),
         ('"x\\ud800": 1', "env.yaml:1: a key has a lone surrogate"),
         ("a: !!binary aGk=", "env.yaml:1: a: binary data is not supported; write a text."),
-        (
-            "a: !!float ''",
-            "a: '' looks like a number, but is not valid; if it is a text, write it in quotes, without",
-        ),
+        ("a: !!float ''", "a: '' looks like a number, but is not valid; if it is a text, write it in quotes, without"),
         ("a: 2020-13-45", "env.yaml:1: a: '2020-13-45' looks like a date or a time, but is not valid; if it"),
         ("a: !!timestamp b", "if it is a text, write it in quotes, without !!timestamp before it."),
         ("a: !b c", "env.yaml:1: a: 'c' has the tag !b, which is not supported; remove the tag, or write the value in"),
     ],
     ids=range(18),
 )
-def test_what_would_be_too_much_for_the_loader_is_reported_with_its_line(
+def test_yaml_that_is_too_large_or_not_supported_is_reported_with_its_line(
     tmp_path: Path, text: str, expected_text: str
 ) -> None:
     assert expected_text in load_error(write(tmp_path, text))
@@ -337,12 +318,14 @@ def test_what_would_be_too_much_for_the_loader_is_reported_with_its_line(
         ("model.name=\udce9", "--set model.name: the value is not YAML"),
     ],
 )
-def test_an_override_that_would_be_too_much_is_reported(tmp_path: Path, override: str, expected_text: str) -> None:
+def test_an_override_that_is_too_large_or_not_yaml_is_reported(
+    tmp_path: Path, override: str, expected_text: str
+) -> None:
     assert expected_text in load_error(write(tmp_path), override)
 
 
 @pytest.mark.parametrize("key", ["run.directory", "model.path", "images.allow", "tasks.source"])
-def test_a_link_that_leads_to_itself_is_reported_with_its_key(tmp_path: Path, key: str) -> None:
+def test_a_symbolic_link_to_itself_is_reported_with_its_key(tmp_path: Path, key: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
     value = "[loop/x]" if key == "images.allow" else "loop/x"
     message = load_error(write(tmp_path), f"{key}={value}")
@@ -365,7 +348,7 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert load_config(tmp_path / "env.yaml").tasks.count == 2
 
 
-def test_of_many_problems_the_first_are_shown(tmp_path: Path) -> None:
+def test_only_the_first_twenty_problems_are_shown(tmp_path: Path) -> None:
     message = load_error(write(tmp_path, VALID + "".join(f"k{n}: 1\n" for n in range(100))))
     assert len(message.splitlines()) == 21
     assert message.endswith("… and 80 more problems.")

@@ -1,24 +1,15 @@
-"""What is said of an environment's code before it plays."""
+"""The checks of an environment's class before it plays."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
 from rollout.config.environment_class import EnvironmentUnusable, class_problem, require_usable
-from rollout.environments.base import (
-    Environment,
-    EnvironmentSettings,
-    Model,
-    MultiTurnEnvironment,
-    Reply,
-    Score,
-    Turn,
-)
+from rollout.environments.base import Environment, EnvironmentSettings, Model, MultiTurnEnvironment, Score
 from rollout.environments.calculator import CALCULATE_TOOL
-from rollout.records.messages import Message
 from rollout.records.task import Task
 from rollout.texts import is_well_formed
 
@@ -57,32 +48,21 @@ def class_with(run: object) -> type:
     return type("Coin", (Environment,), {"run": run})
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        coroutine,
-        decorate(coroutine),
-        decorate(decorate(coroutine)),
-        staticmethod(coroutine),
-        classmethod(coroutine),
-        functools.partial(coroutine),
-        functools.partialmethod(coroutine),
-        decorate(functools.partial(coroutine)),
-        CallableCoroutine(),
-    ],
-    ids=[
-        "coroutine",
-        "decorated",
-        "twice",
-        "static",
-        "class",
-        "partial",
-        "partialmethod",
-        "decorated partial",
-        "object",
-    ],
-)
-def test_what_gives_a_coroutine_is_accepted_in_every_form(run: object) -> None:
+COROUTINES = {
+    "coroutine": coroutine,
+    "decorated": decorate(coroutine),
+    "twice": decorate(decorate(coroutine)),
+    "static": staticmethod(coroutine),
+    "class": classmethod(coroutine),
+    "partial": functools.partial(coroutine),
+    "partialmethod": functools.partialmethod(coroutine),
+    "decorated partial": decorate(functools.partial(coroutine)),
+    "object": CallableCoroutine(),
+}
+
+
+@pytest.mark.parametrize("run", COROUTINES.values(), ids=COROUTINES)
+def test_a_run_that_returns_a_coroutine_is_accepted_in_every_form(run: object) -> None:
     assert class_problem(class_with(run)) is None
 
 
@@ -99,14 +79,14 @@ def test_what_gives_a_coroutine_is_accepted_in_every_form(run: object) -> None:
     ],
     ids=["function", "decorated", "static", "partial", "partialmethod", "object", "nothing"],
 )
-def test_what_gives_no_coroutine_is_refused_in_every_form(run: object) -> None:
+def test_a_run_that_returns_no_coroutine_is_refused_in_every_form(run: object) -> None:
     assert class_problem(class_with(run)) == "has a run that is not a coroutine; write `async def run`"
 
 
 @pytest.mark.parametrize(
     "run", [generator, decorate(generator), staticmethod(generator)], ids=["plain", "decorated", "static"]
 )
-def test_a_yield_in_run_is_told(run: object) -> None:
+def test_a_run_with_a_yield_is_refused(run: object) -> None:
     assert class_problem(class_with(run)) == (
         "has a run with a `yield`, which makes it a generator; use `return` instead"
     )
@@ -122,20 +102,20 @@ def test_a_yield_in_run_is_told(run: object) -> None:
     ],
     ids=["both decorators", "no context manager", "not of the class", "no decorator"],
 )
-def test_a_shared_without_its_decorators_is_told(shared: object, is_usable: bool) -> None:
+def test_a_shared_without_its_decorators_is_refused(shared: object, is_usable: bool) -> None:
     problem = class_problem(type("Coin", (Environment,), {"run": coroutine, "shared": shared}))
     assert (problem is None) == is_usable
     assert problem is None or "write `@classmethod` and `@asynccontextmanager`, in this order, above" in problem
 
 
-def test_a_shared_that_returns_is_told_to_yield() -> None:
-    returning: Any = coroutine  # as of a user who forgot what asynccontextmanager needs
+def test_a_shared_without_a_yield_is_refused() -> None:
+    returning: Any = coroutine
     shared = classmethod(contextlib.asynccontextmanager(returning))
     problem = class_problem(type("Coin", (Environment,), {"run": coroutine, "shared": shared}))
     assert problem == "has a shared without a `yield`; write `yield resources` where it has `return`"
 
 
-def test_a_truncated_that_is_no_coroutine_is_told() -> None:
+def test_a_truncated_that_is_not_a_coroutine_is_refused() -> None:
     methods = {"reset": coroutine, "step": coroutine, "truncated": lambda self, conversation: None}
     problem = class_problem(type("Coin", (MultiTurnEnvironment,), methods))
     assert problem == "has a truncated that is not a coroutine; write `async def truncated`"
@@ -156,7 +136,7 @@ def unusable(made: type[Environment]) -> str:
     return str(refused.value)
 
 
-def test_an_environment_that_cannot_be_made_is_told_with_the_line_of_its_code() -> None:
+def test_an_error_in_init_is_reported_with_its_line() -> None:
     message = unusable(Broken)
     assert message.startswith("my:Broken cannot be made:")
     assert 'test_environment_class.py", line' in message
@@ -165,7 +145,7 @@ def test_an_environment_that_cannot_be_made_is_told_with_the_line_of_its_code() 
 
 
 @pytest.mark.parametrize("error", [GeneratorExit(), SystemExit(0), ValueError("cut \ud83d")], ids=repr)
-def test_whatever_an_init_raises_makes_an_environment_unusable(error: BaseException) -> None:
+def test_an_environment_whose_init_raises_is_refused(error: BaseException) -> None:
     def fail(*_: object) -> None:
         raise error
 
@@ -175,18 +155,10 @@ def test_whatever_an_init_raises_makes_an_environment_unusable(error: BaseExcept
 
 
 def with_tools(tools: Any) -> type[Environment]:
-    class Tools(MultiTurnEnvironment):
-        async def reset(self, task: Task) -> Sequence[Message]:
-            raise NotImplementedError
-
-        async def step(self, reply: Reply) -> Turn:
-            raise NotImplementedError
-
-    Tools.tools = tools
-    return Tools
+    return type("Tools", (MultiTurnEnvironment,), {"tools": tools, "reset": coroutine, "step": coroutine})
 
 
-def test_sound_tools_are_accepted() -> None:
+def test_valid_tools_are_accepted() -> None:
     no_parameters = {"type": "function", "function": {"name": "look"}}
     for tools in (None, (), [CALCULATE_TOOL], (CALCULATE_TOOL, no_parameters)):
         require_usable(functools.partial(with_tools(tools), EnvironmentSettings()), "my:Tools")
@@ -213,19 +185,9 @@ FUNCTION: Mapping[str, Any] = CALCULATE_TOOL["function"]
         ([function], "my:Tools.tools: tools[0] is a function; expected {"),
     ],
 )
-def test_a_tool_of_another_form_is_told_by_its_place(tools: Any, problem: str) -> None:
+def test_the_error_for_a_wrong_tool_names_its_place(tools: Any, problem: str) -> None:
     assert problem in unusable(with_tools(tools))
 
 
-class ToolsOfTheInstance(MultiTurnEnvironment):
-    tools: ClassVar[Any] = property(lambda self: 1 / 0)
-
-    async def reset(self, task: Task) -> Sequence[Message]:
-        raise NotImplementedError
-
-    async def step(self, reply: Reply) -> Turn:
-        raise NotImplementedError
-
-
-def test_tools_that_raise_are_told_with_the_line_of_the_code() -> None:
-    assert "ZeroDivisionError" in unusable(ToolsOfTheInstance)
+def test_an_error_in_a_property_tools_is_reported() -> None:
+    assert "ZeroDivisionError" in unusable(with_tools(property(lambda self: 1 / 0)))

@@ -1,4 +1,4 @@
-"""`model.path`: the models that the package ships, and what is said where there is none."""
+"""`model.path`: the built-in models, and the errors for a missing model."""
 
 import subprocess
 import sys
@@ -10,10 +10,9 @@ import yaml
 from rollout.config.load import load_config
 from rollout.config.model_directory import BUILTIN_MODELS
 from rollout.config.source import ConfigFileError
-from rollout.doctor.checks import run_checks
-from rollout.doctor.results import CheckStatus
 from rollout.rundir.directory import RunDirectory
-from tests.unit.cli.in_process import run_cli
+from tests.unit.cli.in_process import run_cli, set_options
+from tests.unit.doctor.problems import only_problem
 
 
 @pytest.fixture
@@ -28,10 +27,8 @@ def yaml_file(tmp_path: Path) -> Path:
 
 
 def missing_model(yaml_file: Path, path: str) -> str:
-    """What `rollout doctor` says of the model, if nothing else is wrong."""
-    results, exit_code = run_checks(load_config(yaml_file, [f"model.path={path}"]), live=False)
-    assert exit_code == 2
-    (bad,) = [result for result in results if result.status is CheckStatus.BAD]
+    """Return the message of `rollout doctor` about the model, which is its only problem."""
+    bad = only_problem(load_config(yaml_file, [f"model.path={path}"]))
     assert bad.subject == "model"
     return bad.message
 
@@ -42,7 +39,7 @@ def test_a_built_in_model_is_the_directory_that_the_package_ships(yaml_file: Pat
     assert (config.model.path / "tokenizer.json").is_file()
 
 
-def test_a_run_writes_the_name_of_a_built_in_model_down(yaml_file: Path, tmp_path: Path) -> None:
+def test_the_configuration_of_a_run_keeps_the_name_of_a_built_in_model(yaml_file: Path, tmp_path: Path) -> None:
     RunDirectory(tmp_path).save_config(load_config(yaml_file), "config.yaml")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]["path"] == "builtin:tiny"
     assert load_config(tmp_path / "config.yaml").model.path == BUILTIN_MODELS["builtin:tiny"]
@@ -53,14 +50,14 @@ def test_the_digest_does_not_depend_on_where_the_model_is(yaml_file: Path) -> No
     assert load_config(yaml_file).digest() == here.digest() == load_config(yaml_file, ["model.path=/m"]).digest()
 
 
-def test_an_unknown_built_in_model_is_refused_with_those_there_are(yaml_file: Path) -> None:
+def test_the_error_for_an_unknown_built_in_model_lists_the_built_in_ones(yaml_file: Path) -> None:
     with pytest.raises(ConfigFileError) as refusal:
         load_config(yaml_file, ["model.path=builtin:large"])
     message = "model.path: unknown model; the package ships builtin:tiny, found 'builtin:large'."
     assert str(refusal.value) == f"--set model.path: {message}"
 
 
-def test_the_name_of_a_model_of_the_hub_gets_the_command_that_downloads_it(yaml_file: Path) -> None:
+def test_the_error_for_a_name_of_the_hub_has_the_command_to_download_it(yaml_file: Path) -> None:
     message = missing_model(yaml_file, "Qwen/Qwen3-VL-4B-Instruct")
     directory = yaml_file.parent
     assert f"{yaml_file}: model.path: there is no {directory}/Qwen/Qwen3-VL-4B-Instruct." in message
@@ -69,27 +66,27 @@ def test_the_name_of_a_model_of_the_hub_gets_the_command_that_downloads_it(yaml_
 
 
 @pytest.mark.parametrize("path", ["../models/tiny", "tiny", "./a/b/c", "/models/tiny"])
-def test_another_missing_path_is_told_with_where_was_looked(yaml_file: Path, path: str) -> None:
+def test_the_error_for_a_missing_path_names_the_absolute_path(yaml_file: Path, path: str) -> None:
     message = missing_model(yaml_file, path)
     assert f"there is no {(yaml_file.parent / path).resolve()}. A relative path is relative to the YAML" in message
     assert "hf download" not in message
 
 
-def test_a_directory_beside_the_file_is_no_owner_of_models(yaml_file: Path) -> None:
+def test_a_path_into_an_existing_directory_is_not_a_name_of_the_hub(yaml_file: Path) -> None:
     (yaml_file.parent / "models").mkdir()
     assert "hf download" not in missing_model(yaml_file, "models/tiny")
 
 
 @pytest.mark.parametrize("command", ["run", "launch"])
 @pytest.mark.parametrize("urls", ["[]", "['http://127.0.0.1:9']"])
-def test_a_run_without_a_model_ends_with_what_to_do(yaml_file: Path, command: str, urls: str) -> None:
-    settings = ("model.path=Qwen/Qwen3-VL-4B-Instruct", f"engine.urls={urls}")
-    result = run_cli(command, str(yaml_file), *(part for setting in settings for part in ("--set", setting)))
+def test_run_and_launch_without_a_model_exit_with_2(yaml_file: Path, command: str, urls: str) -> None:
+    options = set_options("model.path=Qwen/Qwen3-VL-4B-Instruct", f"engine.urls={urls}")
+    result = run_cli(command, str(yaml_file), *options)
     assert result.returncode == 2, result.stderr
     assert "hf download Qwen/Qwen3-VL-4B-Instruct" in result.stderr
 
 
-def test_a_worker_without_a_model_ends_with_what_to_do(yaml_file: Path) -> None:
+def test_a_worker_without_a_model_exits_with_2(yaml_file: Path) -> None:
     command = [sys.executable, "-m", "rollout", "worker", str(yaml_file), "--set", "model.path=Qwen/Qwen3-VL-4B"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2, result.stderr

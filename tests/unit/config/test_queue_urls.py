@@ -72,9 +72,7 @@ def load_error(path: Path) -> str:
         ("url", "redis://h:port/0", "not a URL: its port is not a number between 0 and 65535, found"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_with_file_line_and_key(
-    tmp_path: Path, key: str, url: str, problem: str
-) -> None:
+def test_a_wrong_url_is_refused_with_file_line_and_key(tmp_path: Path, key: str, url: str, problem: str) -> None:
     path = write(tmp_path, f"{key}: {url}")
     message = load_error(path)
     assert message.startswith(f"{path}:5: queue.{key}: {problem}")
@@ -92,11 +90,13 @@ def test_a_url_that_cannot_be_used_is_refused_with_file_line_and_key(
         "memory://{environment}",
     ],
 )
-def test_a_url_that_can_be_used_is_taken(tmp_path: Path, url: str) -> None:
+def test_a_valid_url_is_accepted(tmp_path: Path, url: str) -> None:
     assert load_config(write(tmp_path, f"url: '{url}'")).queue.url == url
 
 
-def test_a_scheme_of_a_program_and_of_a_package_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheme_that_a_program_or_a_package_registers_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def open_mirror(url: str, *, lease: Lease, consume: Sequence[int] | None) -> Queue:
         return MemoryQueue(url.replace("looking-glass:", "memory:"), lease=lease, consume=consume)
 
@@ -110,7 +110,7 @@ def test_a_scheme_of_a_program_and_of_a_package_is_taken(tmp_path: Path, monkeyp
     assert "did you mean 'sqlite://'?" in load_error(write(tmp_path, "url: sqilte:///x"))
 
 
-def test_an_error_names_a_mistake_beside_a_variable_and_none_in_its_content(
+def test_an_error_shows_a_mistake_beside_a_variable_and_never_its_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLACE", "redis://:s3cret@h/0")
@@ -121,7 +121,7 @@ def test_an_error_names_a_mistake_beside_a_variable_and_none_in_its_content(
     assert message.endswith("its variables do not make it the URL of a queue, found 'redis://h/0?${OPTIONS}'.")
 
 
-def test_a_directory_is_quoted_in_a_url() -> None:
+def test_a_directory_in_a_url_is_percent_encoded() -> None:
     assert fill_queue_url("file://{run_dir}/{environment}", Path("/a run"), "colors") == "file:///a%20run/colors"
 
 

@@ -1,7 +1,8 @@
-"""The sampling keys: the same in the YAML and in a turn, with the same bounds and the same errors."""
+"""The sampling keys have the same limits and the same errors in the YAML and in a turn."""
 
 import math
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rollout.config.sampling import SAMPLING_KEYS, SamplingError, check_sampling
 from rollout.config.source import ConfigFileError
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.directory import RunDirectory
+from rollout.session.session import PolicyClient
 from rollout.worker.setup import find_or_start_engines, open_policy
 
 ALL_KEYS: dict[str, Any] = {
@@ -54,7 +56,7 @@ def load(directory: Path, sampling: object) -> Config:
     return load_config(path)
 
 
-def test_the_yaml_and_a_turn_take_every_key(tmp_path: Path) -> None:
+def test_the_yaml_and_a_turn_accept_every_key(tmp_path: Path) -> None:
     assert set(ALL_KEYS) == SAMPLING_KEYS
     assert load(tmp_path, ALL_KEYS).engine.sampling.model_dump(mode="json") == ALL_KEYS
     assert check_sampling(ALL_KEYS) == ALL_KEYS
@@ -79,7 +81,7 @@ def test_the_yaml_and_a_turn_take_every_key(tmp_path: Path) -> None:
         ("logit_bias", {"the": 1.0}, "logit_bias.the.[key]: Input should be a valid integer"),
     ],
 )
-def test_the_yaml_and_a_turn_refuse_the_same_in_the_same_words(
+def test_the_yaml_and_a_turn_refuse_a_value_with_the_same_error(
     tmp_path: Path, key: str, value: object, problem: str
 ) -> None:
     with pytest.raises(ConfigFileError) as in_yaml:
@@ -95,7 +97,7 @@ def test_one_stop_text_needs_no_list(tmp_path: Path) -> None:
     assert check_sampling({"stop": "END"}) == {"stop": ["END"]}
 
 
-def test_a_turn_may_leave_out_a_key_of_the_yaml_and_use_tuples_and_numbers_of_numpy() -> None:
+def test_a_turn_can_remove_a_key_and_use_tuples_and_numbers_of_numpy() -> None:
     given = {"top_p": None, "stop_token_ids": (5,), "max_tokens": np.int64(7), "logit_bias": {5: np.float32(1)}}
     assert check_sampling(given) == {"top_p": None, "stop_token_ids": [5], "max_tokens": 7, "logit_bias": {"5": 1.0}}
 
@@ -107,7 +109,7 @@ def test_a_turn_may_leave_out_a_key_of_the_yaml_and_use_tuples_and_numbers_of_nu
         ({"extra_args": {"x": object()}}, "chat(sampling=…): a value of the type object cannot be written as JSON."),
     ],
 )
-def test_what_is_no_mapping_of_plain_values_is_refused(given: Any, problem: str) -> None:
+def test_a_sampling_that_is_not_a_mapping_of_plain_values_is_refused(given: Any, problem: str) -> None:
     with pytest.raises(SamplingError) as refused:
         check_sampling(given)
     assert problem in str(refused.value)
@@ -124,27 +126,28 @@ def test_keys_that_are_not_given_do_not_change_the_digest(tmp_path: Path) -> Non
     assert load(tmp_path, {"stop": "END"}).digest() != load(tmp_path, {}).digest()
 
 
+@asynccontextmanager
+async def policy_with(repository: Path, tmp_path: Path, *overrides: str) -> AsyncIterator[PolicyClient]:
+    """Open the policy of a run with these settings."""
+    config = load_config(repository / "configs" / "color_codeword.yaml", overrides)
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    with ExitStack() as engines:
+        urls = partial(find_or_start_engines, config, directory, engines)
+        async with open_policy(config, directory, urls, WorkerMetrics("run")) as policy:
+            yield policy
+
+
 async def test_a_bias_of_the_yaml_reaches_the_engine_with_texts_as_keys(tmp_path: Path, repository: Path) -> None:
-    text = (repository / "configs" / "color_codeword.yaml").read_text()
-    (tmp_path / "biased.yaml").write_text(text)
-    config = load_config(tmp_path / "biased.yaml", ("engine.sampling.logit_bias={'5': 1.0}",))
-    directory = RunDirectory(tmp_path / "run")
-    directory.create()
-    with ExitStack() as engines:
-        urls = partial(find_or_start_engines, config, directory, engines)
-        async with open_policy(config, directory, urls, WorkerMetrics("biased")) as policy:
-            assert policy.sampling["logit_bias"] == {"5": 1.0}
+    async with policy_with(repository, tmp_path, "engine.sampling.logit_bias={'5': 1.0}") as policy:
+        assert policy.sampling["logit_bias"] == {"5": 1.0}
 
 
-async def test_bans_and_the_encoding_of_special_text_can_be_switched_off(tmp_path: Path, repository: Path) -> None:
-    text = (repository / "configs" / "color_codeword.yaml").read_text()
-    (tmp_path / "open.yaml").write_text(text)
-    config = load_config(tmp_path / "open.yaml", ("engine.ban_placeholders=false", "model.special_text=allow"))
-    directory = RunDirectory(tmp_path / "run")
-    directory.create()
-    with ExitStack() as engines:
-        urls = partial(find_or_start_engines, config, directory, engines)
-        async with open_policy(config, directory, urls, WorkerMetrics("open")) as policy:
-            rendered = await policy.renderers.render([{"role": "user", "content": "<think>"}], None)
-            assert policy.renderers.tokenizer.token_id("<think>") in rendered.segments[0].ids
-            assert policy.banned_ids == ()
+async def test_banned_tokens_and_the_escape_of_special_text_can_be_switched_off(
+    tmp_path: Path, repository: Path
+) -> None:
+    settings = ("engine.ban_placeholders=false", "model.special_text=allow")
+    async with policy_with(repository, tmp_path, *settings) as policy:
+        rendered = await policy.renderers.render([{"role": "user", "content": "<think>"}], None)
+        assert policy.renderers.tokenizer.token_id("<think>") in rendered.segments[0].ids
+        assert policy.banned_ids == ()

@@ -1,4 +1,4 @@
-"""Passwords and other secrets: what a configuration shows of them, and what it writes down again."""
+"""A configuration neither shows passwords and other secrets nor writes them to a file."""
 
 import json
 from collections.abc import Callable
@@ -85,7 +85,7 @@ policy: {batch: URL}
 run: {name: URL}
 URL: 1
 """
-"""A value of a wrong type in every place that has words of its own for it."""
+"""A value of a wrong type in every place that has its own error text."""
 
 
 def load_with(tmp_path: Path, *overrides: str) -> Any:
@@ -153,11 +153,11 @@ def test_a_shown_url_hides_its_password(url: str) -> None:
         "me@example.org",
     ],
 )
-def test_what_has_no_password_is_shown_as_it_is(text: str) -> None:
+def test_a_text_without_a_password_is_shown_unchanged(text: str) -> None:
     assert hide_passwords(text) == text
 
 
-def test_a_scheme_that_is_not_known_is_reported_without_the_password() -> None:
+def test_an_unknown_scheme_is_reported_without_the_password() -> None:
     with pytest.raises(UnknownTransport) as caught:
         open_queue("reddis://u:hunter2@h")
     assert str(caught.value).startswith("reddis://u:***@h: unknown scheme 'reddis://'")
@@ -174,7 +174,7 @@ def test_a_scheme_that_is_not_known_is_reported_without_the_password() -> None:
         ("write password=hunter2", False),
     ],
 )
-def test_a_password_anywhere_in_a_url_is_warned_of(text: str, is_reported: bool) -> None:
+def test_a_plain_password_in_a_url_is_found(text: str, is_reported: bool) -> None:
     assert has_plain_password(text) is is_reported
 
 
@@ -186,7 +186,7 @@ def test_a_password_anywhere_in_a_url_is_warned_of(text: str, is_reported: bool)
         ("redis://me@h/0", "redis://me@h/0"),
     ],
 )
-def test_a_url_in_a_file_has_no_secrets_and_its_other_parts(url: str, expected_url: str) -> None:
+def test_a_url_in_a_file_keeps_everything_but_its_secrets(url: str, expected_url: str) -> None:
     assert without_password(url) == expected_url
 
 
@@ -197,7 +197,7 @@ def test_the_command_line_hides_the_password_of_a_url() -> None:
         assert PASSWORD not in result.stdout + result.stderr, url
 
 
-def test_the_value_of_a_key_that_is_named_like_a_secret_is_hidden(tmp_path: Path) -> None:
+def test_the_value_of_a_key_with_the_name_of_a_secret_is_hidden(tmp_path: Path) -> None:
     with pytest.raises(RolloutError, match=r"engine\.api_key_env: Input should be a valid string, found \['\*\*\*'\]"):
         load_with(tmp_path, "engine.api_key_env=[hunter2]")
 
@@ -213,7 +213,7 @@ def test_the_value_of_a_key_that_is_named_like_a_secret_is_hidden(tmp_path: Path
         ("environment.class=${SECRET}", "found '${SECRET}'"),
     ],
 )
-def test_an_error_shows_a_variable_and_not_what_is_in_it(
+def test_an_error_shows_the_name_of_a_variable_and_not_its_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, found: str
 ) -> None:
     monkeypatch.setenv("SECRET", PASSWORD)
@@ -223,7 +223,7 @@ def test_an_error_shows_a_variable_and_not_what_is_in_it(
     assert found in str(caught.value)
 
 
-def test_what_is_written_down_is_loaded_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_configuration_is_loaded_with_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"COUNT": "3", "PLACE": "models/tiny", "NAME": "7", "T": "0"}.items():
         monkeypatch.setenv(name, value)
     path = tmp_path / "env.yaml"
@@ -270,7 +270,7 @@ def moving_config(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_secret_that_a_check_moves_or_copies_is_written_as_its_variable(
+def test_a_secret_that_a_validator_moves_or_copies_is_saved_as_its_variable(
     moving_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"S": "s3cr3tvalue", "T": "aaa-token"}.items():
@@ -284,7 +284,7 @@ def test_a_secret_that_a_check_moves_or_copies_is_written_as_its_variable(
     assert load_config(tmp_path / "config.yaml").to_dict() == loaded.to_dict()
 
 
-def test_a_short_value_or_a_plain_word_is_replaced_only_in_its_own_place(
+def test_a_short_value_of_a_variable_is_replaced_only_in_its_own_key(
     moving_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"S": "true", "T": "Be"}.items():

@@ -1,4 +1,4 @@
-"""Configurations of a run on several machines, and the command that plans it."""
+"""Configurations of a run on several machines, and the command that writes its files."""
 
 import subprocess
 from collections.abc import Callable
@@ -24,7 +24,7 @@ run: {name: NAME, directory: RUNS}
 
 @pytest.fixture
 def configs(tmp_path: Path) -> list[Path]:
-    """Two environments, whose runs lie where all machines see them."""
+    """Return the YAML files of two environments with their runs in a shared directory."""
     files = []
     for name in ("codeword", "Sums_2"):
         text = CONFIG.replace("NAME", name).replace("RUNS", f"{tmp_path}/runs")
@@ -35,6 +35,6 @@ def configs(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def render(configs: list[Path], tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """`rollout launch … --render run7`, with further arguments."""
+    """Return a function that calls `rollout launch … --render run7` with more arguments."""
     files = [str(file) for file in configs]
     return lambda *arguments: run_cli("launch", *files, "--render", str(tmp_path / "run7"), *arguments)

@@ -1,4 +1,4 @@
-"""What the manifests expect of an image, and what the Dockerfile makes. They must fit each other."""
+"""The image of the Dockerfile fits the manifests for Kubernetes."""
 
 import subprocess
 from collections.abc import Callable
@@ -20,29 +20,27 @@ def dockerfile(repository: Path) -> Dockerfile:
 
 @pytest.fixture
 def pods(render: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path) -> list[dict[str, Any]]:
-    """The pods of a launch and of two groups of workers."""
+    """Return the pods of a launch and of two groups of workers."""
     assert render("--on", "k8s", "--image", "rollout-worker", "--workers", "2").returncode == 0
     manifests = [found for path in (tmp_path / "run7").iterdir() for found in yaml.safe_load_all(path.read_text())]
     return [found["spec"]["template"]["spec"] for found in manifests if found["kind"] == "Job"]
 
 
 def last(dockerfile: Dockerfile, target: str, keyword: str) -> str:
-    """The arguments of the instruction that counts: the last one of a stage and of those that it is made of."""
+    """Return the arguments of the last instruction with this keyword in a stage and the stages below it."""
     stages = dockerfile.lineage(target)
     return [found.arguments for stage in stages for found in stage.instructions if found.keyword == keyword][-1]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_command_of_the_pods_is_that_of_the_image(
-    dockerfile: Dockerfile, pods: list[dict[str, Any]], target: str
-) -> None:
+def test_pods_call_the_entrypoint_of_the_image(dockerfile: Dockerfile, pods: list[dict[str, Any]], target: str) -> None:
     entrypoints = [i for stage in dockerfile.lineage(target) for i in stage.instructions if i.keyword == "ENTRYPOINT"]
     assert {pod["containers"][0]["command"][0] for pod in pods} == set(entrypoints[-1].exec_form()) == {"rollout"}
     assert last(dockerfile, target, "ENV").startswith("PATH=/opt/rollout/bin:$PATH")
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_volume_of_the_pods_belongs_to_the_user_of_the_image(
+def test_pods_give_their_volume_to_the_group_of_the_image(
     dockerfile: Dockerfile, pods: list[dict[str, Any]], target: str
 ) -> None:
     user, _, group = last(dockerfile, target, "USER").partition(":")
@@ -51,7 +49,7 @@ def test_the_volume_of_the_pods_belongs_to_the_user_of_the_image(
     assert {str(pod["securityContext"]["fsGroup"]) for pod in pods} == {group}
 
 
-def test_the_pods_let_the_image_choose_its_user(pods: list[dict[str, Any]]) -> None:
+def test_pods_do_not_set_a_user(pods: list[dict[str, Any]]) -> None:
     contexts = [
         context for pod in pods for context in (pod["securityContext"], pod["containers"][0]["securityContext"])
     ]
@@ -59,7 +57,7 @@ def test_the_pods_let_the_image_choose_its_user(pods: list[dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_no_mount_of_the_pods_hides_what_the_image_has(
+def test_no_mount_of_the_pods_hides_a_directory_of_the_image(
     dockerfile: Dockerfile, pods: list[dict[str, Any]], target: str
 ) -> None:
     stages = dockerfile.lineage(target)

@@ -1,4 +1,4 @@
-"""What schedulers are told: as it was agreed on, valid by their own schemas, and refused where it could not work."""
+"""The files for schedulers: their content, their validity, and what is refused."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ SLURM = ("--on", "slurm", "--workers", "64")
 
 @pytest.fixture
 def rendered(tmp_path: Path) -> Callable[[], dict[str, str]]:
-    """The files of the plan, with this machine's path as any other would have them."""
+    """Return a function that reads the written files and replaces the temporary path by `/shared`."""
 
     def read() -> dict[str, str]:
         files = (tmp_path / "run7").iterdir()
@@ -35,7 +35,7 @@ def load_manifests(texts: dict[str, str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("on", "arguments"), [("slurm", SLURM), ("k8s", K8S)])
-def test_what_is_rendered_is_what_was_agreed_on(
+def test_the_files_are_the_expected_ones(
     render: Render, rendered: Callable[[], dict[str, str]], on: str, arguments: tuple[str, ...]
 ) -> None:
     result = render(*arguments, "--set", "engine.sampling.max_tokens=64")
@@ -43,7 +43,7 @@ def test_what_is_rendered_is_what_was_agreed_on(
     assert rendered() == {path.name: path.read_text() for path in (GOLDEN / on).iterdir()}
 
 
-def test_pods_read_the_configurations_as_they_are(
+def test_the_config_map_has_the_configurations_that_pods_read(
     render: Render, rendered: Callable[[], dict[str, str]], configs: list[Path]
 ) -> None:
     assert render(*K8S).returncode == 0
@@ -56,9 +56,7 @@ def test_pods_read_the_configurations_as_they_are(
         assert set(named) <= set(found["data"])
 
 
-def test_manifests_are_valid_by_the_schemas_of_kubernetes(
-    render: Render, rendered: Callable[[], dict[str, str]]
-) -> None:
+def test_manifests_fit_the_schemas_of_kubernetes(render: Render, rendered: Callable[[], dict[str, str]]) -> None:
     assert render(*K8S).returncode == 0
     found = load_manifests(rendered())
     assert [entry["kind"] for entry in found] == ["ConfigMap", "Job", "Job", "Job"]
@@ -66,7 +64,7 @@ def test_manifests_are_valid_by_the_schemas_of_kubernetes(
         kubernetes_validate.validate(entry, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_pods_have_time_to_drain_probes_and_what_they_need(
+def test_pods_have_a_grace_period_probes_resources_and_retries(
     render: Render, rendered: Callable[[], dict[str, str]]
 ) -> None:
     assert render(*K8S).returncode == 0
@@ -77,10 +75,8 @@ def test_pods_have_time_to_drain_probes_and_what_they_need(
         assert pod["terminationGracePeriodSeconds"] == 90 + 15
         assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
         assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
-        assert container["resources"]["requests"] == {
-            "cpu": "1",
-            "memory": container["resources"]["requests"]["memory"],
-        }
+        requests = container["resources"]["requests"]
+        assert (requests.keys(), requests["cpu"]) == ({"cpu", "memory"}, "1")
     assert [job["spec"].get("parallelism") for job in jobs] == [None, 64, 64]
     assert [job["spec"].get("backoffLimitPerIndex") for job in jobs] == [None, 20, 20]
 
@@ -121,7 +117,7 @@ def test_scripts_pass_shellcheck(render: Render, tmp_path: Path) -> None:
         ((*SLURM, "--set", "run.name=same"), "two configurations have the run.name 'same'"),
     ],
 )
-def test_what_could_not_work_is_refused_by_name(
+def test_a_launch_that_cannot_work_there_is_refused(
     render: Render, tmp_path: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
     result = render(*arguments)
@@ -130,7 +126,7 @@ def test_what_could_not_work_is_refused_by_name(
     assert not (tmp_path / "run7").exists()
 
 
-def test_the_files_of_a_scheduler_are_for_their_owner_alone(render: Render, tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_files(render: Render, tmp_path: Path) -> None:
     result = render(*SLURM, "--set", "queue.url=redis://me:s3cret@redis/0")
     assert (result.returncode, result.stdout.count("s3cret"), result.stderr.count("s3cret")) == (0, 0, 0)
     assert result.stderr.startswith("rollout: a password in plain text: --set queue.url: queue.url.")
@@ -140,7 +136,7 @@ def test_the_files_of_a_scheduler_are_for_their_owner_alone(render: Render, tmp_
     assert (tmp_path / "run7" / "1-launch.yaml").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_variable_in_an_override_stays_one_for_a_scheduler(
+def test_the_files_have_the_variable_of_an_override_and_not_its_value(
     render: Render, rendered: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUEUE_PASSWORD", "s3cret")
@@ -150,23 +146,26 @@ def test_a_variable_in_an_override_stays_one_for_a_scheduler(
     assert "s3cret" not in "".join(rendered().values())
 
 
-def test_an_image_is_for_pods_alone(configs: list[Path]) -> None:
-    result = run_cli("launch", str(configs[0]), "--image", "x")
+def refusal(config: Path, *arguments: str) -> str:
+    result = run_cli("launch", str(config), *arguments)
     assert result.returncode == 2
-    assert "--on k8s need --render DIR" in result.stderr
+    return result.stderr
 
 
-def test_a_path_that_would_be_another_one_in_a_pod_is_refused(configs: list[Path], tmp_path: Path) -> None:
+def test_an_image_without_render_is_refused(configs: list[Path]) -> None:
+    assert "--on k8s need --render DIR" in refusal(configs[0], "--image", "x")
+
+
+def test_a_relative_path_is_refused_because_a_pod_has_another_directory(configs: list[Path], tmp_path: Path) -> None:
     configs[0].write_text(configs[0].read_text().replace(f"{tmp_path}/runs", "runs"))
-    result = run_cli("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "run7"))
-    assert result.returncode == 2
-    assert "run.directory is relative to this file" in result.stderr
+    message = refusal(configs[0], *K8S, "--render", str(tmp_path / "run7"))
+    assert "run.directory is relative to this file" in message
 
 
 @pytest.mark.parametrize(
     ("name", "refused"), [("sums-2", "Sums_2"), ("launch", "launch"), ("__", "__"), ("x" * 60, "x" * 60)]
 )
-def test_an_environment_whose_job_would_have_no_name_of_its_own_is_refused(
+def test_an_environment_whose_name_makes_no_unique_job_name_is_refused(
     render: Render, configs: list[Path], name: str, refused: str
 ) -> None:
     configs[0].write_text(configs[0].read_text().replace("name: codeword", f"name: {name}"))
@@ -175,7 +174,6 @@ def test_an_environment_whose_job_would_have_no_name_of_its_own_is_refused(
     assert f"run.name {refused!r} becomes the Job name" in result.stderr
 
 
-def test_a_name_that_kubernetes_does_not_take_is_refused(configs: list[Path], tmp_path: Path) -> None:
-    result = run_cli("launch", str(configs[0]), *K8S, "--render", str(tmp_path / "Run_7"))
-    assert result.returncode == 2
-    assert "is not a valid name in Kubernetes" in result.stderr
+def test_a_name_that_kubernetes_does_not_accept_is_refused(configs: list[Path], tmp_path: Path) -> None:
+    message = refusal(configs[0], *K8S, "--render", str(tmp_path / "Run_7"))
+    assert "is not a valid name in Kubernetes" in message

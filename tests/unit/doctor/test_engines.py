@@ -1,4 +1,4 @@
-"""What `rollout doctor --live` finds out about an engine, with the embedded one as a sound or a wrong one."""
+"""The checks of `rollout doctor --live`, with the embedded engine as a good or a wrong engine."""
 
 import json
 import os
@@ -46,9 +46,9 @@ def verdicts(found: Sequence[CheckResult]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
-async def test_a_sound_engine_is_sound_in_every_line(config: Path, url: str, runs: Path, mode: str) -> None:
+async def test_a_good_engine_has_no_problem(config: Path, url: str, runs: Path, mode: str) -> None:
     found = await findings(config, url, runs, f"images.mode={mode}")
-    # The scripted engine neither tokenizes nor renders, and what nobody compared is not called sound.
+    # The scripted engine neither tokenizes nor renders, so tokens and pixels cannot be compared.
     assert verdicts(found) == {
         "model": "ok",
         "weights": "ok",
@@ -63,28 +63,26 @@ async def test_a_sound_engine_is_sound_in_every_line(config: Path, url: str, run
     assert os.listdir(runs) == []
 
 
-async def test_an_engine_that_is_not_there_says_how_to_start_one(config: Path, runs: Path) -> None:
+async def test_an_engine_that_cannot_be_reached_gets_the_command_that_starts_it(config: Path, runs: Path) -> None:
     (found,) = await findings(config, "http://127.0.0.1:1", runs)
     assert found.status is CheckStatus.BAD
     assert found.fix == "start it: rollout serve embedded --name tiny-qwen3-vl"
 
 
-async def test_an_engine_of_a_checkpoint_is_started_with_vllm(config: Path, runs: Path, tmp_path: Path) -> None:
+async def test_the_command_for_a_checkpoint_starts_vllm(config: Path, runs: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(BUILTIN_MODELS["builtin:tiny"], checkpoint)
     (found,) = await findings(config, "http://127.0.0.1:1", runs, f"model.path={checkpoint}")
     assert found.fix == f"start it: rollout serve vllm {checkpoint} --name tiny-qwen3-vl"
 
 
-async def test_another_model_is_told_by_name(config: Path, url: str, runs: Path) -> None:
+async def test_the_served_model_is_named_if_it_is_another_one(config: Path, url: str, runs: Path) -> None:
     (found,) = await findings(config, url, runs, "model.name=other")
     assert found.status is CheckStatus.BAD
     assert "it serves tiny-qwen3-vl" in found.message
 
 
-async def test_an_engine_that_stands_still_is_found_before_anybody_waits_for_it(
-    config: Path, url: str, runs: Path
-) -> None:
+async def test_a_paused_engine_is_a_problem(config: Path, url: str, runs: Path) -> None:
     async with httpx.AsyncClient() as client:
         await client.post(f"{url}/pause?mode=keep")
     *_, found = await findings(config, url, runs)
@@ -93,13 +91,13 @@ async def test_an_engine_that_stands_still_is_found_before_anybody_waits_for_it(
     assert "rollout policy push" in found.fix
 
 
-async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versions_are_expected(
+async def test_weights_that_cannot_be_replaced_are_a_problem_if_versions_are_expected(
     config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def without(transport: EngineTransport, url: str) -> EngineState:
+    async def refuse(transport: EngineTransport, url: str) -> EngineState:
         raise NotUpdatable(f"{url} cannot load new weights. Start vLLM with VLLM_SERVER_DEV_MODE=1.")
 
-    monkeypatch.setattr(module, "fetch_engine_state", without)
+    monkeypatch.setattr(module, "fetch_engine_state", refuse)
     unpaced = await findings(config, url, runs)
     assert verdicts(unpaced)["weights"] == "ok"
     assert "VLLM_SERVER_DEV_MODE=1" in unpaced[1].message
@@ -107,28 +105,28 @@ async def test_an_engine_whose_weights_cannot_be_replaced_is_a_fault_where_versi
     assert verdicts([found]) == {"weights": "bad"}
 
 
-async def test_a_tokenizer_that_answers_nonsense_is_a_fault(
+async def test_a_tokenizer_with_an_answer_in_an_unknown_form_is_a_problem(
     config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     post = HttpxTransport.post
 
-    async def greeted(self: HttpxTransport, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
+    async def answer_html(self: HttpxTransport, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
         return b"<html>" if url.endswith("/tokenize") else await post(self, url, body, session_id=session_id)
 
-    monkeypatch.setattr(HttpxTransport, "post", greeted)
+    monkeypatch.setattr(HttpxTransport, "post", answer_html)
     *_, found = await findings(config, url, runs)
     assert verdicts([found]) == {"tokens": "bad"}
     assert "/tokenize answers in an unknown form" in found.message
 
 
-async def test_files_that_the_server_may_not_read_are_found(config: Path, url: str, tmp_path: Path) -> None:
+async def test_image_files_that_the_engine_may_not_read_are_a_problem(config: Path, url: str, tmp_path: Path) -> None:
     *_, found = await findings(config, url, tmp_path / "elsewhere")
     assert verdicts([found]) == {"images": "bad"}
     assert found.fix is not None
     assert "--allowed-local-media-path" in found.fix
 
 
-async def test_another_processor_configuration_is_found(
+async def test_another_processor_configuration_is_a_problem(
     config: Path, url: str, runs: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(tiny_model, tmp_path / "model")
@@ -142,21 +140,19 @@ async def test_another_processor_configuration_is_found(
     assert "processor configuration" in found.fix
 
 
-async def test_no_engine_to_reach_is_no_fault(config: Path) -> None:
+async def test_a_configuration_without_engine_urls_is_no_problem(config: Path) -> None:
     (found,) = [finding async for finding in check_engines(load_config(config))]
     assert found.status is CheckStatus.OK
 
 
 class FailingPolicy:
-    """What the embedded engine answers with 500."""
+    """Makes the embedded engine answer with 500."""
 
     def answer(self, prompt: str, images: object) -> object:
         raise ValueError("no colours left")
 
 
-async def test_an_engine_that_fails_is_told_by_its_own_text_and_not_as_one_that_was_started_wrong(
-    config: Path, runs: Path
-) -> None:
+async def test_an_engine_that_fails_is_reported_with_its_own_text(config: Path, runs: Path) -> None:
     policy = f"{FailingPolicy.__module__}:FailingPolicy"
     with EmbeddedServer(EmbeddedSettings(policy=policy, allowed_directories=(runs,))) as url:
         found = await findings(config, url, runs)

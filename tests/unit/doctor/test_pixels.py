@@ -1,4 +1,4 @@
-"""The probes of pixel parity, and what is made of a comparison."""
+"""The probe images, and the summary of a comparison of pixels."""
 
 from rollout.doctor.pixels import PixelComparison, PixelDifference, probe_images
 from rollout.images import load_pixels
@@ -20,28 +20,30 @@ def test_every_probe_is_an_image_that_the_trainer_loads() -> None:
     assert {"RGBA", "palette", "transparent palette", "grey", "enlarged", "shrunk", "thin"} < sizes.keys()
 
 
-def test_orientations_are_eight_different_pictures() -> None:
+def test_the_eight_orientations_have_different_pixels() -> None:
     oriented = [load_pixels(probe.data).tobytes() for probe in probe_images() if probe.name.startswith("orientation")]
     assert len(set(oriented)) == 8
 
 
-def test_the_backend_without_any_difference_is_proven() -> None:
-    parity = PixelComparison((difference("pil", differing=3), difference("torchvision")), {})
-    assert parity.matching_backend == "torchvision"
-    assert parity.summary().splitlines() == [
+def test_a_backend_without_differences_matches() -> None:
+    comparison = PixelComparison((difference("pil", differing=3), difference("torchvision")), {})
+    assert comparison.matching_backend == "torchvision"
+    assert comparison.summary().splitlines() == [
         "the engine and torchvision give the same pixels, bit for bit",
         "pil gives other pixels for odd: by up to 3 of 255 (3 of 100 values of odd)",
     ]
 
 
-def test_one_differing_probe_disproves_a_backend() -> None:
-    parity = PixelComparison((difference("pil"), difference("pil", "RGBA", 1)), {"torchvision": "it is not installed"})
-    assert parity.matching_backend is None
-    assert parity.summary().splitlines() == [
+def test_a_backend_with_one_different_probe_does_not_match() -> None:
+    comparison = PixelComparison(
+        (difference("pil"), difference("pil", "RGBA", 1)), {"torchvision": "it is not installed"}
+    )
+    assert comparison.matching_backend is None
+    assert comparison.summary().splitlines() == [
         "pil gives other pixels for RGBA: by up to 1 of 255 (1 of 100 values of RGBA)",
         "torchvision was not compared: it is not installed",
     ]
 
 
-def test_where_nothing_was_compared_nothing_is_proven() -> None:
+def test_no_backend_matches_if_none_was_compared() -> None:
     assert PixelComparison((), {"pil": "it is not installed"}).matching_backend is None

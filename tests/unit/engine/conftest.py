@@ -1,49 +1,23 @@
-"""Requests to send to engines."""
+"""Requests to send to engines, and short pauses between tries."""
 
-import hashlib
-
-import numpy as np
 import pytest
 
-from renderers_adapter.tokens import ExpandedIds, Placeholder, as_logical_ids
-from rollout.engine.image_refs import ImageRef
 from rollout.engine.request import GenerateRequest
-
-PAD = 99
+from tests.unit.engine.requests import make_request
 
 
 @pytest.fixture
 def text() -> GenerateRequest:
-    """A sound request without images."""
+    """A valid request without images."""
     return make_request(())
 
 
 @pytest.fixture
 def pictures() -> GenerateRequest:
-    """A sound request with three images, two of which are the same."""
+    """A valid request with three images; two of them are the same."""
     return make_request((b"one", b"two", b"one"))
 
 
-def make_request(images: tuple[bytes, ...]) -> GenerateRequest:
-    lengths = [3 + len(data) + index for index, data in enumerate(dict.fromkeys(images))]
-    length = dict(zip(dict.fromkeys(images), lengths, strict=True))
-    prompt, expanded, refs, marks = [1], [1], [], []
-    for number, data in enumerate(images):
-        sha256 = hashlib.sha256(data).hexdigest()
-        prompt += [2, PAD, 3 + number]
-        marks.append(Placeholder(sha256[:32], len(expanded) + 1, length[data]))
-        expanded += [2, *[PAD] * length[data], 3 + number]
-        layout = {"image_grid_thw": [[1, 2, 2 * length[data]]]}
-        refs.append(ImageRef(f"file:///runs/r/assets/images/{sha256}.png", sha256[:32], layout))
-    return GenerateRequest(
-        request_id="r-0",
-        session_id="r",
-        prompt=as_logical_ids(prompt),
-        images=tuple(refs),
-        expanded_prompt=ExpandedIds(np.array(expanded, np.int32)),
-        known_token_count=0,
-        placeholders=tuple(marks),
-        pad_id=PAD,
-        sampling={"temperature": 0.0, "max_tokens": 8},
-        stop_token_ids=(7,),
-    )
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.001)

@@ -1,4 +1,4 @@
-"""Engines that behave as a test says, with a server of their own or without one."""
+"""Engines whose behaviour a test chooses, with a server of their own or without one."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 @dataclass(eq=False)
 class FaultyEngine:
-    """What an engine was asked, and how it behaves from now on.
+    """An engine that records its requests, and answers them as `behave` says.
 
     Attributes:
         behave: what it answers to a request for a completion.
@@ -35,9 +35,9 @@ class FaultyEngine:
         generated: the bodies of the requests for a completion.
         aborted: the requests that were aborted.
         connections: how many connections its server accepted.
-        arrived: is set by every request for a completion.
+        arrived: set by every request for a completion.
         models: its answer to `/v1/models`.
-        weights: the version of its weights; None: it has no routes that replace them.
+        weights: the version of its weights; None if it has no routes that replace them.
     """
 
     behave: Behaviour
@@ -83,7 +83,7 @@ class FaultyEngine:
 
 
 def client_of(*engines: FaultyEngine, timeout: float = 20, **settings: Any) -> EngineClient:
-    """A client of these engines, and of others that are not there, without servers."""
+    """Return a client of these engines, without servers; all other engines are unreachable."""
     by_url = {engine.url: engine for engine in engines}
 
     async def answer(url: str, body: bytes) -> tuple[int, bytes]:
@@ -100,41 +100,41 @@ def client_of(*engines: FaultyEngine, timeout: float = 20, **settings: Any) -> E
 
 @asynccontextmanager
 async def serving(behave: Behaviour) -> AsyncIterator[FaultyEngine]:
-    """Start a server that behaves so."""
+    """Start a server with this behaviour."""
     engine = FaultyEngine(behave)
     async with serve_on_loopback(engine.serve) as engine.url:
         yield engine
 
 
 def completed(body: dict[str, Any], **changed_fields: Any) -> tuple[int, bytes]:
-    """A sound answer to a request."""
+    """Return a valid answer to a request."""
     return 200, completion(orjson.dumps(body), TOKENS, **changed_fields)
 
 
-async def well(body: dict[str, Any]) -> Answer:
-    """Answers as it should."""
+async def succeed(body: dict[str, Any]) -> Answer:
+    """Answer correctly."""
     return completed(body)
 
 
-def failing(status: int, times: int) -> Behaviour:
-    """Answers this status so many times, and then as it should."""
+def fail_with(status: int, times: int) -> Behaviour:
+    """Answer with this status so many times, and then correctly."""
     left = times
 
     async def behave(body: dict[str, Any]) -> Answer:
         nonlocal left
         left -= 1
         if left >= 0:
-            return status, orjson.dumps({"error": {"message": f"as told, {status}"}})
+            return status, orjson.dumps({"error": {"message": f"test error {status}"}})
         return completed(body)
 
     return behave
 
 
-async def closing(body: dict[str, Any]) -> None:
-    """Gives up in the middle."""
+async def close(body: dict[str, Any]) -> None:
+    """Close the connection without an answer."""
 
 
-async def hanging(body: dict[str, Any]) -> Answer:
-    """Never answers."""
+async def hang(body: dict[str, Any]) -> Answer:
+    """Never answer."""
     await asyncio.sleep(3600)
     raise AssertionError("a test waited for an hour")

@@ -1,4 +1,4 @@
-"""What an answer proves of its tokens is believed only if it is of exactly these tokens."""
+"""The evidence in an answer (log-probs, versions, experts, masks) must belong to exactly its tokens."""
 
 import base64
 import io
@@ -10,15 +10,10 @@ import numpy.typing as npt
 import orjson
 import pytest
 
-from renderers_adapter.tokens import TokenRun, as_logical_ids
 from rollout.engine.answer_evidence import read_experts, read_sampling_mask
 from rollout.engine.errors import EngineMismatch, InvalidEvidence
 from rollout.engine.protocol import Generation, decode_response
 from rollout.engine.request import GenerateRequest
-from rollout.records.evidence import RoutedExperts, SamplingMask
-from rollout.records.kinds import MessageTokens, PromptSource, RecordHeader, Step
-from rollout.records.messages import FinishReason
-from rollout.records.wire import decode_record, encode_record
 
 TOKENS = [5, 6, 7]
 
@@ -34,7 +29,7 @@ def decode(request: GenerateRequest, content: Any = None, **changed: Any) -> Gen
     return decode_response(orjson.dumps({"choices": [choice], "prompt_token_ids": prompt}), request)
 
 
-def test_log_probs_are_read_in_both_shapes(text: GenerateRequest) -> None:
+def test_log_probs_are_read_in_both_forms(text: GenerateRequest) -> None:
     older = [{"token": f"token_id:{token}", "logprob": -0.25, "bytes": None} for token in TOKENS]
     assert decode(text).logprobs.tolist() == decode(text, older).logprobs.tolist() == [-0.25] * 3
 
@@ -54,13 +49,15 @@ def test_log_probs_are_read_in_both_shapes(text: GenerateRequest) -> None:
         ([entry(5), entry(6), "?"], "does not have the expected form"),
     ],
 )
-def test_log_probs_of_anything_else_are_refused(text: GenerateRequest, content: Any, expected_text: str) -> None:
+def test_log_probs_that_do_not_fit_the_tokens_are_refused(
+    text: GenerateRequest, content: Any, expected_text: str
+) -> None:
     with pytest.raises(InvalidEvidence, match=r"^r-0: ") as refused:
         decode(text, content)
     assert expected_text in str(refused.value)
 
 
-def test_log_probs_that_are_absent_are_refused(text: GenerateRequest) -> None:
+def test_an_answer_without_log_probs_is_refused(text: GenerateRequest) -> None:
     with pytest.raises(InvalidEvidence):
         decode(text, logprobs=None)
 
@@ -86,7 +83,7 @@ def test_weights_may_change_within_a_completion(text: GenerateRequest) -> None:
         {"token_ids": [2**40]},
     ],
 )
-def test_an_answer_of_another_shape_is_refused(text: GenerateRequest, changed: Any) -> None:
+def test_an_answer_in_another_form_is_refused(text: GenerateRequest, changed: Any) -> None:
     with pytest.raises(EngineMismatch):
         decode(text, **changed)
 
@@ -111,14 +108,10 @@ def test_a_prompt_that_the_engine_saw_differently_is_refused(pictures: GenerateR
             decode_response(orjson.dumps(answer | {"mm_placeholders": marks}), pictures)
 
 
-CHOICE = {
-    "token_ids": TOKENS,
-    "logprobs": {"content": [entry(token) for token in TOKENS]},
-    "finish_reason": "stop",
-}
+CHOICE = {"token_ids": TOKENS, "logprobs": {"content": [entry(token) for token in TOKENS]}, "finish_reason": "stop"}
 
 
-def test_a_prompt_is_read_however_it_is_written(text: GenerateRequest) -> None:
+def test_the_prompt_digest_does_not_depend_on_white_space(text: GenerateRequest) -> None:
     answer = {"choices": [CHOICE], "prompt_token_ids": text.expanded_prompt.tolist()}
     read = [
         decode_response(body, text) for body in (orjson.dumps(answer), orjson.dumps(answer, option=orjson.OPT_INDENT_2))
@@ -126,7 +119,7 @@ def test_a_prompt_is_read_however_it_is_written(text: GenerateRequest) -> None:
     assert len({generation.prompt_digest for generation in read}) == 1
 
 
-def test_our_prompt_anywhere_but_at_its_place_proves_nothing(text: GenerateRequest) -> None:
+def test_the_prompt_counts_only_at_the_top_of_the_answer(text: GenerateRequest) -> None:
     prompt_ids = text.expanded_prompt.tolist()
     elsewhere: list[dict[str, Any]] = [
         {"choices": [CHOICE | {"prompt_token_ids": prompt_ids}]},
@@ -147,7 +140,7 @@ def npy(rows: npt.NDArray[Any]) -> str:
 
 
 EXPERT_ROWS = np.arange(9 * 2 * 4, dtype=np.uint8).reshape(9, 2, 4)
-"""Ten tokens, the last of which was never fed to the network: nine rows of two layers with four experts each."""
+"""Ten tokens have nine rows, because the last token has no experts yet. A row has two layers with four experts each."""
 
 
 def test_experts_are_those_of_the_tokens_that_a_turn_added() -> None:
@@ -190,31 +183,3 @@ def test_a_sampling_mask_covers_each_token() -> None:
         read_sampling_mask(TOKENS, [[5], [6]])
     with pytest.raises(InvalidEvidence, match="token 2 does not contain the token 7 itself"):
         read_sampling_mask(TOKENS, [[5], [6], [8, 9]])
-
-
-def test_experts_and_masks_cross_the_queue_as_arrays() -> None:
-    answer = TokenRun(as_logical_ids([4, 5]), 1, np.array([-0.5], np.float32))
-    step = Step(
-        header=RecordHeader("run", "environment", "group", "rollout", 1, 0),
-        turn=0,
-        parent=-1,
-        first=0,
-        nodes=(MessageTokens({"role": "assistant", "content": "5"}, answer, ()),),
-        images={},
-        prompt_source=PromptSource.FIRST,
-        prompt_length=9,
-        prompt_digest=bytes(16),
-        finish_reason=FinishReason.STOP,
-        cached_tokens=4,
-        routed_experts=RoutedExperts(6, EXPERT_ROWS[6:]),
-        sampling_mask=SamplingMask(np.array([5, 6], np.int32), np.array([2], np.int32)),
-    )
-    read = decode_record(encode_record(step))
-    assert isinstance(read, Step)
-    assert read.cached_tokens == 4
-    assert read.routed_experts is not None
-    assert read.sampling_mask is not None
-    assert read.routed_experts.first == 6
-    assert np.array_equal(read.routed_experts.rows, EXPERT_ROWS[6:])
-    assert read.sampling_mask.ids.tolist() == [5, 6]
-    assert read.sampling_mask.lengths.tolist() == [2]

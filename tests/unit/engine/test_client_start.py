@@ -1,4 +1,4 @@
-"""The first look of a client at its engines, when a run or a worker starts."""
+"""The check of all engines at the start of a run or a worker."""
 
 from typing import Any
 
@@ -8,31 +8,26 @@ import pytest
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineBroken, EngineRefused, EngineUnavailable, EngineUnreachable, ModelNotServed
 from rollout.engine.request import GenerateRequest
-from tests.unit.engine.faulty import FaultyEngine, client_of, well
+from tests.unit.engine.faulty import FaultyEngine, client_of, succeed
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.001)
-
-
-async def test_checking_learns_the_shortest_context() -> None:
-    first, second = FaultyEngine(well), FaultyEngine(well)
+async def test_the_check_finds_the_shortest_context() -> None:
+    first, second = FaultyEngine(succeed), FaultyEngine(succeed)
     second.models = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 64}]}))
     async with client_of(first, second) as client:
         await client.check()
         assert client.max_model_len == 64
 
 
-async def test_one_engine_that_is_away_does_not_hold_up_the_start(text: GenerateRequest) -> None:
-    engine = FaultyEngine(well)
-    async with client_of(engine, urls=["http://away", engine.url]) as client:
+async def test_one_unreachable_engine_does_not_stop_the_start(text: GenerateRequest) -> None:
+    engine = FaultyEngine(succeed)
+    async with client_of(engine, urls=["http://unreachable", engine.url]) as client:
         await client.check()
         assert [engine.is_unavailable for engine in client.replicas] == [True, False]
         await client.generate(text)
 
 
-async def test_no_engine_at_all_does() -> None:
+async def test_a_start_fails_if_no_engine_is_reachable() -> None:
     async with EngineClient(["http://127.0.0.1:1"], "m", timeout=20) as client:
         with pytest.raises(EngineUnreachable, match="Is it running"):
             await client.check()
@@ -41,13 +36,13 @@ async def test_no_engine_at_all_does() -> None:
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 async def test_a_start_waits_for_an_engine_that_is_not_available_yet(status: int) -> None:
     texts: list[str] = []
-    engine = FaultyEngine(well)
+    engine = FaultyEngine(succeed)
     async with client_of(engine) as client:
-        sound, engine.models = engine.models, (status, b"not yet")
+        healthy, engine.models = engine.models, (status, b"not yet")
 
         def on_wait(text: str) -> None:
             texts.append(text)
-            engine.models = sound
+            engine.models = healthy
 
         await client.wait_until_checked(on_wait)
     assert texts[0].startswith("waiting because no engine can be used yet. Up to 5 further tries (engine.retries)")
@@ -55,9 +50,9 @@ async def test_a_start_waits_for_an_engine_that_is_not_available_yet(status: int
     assert [text.startswith("goes on after ") for text in texts[1:]] == [True]
 
 
-async def test_a_start_ends_after_its_last_try_with_what_the_engine_said() -> None:
+async def test_a_start_fails_after_its_last_try_with_the_engines_error() -> None:
     texts: list[str] = []
-    engine = FaultyEngine(well)
+    engine = FaultyEngine(succeed)
     async with client_of(engine, retries=2) as client:
         engine.models = (502, b"bad gateway")
         with pytest.raises(EngineUnavailable, match="answered 502: bad gateway"):
@@ -66,8 +61,8 @@ async def test_a_start_ends_after_its_last_try_with_what_the_engine_said() -> No
     assert len(texts) == 1
 
 
-async def test_a_start_ends_at_its_deadline() -> None:
-    engine = FaultyEngine(well)
+async def test_a_start_fails_at_its_deadline() -> None:
+    engine = FaultyEngine(succeed)
     async with client_of(engine, timeout=0.1, retries=9**9) as client:
         engine.models = (502, b"bad gateway")
         with pytest.raises(EngineUnavailable, match="answered 502"):
@@ -77,9 +72,9 @@ async def test_a_start_ends_at_its_deadline() -> None:
 @pytest.mark.parametrize(
     ("models", "error"), [((404, b"no such page"), EngineRefused), ((500, b"out of memory"), EngineBroken)]
 )
-async def test_a_start_does_not_wait_for_what_another_try_would_not_mend(models: Any, error: type[Exception]) -> None:
+async def test_a_start_does_not_wait_if_another_try_cannot_fix_the_error(models: Any, error: type[Exception]) -> None:
     texts: list[str] = []
-    engine = FaultyEngine(well)
+    engine = FaultyEngine(succeed)
     async with client_of(engine) as client:
         engine.models = models
         with pytest.raises(error):
@@ -95,9 +90,9 @@ async def test_a_start_does_not_wait_for_what_another_try_would_not_mend(models:
         ((404, b"no such page"), EngineRefused),
     ],
 )
-async def test_a_server_of_something_else_holds_up_the_start(models: Any, error: type[Exception]) -> None:
-    sound, other = FaultyEngine(well), FaultyEngine(well)
+async def test_a_server_without_the_model_stops_the_start(models: Any, error: type[Exception]) -> None:
+    healthy, other = FaultyEngine(succeed), FaultyEngine(succeed)
     other.models = models
-    async with client_of(sound, other) as client:
+    async with client_of(healthy, other) as client:
         with pytest.raises(error):
             await client.check()

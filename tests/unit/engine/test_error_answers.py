@@ -16,7 +16,7 @@ def answer(message: str, param: str | None = None) -> bytes:
 
 
 def validation_error(reason: str) -> str:
-    """As vLLM 0.32 tells an error in a request's body."""
+    """Return the message of vLLM 0.32 for an error in a request's body."""
     problem = {
         "type": "value_error",
         "loc": "body.sampling_params",
@@ -53,7 +53,7 @@ def test_a_refused_sampling_key_is_found_wherever_an_engine_names_it(content: by
     "content",
     [answer("The prompt is too long.", "token_ids"), answer("no"), b'{"detail": "no"}', b"no", b"", b"[1]", b'"a"'],
 )
-def test_another_refusal_is_not_taken_for_a_sampling_key(content: bytes) -> None:
+def test_another_refusal_names_no_sampling_key(content: bytes) -> None:
     assert refused_sampling_key(content) is None
 
 

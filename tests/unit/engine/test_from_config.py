@@ -34,14 +34,14 @@ def test_a_line_break_after_the_key_is_not_part_of_it(example: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["s3cret\nx-other: 1", "s3crét"])
-def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(example: Path, key: str) -> None:
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(example: Path, key: str) -> None:
     config = load_config(example, ["engine.api_key_env=ENGINE_KEY"])
     with pytest.raises(ConfigurationError, match="ENGINE_KEY") as refused:
         api_key_from_config(config, {"ENGINE_KEY": key})
     assert "s3cr" not in str(refused.value)
 
 
-def test_the_key_in_the_place_of_its_variable_is_refused_and_not_repeated(example: Path) -> None:
+def test_a_key_instead_of_the_name_of_its_variable_is_refused_and_not_shown(example: Path) -> None:
     with pytest.raises(ConfigFileError, match="the name of an environment variable") as refused:
         load_config(example, ["engine.api_key_env=sk-s3cret"])
     assert "s3cret" not in str(refused.value)
@@ -62,7 +62,7 @@ def test_a_variable_that_is_not_set_is_named(example: Path) -> None:
         ("http://me:s3cret@host:8000", "engine.api_key_env"),
     ],
 )
-def test_a_url_that_is_no_engines_root_is_refused(example: Path, url: str, expected_text: str) -> None:
+def test_a_url_that_is_not_the_root_of_an_engine_is_refused(example: Path, url: str, expected_text: str) -> None:
     with pytest.raises(ConfigFileError) as refused:
         load_config(example, [f'engine.urls=["{url}"]'])
     assert expected_text in str(refused.value)

@@ -1,4 +1,4 @@
-"""How images go out: as references where an engine says that it resolves them, else as parts, and why."""
+"""How images are sent: as references to an engine that resolves them, else as parts; and the reason in the log."""
 
 import hashlib
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def geometry() -> Geometry:
 
 
 def make_request(*urls: str, payload: Any = None) -> GenerateRequest:
-    """A prompt with these images, of two tokens each."""
+    """Return a request with these images, of two tokens each."""
     images = tuple(ImageRef(url, HASH, payload or {"image_grid_thw": [[1, 2, 4]]}) for url in urls)
     logical, expanded, placeholders = [1], [1], []
     for _ in images:
@@ -69,7 +69,7 @@ def encoded(image_request: GenerateRequest, geometry: Geometry) -> dict[str, Any
     return body
 
 
-def test_references_go_out_with_the_expanded_prompt_and_nothing_else(geometry: Geometry) -> None:
+def test_references_are_sent_with_the_expanded_prompt_and_without_parts(geometry: Geometry) -> None:
     url = f"file:///data/runs/demo-1/assets/images/{HASH}.png"
     body = encoded(make_request(url, INLINE), geometry)
     assert "content_parts" not in body
@@ -96,7 +96,7 @@ def test_a_file_is_written_as_a_reference_once_for_all_turns(
         encoded(image_request, other_geometry)
 
 
-def test_kimi_goes_out_under_the_engines_own_modality() -> None:
+def test_images_of_kimi_have_the_modality_of_the_engine() -> None:
     image_request = make_request(INLINE, payload={"grid_thws": [[1, 2, 4]]})
     body = encoded(image_request, geometry_for("kimi_k25", KIMI_PROCESSOR))
     assert body["features"]["mm_hashes"].keys() == {"vision_chunk"}
@@ -117,24 +117,24 @@ def test_the_run_of_an_image_is_the_directory_that_keeps_it(geometry: Geometry, 
     assert parse_ref(body["features"]["kwargs_data"]["image"][0]).run_id == run
 
 
-def test_a_directory_that_no_reference_can_name_is_refused_with_the_cure(geometry: Geometry) -> None:
+def test_a_directory_that_no_reference_can_name_is_refused_with_a_fix(geometry: Geometry) -> None:
     with pytest.raises(RequestRefusedLocally, match="content_parts"):
         encoded(make_request(f"file:///data/my%20pictures/{HASH}.png"), geometry)
 
 
-def test_a_prompt_of_text_goes_out_as_ever(geometry: Geometry) -> None:
+def test_a_text_prompt_has_neither_references_nor_parts(geometry: Geometry) -> None:
     body = encoded(make_request(), geometry)
     assert not {"features", "content_parts"} & body.keys()
 
 
-def test_banned_tokens_go_out_as_the_least_bias_beside_the_biases_of_the_sampling(geometry: Geometry) -> None:
+def test_banned_tokens_get_the_lowest_bias_and_other_biases_stay(geometry: Geometry) -> None:
     request = make_request()
     biased = replace(request, sampling={**request.sampling, "logit_bias": {"5": 1.0, "7": 3.0}}, banned_ids=(7, 9))
     assert encoded(biased, geometry)["sampling_params"]["logit_bias"] == {"5": 1.0, "7": -100.0, "9": -100.0}
 
 
 def client_of_plugins(descriptions: Sequence[Any], **settings: Any) -> EngineClient:
-    """A client of engines whose plugins tell this of themselves; None: an engine has no plugin."""
+    """Return a client of engines whose plugins have these descriptions; None means no plugin."""
 
     async def answer(url: str, _: bytes) -> tuple[int, bytes]:
         if url.endswith("/v1/models"):
@@ -151,12 +151,8 @@ def plugin_description(geometry: Geometry, **changed: Any) -> dict[str, Any]:
     return {"version": "0.1.0", "refs": ["v2", "v3"], **geometry_fields, **changed}
 
 
-async def test_each_engine_gets_images_as_it_takes_them(geometry: Geometry) -> None:
-    descriptions = [
-        plugin_description(geometry),
-        None,
-        plugin_description(geometry, family=None, fingerprint=None),
-    ]
+async def test_each_engine_gets_images_in_the_form_that_it_supports(geometry: Geometry) -> None:
+    descriptions = [plugin_description(geometry), None, plugin_description(geometry, family=None, fingerprint=None)]
     with structlog.testing.capture_logs() as logs:
         async with client_of_plugins(descriptions, multimodal="auto", geometry=geometry) as client:
             await client.check()
@@ -177,7 +173,7 @@ async def test_each_engine_gets_images_as_it_takes_them(geometry: Geometry) -> N
         ({"refs": None}, "not that of our plugin"),
     ],
 )
-async def test_where_references_are_asked_for_another_plugin_is_refused_with_its_reason(
+async def test_an_engine_that_cannot_resolve_our_references_is_refused_with_the_reason(
     geometry: Geometry, changed: dict[str, Any], why: str
 ) -> None:
     descriptions = [plugin_description(geometry, **changed)]
@@ -186,7 +182,7 @@ async def test_where_references_are_asked_for_another_plugin_is_refused_with_its
             await client.check()
 
 
-async def test_nobody_is_asked_where_it_would_not_matter(geometry: Geometry) -> None:
+async def test_no_plugin_is_asked_if_references_are_not_possible(geometry: Geometry) -> None:
     for multimodal, own in (("content_parts", geometry), ("auto", None), ("mmraw", None)):
         async with client_of_plugins([plugin_description(geometry)], multimodal=multimodal, geometry=own) as client:
             await client.check()

@@ -1,7 +1,7 @@
-"""What a real vLLM 0.32 answered for a mixture of experts over three turns, and is it read as it was meant?
+"""Recorded answers of a real vLLM 0.32 for three turns of a mixture of experts, and what we read from them.
 
-Recorded because no CI machine can ask again: experts and masks need vLLM's second model runner, whose Triton kernels
-ran in Triton's interpreter on a CPU for this (`--enable-return-routed-experts --return-sampling-mask --logprobs-mode
+No CI machine can record them again: experts and masks need vLLM's second model runner. Its Triton kernels ran in
+Triton's interpreter on a CPU (`--enable-return-routed-experts --return-sampling-mask --logprobs-mode
 processed_logprobs`; a random Qwen3-MoE of two layers, two of eight experts). `whole` is its answer when the finished
 conversation was one prompt. transformers routes all tokens of it to the same experts.
 """
@@ -48,7 +48,7 @@ def request_of_turn(turn: dict[str, Any]) -> GenerateRequest:
     )
 
 
-def test_turns_ask_for_the_experts_that_earlier_ones_did_not_bring(recorded: dict[str, Any]) -> None:
+def test_a_turn_asks_only_for_the_experts_that_earlier_turns_did_not_return(recorded: dict[str, Any]) -> None:
     wanted = [turn["request"]["sampling_params"].get("routed_experts_prompt_start") for turn in recorded["turns"]]
     assert wanted == [None, 22, 41]
     for turn, first in zip(recorded["turns"], wanted, strict=True):
@@ -70,12 +70,12 @@ def test_the_experts_of_all_turns_are_those_of_the_whole_conversation(
         assert experts.first == position
         assert np.array_equal(experts.rows, expected.rows[position : position + len(experts.rows)])
         position += len(experts.rows)
-    # The last token that was sampled was fed to the network only in the one prompt.
+    # The last sampled token has experts only in `whole`, where it is a part of the prompt.
     assert position == len(whole["prompt_token_ids"]) - 1
     assert expected.rows.shape[1:] == (2, 2)
 
 
-def test_masks_hold_the_nucleus_of_every_sampled_token(generations: list[Generation]) -> None:
+def test_masks_contain_the_nucleus_of_every_sampled_token(generations: list[Generation]) -> None:
     for generation in generations:
         mask = generation.sampling_mask
         assert mask is not None

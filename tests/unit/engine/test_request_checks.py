@@ -1,4 +1,4 @@
-"""Whatever a caller does: what an engine would answer with garbage, or die of, is refused before it leaves."""
+"""A request that an engine would answer wrongly, or that would crash it, is refused before it is sent."""
 
 import base64
 import hashlib
@@ -18,11 +18,10 @@ from rollout.engine.errors import RequestRefusedLocally
 from rollout.engine.image_refs import ImageRef
 from rollout.engine.protocol import encode_request
 from rollout.engine.request import GenerateRequest
+from tests.unit.engine.requests import PAD, make_request
 
-PAD = 99
 GEOMETRY = geometry_for(
-    "qwen_vl",
-    {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536},
+    "qwen_vl", {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
 )
 Tamper = Callable[[GenerateRequest], GenerateRequest]
 
@@ -32,34 +31,9 @@ def encode(request: GenerateRequest, geometry: Geometry | None = None) -> dict[s
     return body
 
 
-def expanded_already(request: GenerateRequest) -> GenerateRequest:
-    return replace(request, prompt=LogicalIds(request.expanded_prompt))
-
-
-def one_image_too_few(request: GenerateRequest) -> GenerateRequest:
-    return replace(request, images=request.images[:-1])
-
-
-def one_image_too_many(request: GenerateRequest) -> GenerateRequest:
-    return replace(request, images=(*request.images, request.images[0]))
-
-
-def without_images(request: GenerateRequest) -> GenerateRequest:
-    return replace(request, images=(), placeholders=())
-
-
-def only_the_newest_image(request: GenerateRequest) -> GenerateRequest:
-    return replace(request, images=request.images[-1:])
-
-
 def as_many_images_as_pads_of_an_expanded_prompt(request: GenerateRequest) -> GenerateRequest:
     pads = int((request.expanded_prompt == PAD).sum())
     return replace(request, prompt=LogicalIds(request.expanded_prompt), images=request.images[:1] * pads)
-
-
-def images_in_another_order(request: GenerateRequest) -> GenerateRequest:
-    first, second, *rest = request.images
-    return replace(request, images=(second, first, *rest))
 
 
 def first_image_url(url: Any) -> Tamper:
@@ -99,7 +73,7 @@ def text_in_image_range(request: GenerateRequest) -> GenerateRequest:
 
 
 def with_more_pads(count: int) -> Tamper:
-    """The last image has so many more pads, and a range that covers them: only its layout tells that they are wrong."""
+    """Give the last image more pads and a longer range, so that only its layout shows the error."""
 
     def tamper(request: GenerateRequest) -> GenerateRequest:
         *before, last = request.placeholders
@@ -126,27 +100,26 @@ def sampling(**keys: Any) -> Tamper:
     return lambda request: replace(request, sampling={**request.sampling, **keys})
 
 
-def without_temperature(request: GenerateRequest) -> GenerateRequest:
-    return replace(request, sampling={"max_tokens": 8})
-
-
 Cases = dict[str, tuple[Tamper, str]]
 SILENTLY_WRONG: Cases = {
-    "ids that are expanded already": (expanded_already, "expanded already"),
+    "ids that are expanded already": (lambda r: replace(r, prompt=LogicalIds(r.expanded_prompt)), "expanded already"),
     "expanded ids with an image for each pad": (as_many_images_as_pads_of_an_expanded_prompt, "expanded already"),
-    "fewer images than pads": (one_image_too_few, "3 image pad tokens for 2 images"),
-    "the newest image alone": (only_the_newest_image, "3 image pad tokens for 1 images"),
-    "more images than pads": (one_image_too_many, "3 image pad tokens for 4 images"),
-    "no image at all": (without_images, "3 image pad tokens for 0 images"),
-    "images in another order": (images_in_another_order, "the request has the images"),
+    "fewer images than pads": (lambda r: replace(r, images=r.images[:-1]), "3 image pad tokens for 2 images"),
+    "the newest image alone": (lambda r: replace(r, images=r.images[-1:]), "3 image pad tokens for 1 images"),
+    "more images than pads": (lambda r: replace(r, images=(*r.images, r.images[0])), "3 image pad tokens for 4 images"),
+    "no image at all": (lambda r: replace(r, images=(), placeholders=()), "3 image pad tokens for 0 images"),
+    "images in another order": (
+        lambda r: replace(r, images=(r.images[1], r.images[0], *r.images[2:])),
+        "the request has the images",
+    ),
     "a reference of another kind": (first_image_url("mmraw:v3:e30"), "give every image a data:"),
-    "a tensor in the place of an image": (
+    "a tensor instead of an image": (
         first_image_url("data:application/x-npy;base64,AAAA"),
         "give every image a data:",
     ),
-    "a video in the place of an image": (first_image_url("data:video/mp4;base64,AAAA"), "give every image a data:"),
-    "an image that lies elsewhere": (first_image_url("https://host/x.png"), "give every image a data:"),
-    "a range over tokens that are no pads": (text_in_image_range, "not the prompt with each pad token repeated"),
+    "a video instead of an image": (first_image_url("data:video/mp4;base64,AAAA"), "give every image a data:"),
+    "an image on another host": (first_image_url("https://host/x.png"), "give every image a data:"),
+    "a range over tokens that are not pads": (text_in_image_range, "not the prompt with each pad token repeated"),
     "a range that begins late": (first_range(offset=1), "must be the same range"),
     "a range that begins early": (first_range(offset=-1), "must be the same range"),
     "a range that is short": (first_range(length=-1), "must be the same range"),
@@ -156,8 +129,8 @@ SILENTLY_WRONG: Cases = {
 CRASHING: Cases = {
     "a range that is long": (first_range(length=1), "must be the same range"),
     "a range of no tokens": (first_range(length=-50), "takes no tokens"),
-    "null in the place of an image": (first_image_url(None), "image 0 has the URL None; give every image"),
-    "nothing in the place of an image": (first_image_url(""), "give every image"),
+    "null instead of an image": (first_image_url(None), "image 0 has the URL None; give every image"),
+    "an empty text instead of an image": (first_image_url(""), "give every image"),
 }
 REFUSED_BY_ENGINE: Cases = {
     "a file on another machine": (first_image_url("file://host/x.png"), "give every image a data:"),
@@ -171,19 +144,19 @@ SAMPLING_CASES: Cases = {
     "several answers": (sampling(n=2), "'n' cannot be set"),
     "no log-probs": (sampling(logprobs=None), "'logprobs' cannot be set"),
     "another kind of answer": (sampling(output_kind=1), "'output_kind' cannot be set"),
-    "no temperature": (without_temperature, "the temperature is None"),
-    "a temperature that is no number": (sampling(temperature=float("nan")), "the temperature is nan"),
-    "a number that JSON has not": (sampling(seed=float("nan")), "seed is nan"),
+    "no temperature": (lambda r: replace(r, sampling={"max_tokens": 8}), "the temperature is None"),
+    "a temperature that is not a number": (sampling(temperature=float("nan")), "the temperature is nan"),
+    "a number that JSON does not have": (sampling(seed=float("nan")), "seed is nan"),
     "one stop token": (sampling(stop_token_ids=5), "stop_token_ids is 5; expected a list"),
-    "stop tokens that are none": (sampling(stop_token_ids=None), "stop_token_ids is None; expected a list"),
-    "what JSON has not": (sampling(extra_args={"x": object()}), "the sampling parameters cannot be written as JSON"),
+    "stop tokens that are null": (sampling(stop_token_ids=None), "stop_token_ids is None; expected a list"),
+    "an object": (sampling(extra_args={"x": object()}), "the sampling parameters cannot be written as JSON"),
     "a number beyond JSON": (sampling(seed=2**80), "the sampling parameters cannot be written as JSON"),
 }
 
 
 @pytest.mark.parametrize("geometry", [None, GEOMETRY], ids=["content_parts", "references"])
 @pytest.mark.parametrize(("tamper", "expected_text"), CASES.values(), ids=CASES)
-def test_what_an_engine_must_not_see_is_refused_by_name(
+def test_a_wrong_request_is_refused_by_name(
     pictures: GenerateRequest, tamper: Tamper, expected_text: str, geometry: Geometry | None
 ) -> None:
     encode(pictures, geometry)
@@ -193,7 +166,7 @@ def test_what_an_engine_must_not_see_is_refused_by_name(
 
 
 @pytest.mark.parametrize(("tamper", "expected_text"), SAMPLING_CASES.values(), ids=SAMPLING_CASES)
-def test_sampling_that_an_engine_must_not_see_is_refused_by_its_key_and_without_the_name_of_the_request(
+def test_wrong_sampling_is_refused_by_its_key_without_the_name_of_the_request(
     pictures: GenerateRequest, tamper: Tamper, expected_text: str
 ) -> None:
     with pytest.raises(RequestRefusedLocally, match=r"^(?!r-0)") as refused:
@@ -206,7 +179,7 @@ REFERENCE_CASES: Cases = {
     "a range shorter than the embeddings": (with_more_pads(-1), "takes 6 tokens, but its placeholder has 5"),
     "an image without data": (first_image_payload({}), "must be {'image_grid_thw'"),
     "an image of an unsupported modality": (first_image_payload({"video_grid_thw": [[1, 2, 12]]}), "must be {"),
-    "pixels in the place of a reference": (
+    "pixels instead of a reference": (
         first_image_payload({"image_grid_thw": [[1, 2, 12]], "pixel_values": [[0.5, -0.5]]}),
         "pixel_values",
     ),
@@ -214,9 +187,7 @@ REFERENCE_CASES: Cases = {
 
 
 @pytest.mark.parametrize(("tamper", "expected_text"), REFERENCE_CASES.values(), ids=REFERENCE_CASES)
-def test_what_only_a_reference_could_bring_about_is_refused_by_name(
-    pictures: GenerateRequest, tamper: Tamper, expected_text: str
-) -> None:
+def test_a_wrong_reference_is_refused_by_name(pictures: GenerateRequest, tamper: Tamper, expected_text: str) -> None:
     with pytest.raises(RequestRefusedLocally, match=r"^r-0: ") as refused:
         encode(tamper(pictures), GEOMETRY)
     assert expected_text in str(refused.value)
@@ -228,7 +199,7 @@ def test_an_empty_or_negative_prompt_is_refused(text: GenerateRequest, ids: list
         encode(replace(text, prompt=as_logical_ids(ids), expanded_prompt=ExpandedIds(as_logical_ids(ids))))
 
 
-def test_a_sound_request_has_one_part_for_each_pad_in_order(pictures: GenerateRequest) -> None:
+def test_a_valid_request_has_one_part_for_each_pad_in_order(pictures: GenerateRequest) -> None:
     body = encode(pictures)
     assert body["token_ids"] == pictures.prompt.tolist()
     parts = [{"type": "image_url", "url": image.url, "uuid": image.hash} for image in pictures.images]
@@ -238,36 +209,17 @@ def test_a_sound_request_has_one_part_for_each_pad_in_order(pictures: GenerateRe
     assert body["return_token_ids"] is True
 
 
-def test_stop_tokens_of_the_caller_come_on_top_of_the_renderers(text: GenerateRequest) -> None:
+def test_stop_tokens_of_the_caller_are_added_to_those_of_the_renderer(text: GenerateRequest) -> None:
     body = encode(replace(text, sampling={"temperature": 1, "stop_token_ids": [8, 7]}))
     assert body["sampling_params"]["stop_token_ids"] == [7, 8]
 
 
-@given(st.data())
-def test_a_prompt_that_lost_or_gained_any_pad_is_refused(data: st.DataObject) -> None:
+@given(st.lists(st.binary(max_size=6), min_size=1, max_size=5), st.data())
+def test_a_prompt_that_lost_or_gained_any_pad_is_refused(images: list[bytes], data: st.DataObject) -> None:
     """For any prompt with images: changing one token to or from a pad never goes through."""
-    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
-    prompt: list[int] = [1]
-    expanded: list[int] = [1]
-    marks = []
-    for length in lengths:
-        prompt += [2, PAD, 3]
-        marks.append(Placeholder("0" * 32, len(expanded) + 1, length))
-        expanded += [2, *[PAD] * length, 3]
-    request = GenerateRequest(
-        request_id="r",
-        session_id="r",
-        prompt=as_logical_ids(prompt),
-        images=tuple(ImageRef(f"file:///{'0' * 64}.png", "0" * 32) for _ in lengths),
-        expanded_prompt=ExpandedIds(np.array(expanded, np.int32)),
-        known_token_count=0,
-        placeholders=tuple(marks),
-        pad_id=PAD,
-        sampling={"temperature": 1.0},
-        stop_token_ids=(),
-    )
+    request = make_request(tuple(images))
     encode(request)
-    index = data.draw(st.integers(0, len(prompt) - 1))
+    index = data.draw(st.integers(0, len(request.prompt) - 1))
     changed = request.prompt.copy()
     changed[index] = 4 if changed[index] == PAD else PAD
     with pytest.raises(RequestRefusedLocally):
@@ -275,7 +227,7 @@ def test_a_prompt_that_lost_or_gained_any_pad_is_refused(data: st.DataObject) ->
 
 
 def with_image(request: GenerateRequest, url: str, name: str) -> GenerateRequest:
-    """The first image of a request by this name and from there."""
+    """Give the first image of a request this URL and this hash."""
     return first_image_hash(name)(replace(request, images=(ImageRef(url, name), *request.images[1:])))
 
 

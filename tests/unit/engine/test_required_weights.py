@@ -1,4 +1,4 @@
-"""Which engines are used once a trainer has pushed a version, and what becomes of answers by other weights."""
+"""Which engines are used after a push, and what happens to answers of other weights."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -6,21 +6,15 @@ from typing import Any
 
 import pytest
 
-from rollout.engine import client as module
 from rollout.engine.errors import EngineAborted, EngineUnavailable
 from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Router
-from tests.unit.engine.faulty import FaultyEngine, client_of, completed, well
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FIRST_RETRY_PAUSE_SECONDS", 0.001)
+from tests.unit.engine.faulty import FaultyEngine, client_of, completed, succeed
 
 
 @pytest.fixture
 def sampled_by() -> Callable[..., Callable[[Any], Awaitable[Any]]]:
-    """Answers whose tokens came from these weights, one version after the other; the last one from then on."""
+    """`sampled_by("7", "8")`: answers sampled by these versions, one after another; the last one repeats."""
 
     def make_behaviour(*versions: str, finish: str = "stop") -> Callable[[Any], Awaitable[Any]]:
         remaining_versions = list(versions)
@@ -36,12 +30,12 @@ def sampled_by() -> Callable[..., Callable[[Any], Awaitable[Any]]]:
     return make_behaviour
 
 
-async def test_an_engine_that_missed_the_push_is_not_used_until_it_tells_the_version(
+async def test_an_engine_that_missed_the_push_is_not_used_until_it_reports_the_version(
     sampled_by: Any, text: GenerateRequest
 ) -> None:
-    behind, sound = FaultyEngine(sampled_by("7")), FaultyEngine(sampled_by("8"))
-    behind.weights, sound.weights = "7", "8"
-    async with client_of(behind, sound) as client:
+    behind, healthy = FaultyEngine(sampled_by("7")), FaultyEngine(sampled_by("8"))
+    behind.weights, healthy.weights = "7", "8"
+    async with client_of(behind, healthy) as client:
         for number in range(4):
             await client.generate(replace(text, request_id=f"before-{number}", required_version="7"))
         used = len(behind.generated)
@@ -52,13 +46,13 @@ async def test_an_engine_that_missed_the_push_is_not_used_until_it_tells_the_ver
 
         behind.weights, behind.behave = "8", sampled_by("8")
         for engine in client.replicas:
-            engine.unavailable_until = 0.0 if engine.is_unavailable else None  # its time is over
+            engine.unavailable_until = 0.0 if engine.is_unavailable else None  # the ejection is over
         for number in range(8):
             await client.generate(replace(text, request_id=f"later-{number}", required_version="8"))
         assert len(behind.generated) > used
 
 
-async def test_with_every_engine_behind_the_turn_fails_and_says_why(sampled_by: Any, text: GenerateRequest) -> None:
+async def test_a_turn_fails_and_says_why_if_every_engine_is_behind(sampled_by: Any, text: GenerateRequest) -> None:
     engine = FaultyEngine(sampled_by("default"))
     engine.weights = "default"
     async with client_of(engine, retries=2) as client:
@@ -67,18 +61,18 @@ async def test_with_every_engine_behind_the_turn_fails_and_says_why(sampled_by: 
     assert engine.generated == []
 
 
-async def test_an_engine_that_cannot_tell_is_not_used_where_a_version_is_required(text: GenerateRequest) -> None:
-    engine = FaultyEngine(well)
+async def test_an_engine_that_reports_no_version_is_not_used_if_one_is_required(text: GenerateRequest) -> None:
+    engine = FaultyEngine(succeed)
     async with client_of(engine, retries=0) as client:
         with pytest.raises(EngineUnavailable, match="VLLM_SERVER_DEV_MODE=1"):
             await client.generate(replace(text, required_version="0"))
         await client.generate(text)
 
 
-async def test_an_answer_by_weights_from_before_is_thrown_away_and_its_engine_left(
+async def test_an_answer_of_older_weights_is_dropped_and_its_engine_is_no_longer_used(
     sampled_by: Any, text: GenerateRequest
 ) -> None:
-    """A server that was killed and is back before anybody noticed: what it says of its tokens is believed."""
+    """The server was killed and restarted unnoticed: only the versions in its answer show it."""
     engine, other = FaultyEngine(sampled_by("8", "default")), FaultyEngine(sampled_by("8"))
     engine.weights = other.weights = "8"
     async with client_of(engine) as alone:
@@ -87,7 +81,7 @@ async def test_an_answer_by_weights_from_before_is_thrown_away_and_its_engine_le
         with pytest.raises(EngineUnavailable, match="default"):
             await alone.generate(replace(text, request_id="again", required_version="8"))
     requests_before = len(engine.generated)
-    engine.weights = "8"  # what it told when it was looked at; then it died
+    engine.weights = "8"  # what it reported before it was killed
     async with client_of(engine, other) as client:
         for number in range(6):
             answer = await client.generate(replace(text, request_id=f"r-{number}", required_version="8"))
@@ -95,8 +89,8 @@ async def test_an_answer_by_weights_from_before_is_thrown_away_and_its_engine_le
     assert len(engine.generated) == requests_before + 1
 
 
-async def test_tokens_of_newer_weights_than_were_asked_for_are_taken(sampled_by: Any, text: GenerateRequest) -> None:
-    """An engine has them before its workers hear of it."""
+async def test_tokens_of_newer_weights_than_required_are_accepted(sampled_by: Any, text: GenerateRequest) -> None:
+    """An engine can have new weights before the workers learn of them."""
     engine = FaultyEngine(sampled_by("9"))
     engine.weights = "9"
     async with client_of(engine) as client:
@@ -104,7 +98,7 @@ async def test_tokens_of_newer_weights_than_were_asked_for_are_taken(sampled_by:
     assert [span.version for span in answer.versions] == ["9"]
 
 
-async def test_a_turn_that_was_aborted_for_new_weights_is_begun_anew(sampled_by: Any, text: GenerateRequest) -> None:
+async def test_a_turn_that_was_aborted_for_new_weights_starts_again(sampled_by: Any, text: GenerateRequest) -> None:
     engine = FaultyEngine(sampled_by("7", "8", finish="abort"))
     async with client_of(engine) as client:
         answer = await client.generate(text)
@@ -133,7 +127,7 @@ async def test_a_required_version_is_the_salt_of_the_prefix_cache(sampled_by: An
     assert [body.get("cache_salt") for body in engine.generated] == [None, "8"]
 
 
-def test_a_trainer_that_goes_back_is_followed() -> None:
+def test_a_trainer_may_require_an_older_version_again() -> None:
     router = Router(["http://a", "http://b"], clock=lambda: 100.0)
     a, b = router.replicas
     a.version, b.version = "18", "10"

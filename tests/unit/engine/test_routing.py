@@ -1,4 +1,4 @@
-"""Which engine gets a request: by load, by health, and by session where that is wanted."""
+"""Which engine gets a request: by load, by health, and by session if affinity is on."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -53,13 +53,13 @@ def test_idle_engines_take_turns(router: Router) -> None:
     assert set(chosen.values()) == {10}
 
 
-def test_a_retry_goes_elsewhere_while_there_is_an_elsewhere(router: Router) -> None:
+def test_a_retry_goes_to_another_engine_if_there_is_one(router: Router) -> None:
     a, b, c = router.replicas
     assert router.choose(session_id="s", avoid=[a, b]) is c
     assert router.choose(session_id="s", avoid=[a, b, c]) in (a, b, c)
 
 
-def test_failures_in_a_row_eject_and_one_answer_forgives(router: Router) -> None:
+def test_failures_in_a_row_eject_an_engine_and_an_answer_resets_their_count(router: Router) -> None:
     a, *_ = router.replicas
     for _ in range(2):
         router.record_failure(a)
@@ -82,7 +82,7 @@ def test_an_ejected_engine_is_offered_to_one_caller_when_its_time_is_over(router
     assert router.choose(session_id="s") is a
 
 
-def test_it_stays_away_longer_every_time_but_never_for_good(router: Router, clock: Clock) -> None:
+def test_each_ejection_is_longer_up_to_a_maximum(router: Router, clock: Clock) -> None:
     a, *_ = router.replicas
     eject(router, a)
     waits = []
@@ -95,7 +95,7 @@ def test_it_stays_away_longer_every_time_but_never_for_good(router: Router, cloc
     assert set(waits[6:]) == {30.0}
 
 
-def test_an_engine_that_is_away_for_days_is_still_offered(router: Router, clock: Clock) -> None:
+def test_an_engine_that_is_ejected_for_days_is_still_offered(router: Router, clock: Clock) -> None:
     a, *_ = router.replicas
     eject(router, a)
     for _ in range(5000):
@@ -104,7 +104,7 @@ def test_an_engine_that_is_away_for_days_is_still_offered(router: Router, clock:
     assert a.unavailable_until == clock.now + 30
 
 
-def test_with_all_engines_away_the_one_that_is_due_first_is_tried(router: Router, clock: Clock) -> None:
+def test_if_all_engines_are_ejected_the_first_to_return_is_tried(router: Router, clock: Clock) -> None:
     for engine in reversed(router.replicas):
         eject(router, engine)
         clock.now += 0.1
@@ -116,22 +116,22 @@ def sessions() -> list[str]:
     return [f"rollout-{number}" for number in range(300)]
 
 
-def test_affinity_keeps_a_session_and_moves_only_those_of_an_engine_that_went(sessions: list[str]) -> None:
+def test_affinity_moves_only_the_sessions_of_an_ejected_engine(sessions: list[str]) -> None:
     router = Router(URLS, affinity=True)
     before = {session: router.choose(session_id=session) for session in sessions}
     assert {session: router.choose(session_id=session) for session in sessions} == before
     assert min(Counter(before.values()).values()) > 60
-    gone = router.replicas[0]
-    eject(router, gone)
+    ejected = router.replicas[0]
+    eject(router, ejected)
     after = {session: router.choose(session_id=session) for session in sessions}
-    assert all(after[session] is engine for session, engine in before.items() if engine is not gone)
-    assert gone not in after.values()
+    assert all(after[session] is engine for session, engine in before.items() if engine is not ejected)
+    assert ejected not in after.values()
 
 
-def test_affinity_does_not_crowd_one_engine() -> None:
+def test_affinity_does_not_overload_one_engine() -> None:
     router = Router(URLS, affinity=True)
     for _ in range(90):
-        router.choose(session_id="everybody's").in_flight += 1
+        router.choose(session_id="the same").in_flight += 1
     assert max(engine.in_flight for engine in router.replicas) <= 1 + 1.25 * 90 / 3 + 1
 
 

@@ -1,4 +1,4 @@
-"""What every transport over HTTP does with servers that answer well, badly, or not at all."""
+"""How every HTTP transport handles servers that answer correctly, wrongly, or not at all."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ NOT_HTTP = [
 
 @pytest.fixture(params=[AiohttpTransport, HttpxTransport])
 async def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EngineTransport]:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # not used, or no test would reach its server
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # if it were used, no test would reach its server
     async with request.param("s3cret") as made:
         yield made
 
@@ -44,7 +44,7 @@ def answering(answer: Answer) -> Behaviour:
     return behave
 
 
-async def test_what_is_sent_arrives_with_the_key_and_the_session(transport: EngineTransport) -> None:
+async def test_a_request_arrives_with_the_key_and_the_session(transport: EngineTransport) -> None:
     async with serving(answering((200, b"done"))) as engine:
         assert await transport.post(f"{engine.url}{PATH}", b"{}", session_id="r") == b"done"
         assert await transport.get(f"{engine.url}/v1/models") == engine.models[1]
@@ -64,20 +64,20 @@ async def test_a_body_of_megabytes_arrives_whole(transport: EngineTransport) -> 
 
 
 @pytest.mark.parametrize("raw", NOT_HTTP)
-async def test_an_answer_that_is_not_http_or_breaks_off_is_none(transport: EngineTransport, raw: bytes) -> None:
+async def test_an_answer_that_is_not_http_or_breaks_off_is_an_error(transport: EngineTransport, raw: bytes) -> None:
     async with serving(answering(raw)) as engine:
         with pytest.raises(EngineUnreachable, match=f"no answer from the engine at {engine.url}") as failed:
             await transport.post(f"{engine.url}{PATH}", b"{}")
-    # A record, a log or a terminal takes it whatever bytes came.
+    # A record or a log can hold the error, whatever bytes came.
     str(failed.value).encode()
 
 
 @pytest.mark.parametrize("raw", [*NOT_HTTP, LONG_HEADER])
 @pytest.mark.parametrize("parser", [HttpResponseParser, HttpResponseParserPy], ids=["compiled", "python"])
-async def test_both_parsers_of_aiohttp_find_what_is_not_http(
+async def test_both_parsers_of_aiohttp_refuse_an_answer_that_is_not_http(
     raw: bytes, parser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Where aiohttp has no compiled extension it reads answers by itself, and complains of them in other words.
+    # Without its compiled extension, aiohttp uses a parser in Python that raises other errors.
     monkeypatch.setattr("aiohttp.client_proto.HttpResponseParser", parser)
     async with serving(answering(raw)) as engine, AiohttpTransport() as transport:
         with pytest.raises(EngineUnreachable) as failed:
@@ -85,8 +85,10 @@ async def test_both_parsers_of_aiohttp_find_what_is_not_http(
     str(failed.value).encode()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", f"http://{'a' * 64}.example", "http://\udc80"])
-async def test_what_cannot_be_reached_says_what_to_check(transport: EngineTransport, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", f"http://{'a' * 64}.example", "http://\udc80"]
+)
+async def test_the_error_of_an_unreachable_engine_says_what_to_check(transport: EngineTransport, url: str) -> None:
     with pytest.raises(EngineUnreachable, match="Is it running"):
         await transport.get(f"{url}/v1/models")
 
@@ -127,12 +129,12 @@ async def test_cancellation_within_an_answer_closes_its_connection(transport: En
 
 
 async def test_hundreds_of_requests_are_in_flight_at_once(transport: EngineTransport) -> None:
-    everybody = asyncio.Event()
+    all_arrived = asyncio.Event()
 
     async def answer_once_all_arrived(_: dict[str, Any]) -> Answer:
         if len(engine.generated) == 300:
-            everybody.set()
-        await everybody.wait()
+            all_arrived.set()
+        await all_arrived.wait()
         return 200, b""
 
     async with serving(answer_once_all_arrived) as engine, asyncio.TaskGroup() as group:

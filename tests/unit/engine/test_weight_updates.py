@@ -1,4 +1,4 @@
-"""Bringing new weights to an engine: the order of things, and how an engine is left when one of them fails."""
+"""Loading new weights into an engine: the order of the steps, and the state of the engine if one of them fails."""
 
 import asyncio
 from pathlib import Path
@@ -20,7 +20,7 @@ RELOAD = f'/collective_rpc reload_weights {{"weights_path":"{WEIGHTS}"}}'
 
 
 class ControlledEngine:
-    """Answers what an engine would, writes down what it was asked, and fails where it is told to."""
+    """An engine that records its requests, and fails where a test says so."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
@@ -30,12 +30,7 @@ class ControlledEngine:
 
     async def push(self, mode: OnUpdate = "wait", *, unchanged: bool = True) -> None:
         await update_weights(
-            self._transport,
-            URL,
-            weights_directory=WEIGHTS,
-            version="8",
-            mode=mode,
-            weights_unchanged=lambda: unchanged,
+            self._transport, URL, weights_directory=WEIGHTS, version="8", mode=mode, weights_unchanged=lambda: unchanged
         )
 
     async def state(self) -> EngineState:
@@ -76,7 +71,7 @@ def engine() -> ControlledEngine:
 
 
 @pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
-async def test_the_name_of_the_old_weights_goes_before_they_do_and_the_new_one_comes_after_them(
+async def test_the_old_version_is_cleared_before_the_reload_and_the_new_one_is_set_after_it(
     engine: ControlledEngine, mode: OnUpdate
 ) -> None:
     await engine.push(mode)
@@ -92,7 +87,7 @@ async def test_the_name_of_the_old_weights_goes_before_they_do_and_the_new_one_c
     assert await engine.state() == EngineState("8", paused=False)
 
 
-async def test_an_engine_that_is_gone_before_the_reload_goes_on_with_what_it_has(engine: ControlledEngine) -> None:
+async def test_an_engine_that_fails_before_the_reload_keeps_its_weights(engine: ControlledEngine) -> None:
     engine.failing = {PAUSE.format("wait"): "die"}
     with pytest.raises(EngineUnreachable):
         await engine.push()
@@ -100,7 +95,7 @@ async def test_an_engine_that_is_gone_before_the_reload_goes_on_with_what_it_has
     assert await engine.state() == EngineState("7", paused=False)
 
 
-async def test_a_wait_that_takes_too_long_is_given_up(engine: ControlledEngine) -> None:
+async def test_a_pause_that_takes_too_long_is_cancelled(engine: ControlledEngine) -> None:
     engine.failing = {PAUSE.format("wait"): "hang"}
     with anyio.move_on_after(0.3) as scope:
         await engine.push()
@@ -109,7 +104,9 @@ async def test_a_wait_that_takes_too_long_is_given_up(engine: ControlledEngine) 
 
 
 @pytest.mark.parametrize("failure", ["die", [(500, b"no such file")]])
-async def test_an_engine_whose_reload_failed_stays_paused_and_nameless(engine: ControlledEngine, failure: Any) -> None:
+async def test_an_engine_whose_reload_failed_stays_paused_without_a_version(
+    engine: ControlledEngine, failure: Any
+) -> None:
     engine.failing = {"/collective_rpc": failure}
     with pytest.raises((EngineBroken, EngineUnreachable)):
         await engine.push("keep")
@@ -117,12 +114,12 @@ async def test_an_engine_whose_reload_failed_stays_paused_and_nameless(engine: C
         PAUSE.format("keep"),
         "/update_weight_version 8-loading",
         RELOAD,
-        PAUSE.format("abort"),  # nobody waits for what it will not answer
+        PAUSE.format("abort"),  # so that no request waits for the paused engine
     ]
     assert await engine.state() == EngineState("8-loading", paused=True)
 
 
-async def test_an_engine_that_may_have_read_other_weights_gets_no_name(engine: ControlledEngine) -> None:
+async def test_an_engine_that_may_have_read_other_weights_gets_no_version(engine: ControlledEngine) -> None:
     with pytest.raises(EngineMismatch, match="was replaced while"):
         await engine.push(unchanged=False)
     assert "/update_weight_version 8" not in engine.requests
@@ -130,7 +127,7 @@ async def test_an_engine_that_may_have_read_other_weights_gets_no_name(engine: C
 
 
 @pytest.mark.parametrize(("mode", "times"), [("keep", 1), ("wait", 3), ("abort", 3)])
-async def test_the_prefix_cache_is_emptied_for_certain_unless_requests_keep_a_part_of_it(
+async def test_the_prefix_cache_is_reset_until_it_is_empty_except_in_mode_keep(
     engine: ControlledEngine, mode: OnUpdate, times: int
 ) -> None:
     held, free = (200, b'{"success":false}'), (200, b'{"success":true}')
@@ -141,7 +138,7 @@ async def test_the_prefix_cache_is_emptied_for_certain_unless_requests_keep_a_pa
 
 
 @pytest.mark.parametrize("answer", [b"<html>", b"[]"])
-async def test_an_engine_that_does_not_tell_whether_its_cache_is_empty_gets_no_name(
+async def test_an_engine_that_does_not_report_whether_its_cache_is_empty_gets_no_version(
     engine: ControlledEngine, answer: bytes
 ) -> None:
     engine.failing = {"/reset_prefix_cache": [(200, answer)]}
@@ -150,19 +147,19 @@ async def test_an_engine_that_does_not_tell_whether_its_cache_is_empty_gets_no_n
     assert await engine.state() == EngineState("8-loading", paused=True)
 
 
-async def test_an_engine_without_the_routes_is_told_how_to_get_them(engine: ControlledEngine) -> None:
+async def test_the_error_for_missing_routes_says_how_to_get_them(engine: ControlledEngine) -> None:
     engine.failing = {"/weight_info": [(404, b'{"detail":"Not Found"}')]}
     with pytest.raises(NotUpdatable, match="VLLM_SERVER_DEV_MODE=1"):
         await engine.state()
 
 
-async def test_a_version_that_is_told_otherwise_is_a_mismatch(engine: ControlledEngine) -> None:
+async def test_a_version_in_another_form_is_a_mismatch(engine: ControlledEngine) -> None:
     engine.failing = {"/weight_info": [(200, b"[]")]}
     with pytest.raises(EngineMismatch, match="weight"):
         await engine.state()
 
 
-async def test_what_fails_while_a_failed_update_is_cleared_up_does_not_hide_why_it_failed(
+async def test_an_error_of_the_clean_up_does_not_hide_why_the_update_failed(
     engine: ControlledEngine,
 ) -> None:
     engine.failing = {RELOAD: [(500, b"the disk is gone")], PAUSE.format("abort"): "die"}

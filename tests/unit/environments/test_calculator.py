@@ -1,4 +1,4 @@
-"""The calculator: a chain of tool calls, right ones, wrong ones and broken ones."""
+"""The calculator: chains of correct, wrong and malformed tool calls."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def call(error: str | None = None, /, **arguments: Any) -> ToolCall:
     return ToolCall("1", "calculate", arguments, error=error)
 
 
-async def test_a_scripted_rollout_calls_the_tool_for_each_step_and_is_right(tmp_path: Path) -> None:
+async def test_a_scripted_rollout_calls_the_tool_for_each_step_and_answers_correctly(tmp_path: Path) -> None:
     calculator = Calculator(CalculatorSettings())
     (task,) = calculator.tasks(CalculatorTasks(count=1, operations=5))
     async with embedded_policy(tmp_path, script=SCRIPT, sampling={"max_tokens": 256}) as policy:
@@ -41,7 +41,7 @@ async def test_a_scripted_rollout_calls_the_tool_for_each_step_and_is_right(tmp_
     )
 
 
-async def test_at_a_temperature_some_calls_break_and_the_records_stay_exact(tmp_path: Path) -> None:
+async def test_with_a_high_temperature_some_calls_are_malformed_and_the_records_stay_exact(tmp_path: Path) -> None:
     calculator = Calculator(CalculatorSettings())
     tasks = list(calculator.tasks(CalculatorTasks(count=4, operations=4)))
     sampling = {"max_tokens": 256, "temperature": 2.0, "seed": 3}
@@ -70,7 +70,7 @@ async def test_several_calls_in_one_answer_get_a_result_each() -> None:
         (ToolCall("1", "look", {}), "error: there is no tool 'look'"),
     ],
 )
-async def test_a_call_that_cannot_be_done_is_told_why(made: ToolCall, expected_text: str) -> None:
+async def test_the_answer_to_an_impossible_call_says_why(made: ToolCall, expected_text: str) -> None:
     calculator = Calculator(CalculatorSettings())
     await calculator.reset(TASK)
     (message,) = (await calculator.step(reply("", made))).messages
@@ -86,7 +86,7 @@ async def test_the_first_number_of_the_last_answer_counts(text: str, reward: flo
     assert score.reward == reward
 
 
-async def test_patience_ends() -> None:
+async def test_after_the_last_turn_the_reward_is_zero() -> None:
     calculator = Calculator(CalculatorSettings(max_turns=2))
     await calculator.reset(TASK)
     again = reply("", call(operation="add", a=1, b=1))

@@ -1,4 +1,4 @@
-"""The colour codeword environment: its tasks, its pictures and its score."""
+"""The colour codeword environment: its tasks, pictures and score."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from rollout.environments.palette import PALETTE
 
 @dataclass
 class AnsweringModel:
-    """A model that answers by a function of (question number, codeword) and keeps what it was asked."""
+    """A model that answers with a function of (question number, codeword) and keeps its questions."""
 
     codeword: list[str]
     answer: Callable[[int, list[str]], str]
@@ -50,7 +50,7 @@ def tasks(**keys: Any) -> list[Task]:
     return list(environment().tasks(ColorCodewordTasks(**keys)))
 
 
-def opened(uri: str) -> Image.Image:
+def open_image(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
@@ -62,7 +62,7 @@ async def play(
     return score.reward, score.metrics, model
 
 
-async def test_right_answers_score_one_and_see_one_image_per_turn() -> None:
+async def test_correct_answers_score_one_and_each_turn_adds_an_image() -> None:
     [task] = tasks(count=1, turns=5, seed=3)
     reward, metrics, model = await play(task, right)
     assert reward == 1.0
@@ -86,7 +86,9 @@ async def test_right_answers_score_one_and_see_one_image_per_turn() -> None:
     ],
     ids=["turns only", "codeword only", "nothing", "three positions", "one turn", "in a sentence", "said twice"],
 )
-async def test_the_score_is_half_turns_half_positions(answer: Callable[[int, list[str]], str], reward: float) -> None:
+async def test_turns_and_positions_are_each_half_of_the_score(
+    answer: Callable[[int, list[str]], str], reward: float
+) -> None:
     [task] = tasks(count=1, turns=4)
     assert (await play(task, answer))[0] == reward
 
@@ -107,12 +109,12 @@ async def test_a_task_shows_the_same_bytes_every_time() -> None:
     size=st.integers(32, 256),
     seed=st.text(max_size=8),
 )
-def test_a_picture_holds_one_square_of_its_color_on_grey(
+def test_a_picture_has_one_square_of_its_color_on_grey(
     color: str, image_format: Literal["png", "jpeg"], size: int, seed: str
 ) -> None:
     uri = draw_square(color, ColorCodewordSettings(image_size=size, image_format=image_format), seed=seed)
     assert uri.startswith(f"data:image/{image_format};base64,")
-    image = opened(uri)
+    image = open_image(uri)
     assert image.format == image_format.upper()
     assert all(size - size // 4 <= side <= size + size // 4 for side in image.size)
     pixels = np.asarray(image.convert("RGB"), dtype=np.int64)
@@ -125,13 +127,13 @@ def test_a_picture_holds_one_square_of_its_color_on_grey(
     assert min(distance, key=lambda name: distance[name]) == color
 
 
-def test_mixed_pictures_come_in_both_formats_and_several_sizes() -> None:
-    images = [opened(draw_square("red", ColorCodewordSettings(), seed=str(seed))) for seed in range(16)]
+def test_mixed_pictures_have_both_formats_and_several_sizes() -> None:
+    images = [open_image(draw_square("red", ColorCodewordSettings(), seed=str(seed))) for seed in range(16)]
     assert {image.format for image in images} == {"PNG", "JPEG"}
     assert len({image.size for image in images}) > 8
 
 
-def test_colors_lie_apart_from_each_other_and_from_grey() -> None:
+def test_colors_differ_from_each_other_and_from_grey() -> None:
     colors = np.array(list(PALETTE.values()), dtype=np.int64)
     distances = np.abs(colors[:, None] - colors[None]).sum(axis=-1)
     assert distances[~np.eye(len(colors), dtype=bool)].min() >= 100
@@ -141,6 +143,6 @@ def test_colors_lie_apart_from_each_other_and_from_grey() -> None:
 @pytest.mark.parametrize(
     "keys", [{"image_size": 8}, {"square_share": 0.0}, {"image_format": "webp"}, {"colour": "red"}]
 )
-def test_settings_that_make_no_sense_are_refused(keys: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ColorCodewordSettings(**keys)

@@ -1,8 +1,8 @@
-"""Mistakes in an environment's code: each is one failed rollout, and its error says what to write instead."""
+"""Mistakes in an environment's code: each fails one rollout, and the error says what to write instead."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class AnswersHeads:
 
 
 class Coin(MultiTurnEnvironment):
-    """Returns what a test gives it."""
+    """Returns what a test sets."""
 
     first: Any = (QUESTION,)
     turn: Any = None
@@ -49,10 +49,10 @@ class Coin(MultiTurnEnvironment):
 
 
 async def forgotten() -> Any:
-    raise AssertionError("nobody awaits this")
+    raise AssertionError("never awaited")
 
 
-def mistake(**returned: Any) -> str:
+def wrong_return(**returned: Any) -> str:
     coin = Coin(EnvironmentSettings())
     for name, value in returned.items():
         setattr(coin, name, value)
@@ -62,13 +62,13 @@ def mistake(**returned: Any) -> str:
 
 
 @pytest.mark.parametrize("first", ["Heads or tails?", QUESTION, None, 5], ids=repr)
-def test_a_reset_that_returns_no_list_is_told_with_its_line_and_the_right_form(first: object) -> None:
-    message = mistake(first=first)
+def test_the_error_of_a_reset_without_a_list_has_its_line_and_the_correct_form(first: object) -> None:
+    message = wrong_return(first=first)
     kind = "None" if first is None else type(first).__name__
     assert re.match(rf"Coin\.reset \(.+test_mistakes\.py, line \d+\) returned (an? )?{kind}; write `return \[", message)
 
 
-def test_a_reset_may_return_any_messages_that_come_in_order() -> None:
+def test_a_reset_may_return_any_iterable_of_messages() -> None:
     coin = Coin(EnvironmentSettings())
     coin.first, coin.turn = (dict(QUESTION) for _ in range(1)), Turn(score=Score(1.0))
     assert asyncio.run(coin.run(TASK, AnswersHeads())) == Score(1.0)
@@ -86,17 +86,15 @@ def test_a_reset_may_return_any_messages_that_come_in_order() -> None:
         (Turn(), "returned a Turn with neither messages nor a score; add messages"),
     ],
 )
-def test_a_step_that_returns_something_else_is_told_with_its_line_and_the_right_form(
-    turn: object, problem: str
-) -> None:
-    message = mistake(turn=turn)
+def test_the_error_of_a_step_without_a_turn_has_its_line_and_the_correct_form(turn: object, problem: str) -> None:
+    message = wrong_return(turn=turn)
     assert re.match(r"Coin\.step \(.+test_mistakes\.py, line \d+\) returned ", message)
     assert problem in message
 
 
 @pytest.mark.parametrize("method", ["first", "turn"])
-def test_a_coroutine_that_is_returned_is_told_with_the_call_that_lacks_its_await(method: str) -> None:
-    assert "returned a coroutine (write `await` before forgotten(…)); write" in mistake(**{method: forgotten()})
+def test_the_error_of_a_returned_coroutine_names_the_call_without_await(method: str) -> None:
+    assert "returned a coroutine (write `await` before forgotten(…)); write" in wrong_return(**{method: forgotten()})
 
 
 class Plays(Environment):
@@ -116,12 +114,18 @@ async def policy(tmp_path: Path) -> AsyncIterator[PolicyClient]:
         yield made
 
 
-async def attribute(model: Model) -> Score:
+async def error_of(environment: Environment, policy: PolicyClient) -> Mapping[str, str]:
+    error = (await play(environment, TASK, policy=policy)).trajectory.error
+    assert error is not None
+    return error
+
+
+async def get_text(model: Model) -> Score:
     reply: Any = model.chat([QUESTION])
     return Score(float(reply.text == "heads"))
 
 
-async def sum_of(model: Model) -> Score:
+async def adds_it(model: Model) -> Score:
     more: Any = forgotten()
     return Score(1.0 + more)
 
@@ -145,7 +149,7 @@ async def as_the_score(model: Model) -> Any:
     return forgotten()
 
 
-async def without_a_use(model: Model) -> Score:
+async def unused(model: Model) -> Score:
     model.chat([dict(QUESTION)])  # type: ignore[unused-coroutine]
     return Score(1.0)
 
@@ -154,62 +158,50 @@ async def without_a_use(model: Model) -> Score:
 @pytest.mark.parametrize(
     ("playing", "kind", "problem"),
     [
-        (attribute, "AwaitForgotten", "this line uses a coroutine (write `await` before model.chat(…)): 'coroutine'"),
-        (sum_of, "AwaitForgotten", "this line uses a coroutine (write `await` before forgotten(…)): unsupported"),
-        (
-            in_the_conversation,
-            "MessageError",
-            "messages[1] is a coroutine (write `await` before model.chat(…)); exp",
-        ),
+        (get_text, "AwaitForgotten", "this line uses a coroutine (write `await` before model.chat(…)): 'coroutine'"),
+        (adds_it, "AwaitForgotten", "this line uses a coroutine (write `await` before forgotten(…)): unsupported"),
+        (in_the_conversation, "MessageError", "messages[1] is a coroutine (write `await` before model.chat(…)); exp"),
         (in_the_content, "MessageError", "messages[0].content is a coroutine (write `await` before forgotten(…)); exp"),
         (as_the_reward, "ScoreError", "the reward is a coroutine (write `await` before forgotten(…)); expected a fin"),
-        (
-            without_a_use,
-            "ScoreError",
-            "called `chat` without waiting for the reply, so the turn was never played; write",
-        ),
+        (unused, "ScoreError", "called `chat` without waiting for the reply, so the turn was never played; write"),
         (as_the_score, "ScoreError", "returned a coroutine (write `await` before forgotten(…)); write `return Score"),
     ],
 )
-async def test_a_forgotten_await_is_told_with_the_call_and_without_pythons_warning(
+async def test_the_error_of_a_forgotten_await_names_the_call_and_python_warns_of_nothing(
     policy: PolicyClient, playing: Callable[[Model], Awaitable[Any]], kind: str, problem: str
 ) -> None:
-    error = (await play(Plays(playing), TASK, policy=policy)).trajectory.error
-    assert error is not None
+    error = await error_of(Plays(playing), policy)
     assert error["type"] == kind
     assert problem in error["message"]
 
 
-async def test_an_argument_that_chat_does_not_take_is_told_with_what_to_write_instead(policy: PolicyClient) -> None:
+async def test_the_error_of_an_unknown_argument_of_chat_says_what_to_write_instead(policy: PolicyClient) -> None:
     async def chooses_a_tool(model: Model) -> Score:
         await model.chat([QUESTION], tool_choice="auto")  # type: ignore[call-arg]
         raise AssertionError
 
-    error = (await play(Plays(chooses_a_tool), TASK, policy=policy)).trajectory.error
-    assert error is not None
+    error = await error_of(Plays(chooses_a_tool), policy)
     assert error["type"] == "ChatArgumentError"
     assert error["message"].startswith("model.chat has no argument 'tool_choice'. The policy chooses a tool. Pass")
 
 
-async def test_an_error_that_only_names_coroutines_stays_what_it_is(policy: PolicyClient) -> None:
+async def test_an_error_that_only_mentions_coroutines_stays_unchanged(policy: PolicyClient) -> None:
     async def gathers(model: Model) -> Score:
         await asyncio.gather(5)  # type: ignore[call-overload]
         raise AssertionError
 
-    error = (await play(Plays(gathers), TASK, policy=policy)).trajectory.error
-    assert error is not None
+    error = await error_of(Plays(gathers), policy)
     assert error["type"] == "TypeError"
 
 
 @pytest.mark.parametrize("returned", [None, 0.5, True, {"reward": 1.0}], ids=repr)
-async def test_a_run_that_returns_no_score_is_told_with_its_line_and_the_right_form(
+async def test_the_error_of_a_run_without_a_score_has_its_line_and_the_correct_form(
     policy: PolicyClient, returned: object
 ) -> None:
     async def playing(model: Model) -> object:
         return returned
 
-    error = (await play(Plays(playing), TASK, policy=policy)).trajectory.error
-    assert error is not None
+    error = await error_of(Plays(playing), policy)
     kind = "None" if returned is None else f"a {type(returned).__name__}"
     assert re.match(
         rf"Plays\.run \(.+test_mistakes\.py, line \d+\) returned {kind}; write `return Score\(reward=…\)`",
@@ -218,15 +210,14 @@ async def test_a_run_that_returns_no_score_is_told_with_its_line_and_the_right_f
 
 
 @pytest.mark.parametrize("method", ["reset", "step"])
-async def test_an_image_that_is_refused_is_told_with_the_method_that_returned_it(
+async def test_the_error_of_a_refused_image_names_the_method_that_returned_it(
     policy: PolicyClient, method: str
 ) -> None:
     wrong: Message = {"role": "user", "content": [{"type": "image", "image": np.zeros((4, 4, 3))}]}
     coin = Coin(EnvironmentSettings())
     coin.first = [wrong] if method == "reset" else [QUESTION]
     coin.turn = Turn([wrong])
-    error = (await play(coin, TASK, policy=policy)).trajectory.error
-    assert error is not None
+    error = await error_of(coin, policy)
     assert error["type"] == "ImageError"
     index = 0 if method == "reset" else 2
     assert re.match(
@@ -244,7 +235,7 @@ async def test_an_image_that_is_refused_is_told_with_the_method_that_returned_it
         (Score(1.0, 5), "the metrics are an int; expected a mapping"),  # type: ignore[arg-type]
     ],
 )
-async def test_a_wrong_number_in_a_score_is_told_with_the_line_of_the_method(
+async def test_the_error_of_a_wrong_number_in_a_score_has_the_line_of_the_method(
     policy: PolicyClient, score: Score, problem: str
 ) -> None:
     async def playing(model: Model) -> Score:
@@ -253,7 +244,6 @@ async def test_a_wrong_number_in_a_score_is_told_with_the_line_of_the_method(
     coin = Coin(EnvironmentSettings())
     coin.turn = Turn(score=score)
     for environment, method in ((Plays(playing), r"Plays\.run"), (coin, r"Coin\.step")):
-        error = (await play(environment, TASK, policy=policy)).trajectory.error
-        assert error is not None
+        error = await error_of(environment, policy)
         assert re.match(rf"{method} \(.+test_mistakes\.py, line \d+\) returned a Score that ", error["message"])
         assert problem in error["message"]

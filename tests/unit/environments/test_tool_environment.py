@@ -1,4 +1,4 @@
-"""An environment with tools: its rollouts on the embedded engine, its scores, and what a class of one may not say."""
+"""An environment with tools: its rollouts on the embedded engine, its scores, and which classes are refused."""
 
 import re
 import threading
@@ -30,7 +30,7 @@ def add(a: int, b: int) -> int:
 
 
 class Desk(ToolEnvironment):
-    """One tool from outside and three of its own, of which one hangs and one raises."""
+    """Has one tool from outside and three of its own: one hangs, and one raises an error."""
 
     functions: ClassVar[Sequence[Tool[..., Any]]] = [add]
 
@@ -83,7 +83,7 @@ def reply(text: str = "", *calls: ToolCall) -> Reply:
 CALL = ToolCall("1", "add", {"a": 1, "b": 2})
 
 
-async def test_of_eight_parallel_calls_one_hangs_and_one_raises_and_all_are_answered_in_order(tmp_path: Path) -> None:
+async def test_eight_parallel_calls_are_answered_in_order_though_one_hangs_and_one_raises(tmp_path: Path) -> None:
     made = desk()
     trajectory = await played(made, tmp_path, "EightCalls")
     assert (trajectory.status, trajectory.limit) == (RolloutStatus.OK, RolloutLimit.NONE)
@@ -98,7 +98,7 @@ async def test_of_eight_parallel_calls_one_hangs_and_one_raises_and_all_are_answ
     assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge"]
 
 
-async def test_calls_that_cannot_be_read_are_answered_as_every_other_call_is(tmp_path: Path) -> None:
+async def test_calls_that_cannot_be_read_are_answered_like_other_calls(tmp_path: Path) -> None:
     made = desk()
     trajectory = await played(made, tmp_path, "BrokenCall")
     assert (trajectory.status, made.scored[0].text) == (RolloutStatus.OK, "sorry")
@@ -118,7 +118,7 @@ async def test_after_the_last_turn_the_score_has_the_limit_turns_and_keeps_its_r
 
 
 class Scores(Desk):
-    """Returns the score that a test gives it."""
+    """Returns the score that a test sets."""
 
     returned: Any = None
 
@@ -126,32 +126,31 @@ class Scores(Desk):
         return self.returned
 
 
+async def score_of(returned: Score, *calls: ToolCall) -> Score:
+    """Return what an answer in the last turn scores, if `score` returns this."""
+    made = Scores(ToolSettings(max_turns=1))
+    made.returned = returned
+    score = (await made.step(reply("3", *calls))).score
+    assert score is not None
+    return score
+
+
 async def test_a_score_may_name_another_limit() -> None:
-    made = Scores(ToolSettings(max_turns=1))
-    made.returned = Score(0.0, limit="time")
-    score = (await made.step(reply("", CALL))).score
-    assert score is not None
-    assert score.limit == "time"
+    assert (await score_of(Score(0.0, limit="time"), CALL)).limit == "time"
 
 
-async def test_an_answer_without_a_call_in_the_last_turn_met_no_limit() -> None:
-    made = Scores(ToolSettings(max_turns=1))
-    made.returned = Score(0.5)
-    score = (await made.step(reply("3"))).score
-    assert score is not None
+async def test_an_answer_without_a_call_in_the_last_turn_has_no_limit() -> None:
+    score = await score_of(Score(0.5))
     assert (score.reward, score.limit) == (0.5, RolloutLimit.NONE)
 
 
 async def test_calls_and_errors_are_metrics_of_the_score_unless_it_has_its_own(tmp_path: Path) -> None:
     assert (await played(desk(), tmp_path, "EightCalls")).metrics == {"tool_calls": 8.0, "tool_errors": 2.0}
-    made = Scores(ToolSettings(max_turns=1))
-    made.returned = Score(0.5, {"tool_calls": 7.0})
-    score = (await made.step(reply("3"))).score
-    assert score is not None
+    score = await score_of(Score(0.5, {"tool_calls": 7.0}))
     assert score.metrics == {"tool_calls": 7.0, "tool_errors": 0.0}
 
 
-async def test_a_score_that_is_none_is_told_with_its_line() -> None:
+async def test_the_error_of_a_score_of_another_type_has_its_line() -> None:
     made = Scores(ToolSettings())
     made.returned = 1.0
     with pytest.raises(
@@ -160,7 +159,7 @@ async def test_a_score_that_is_none_is_told_with_its_line() -> None:
         await made.step(reply("3"))
 
 
-async def test_a_score_that_cannot_be_recorded_is_told_as_that_of_score(tmp_path: Path) -> None:
+async def test_the_error_of_a_score_that_cannot_be_recorded_names_the_method(tmp_path: Path) -> None:
     made = Scores(ToolSettings())
     made.returned = Score(float("nan"))
     trajectory = await played(made, tmp_path, "EightCalls")
@@ -179,7 +178,7 @@ async def test_a_retry_in_a_tool_ends_the_attempt() -> None:
         await Broken(ToolSettings()).step(reply("", ToolCall("1", "fail", {})))
 
 
-def test_tools_are_found_in_the_order_of_the_code_and_subclasses_replace_them() -> None:
+def test_tools_are_found_in_the_order_of_the_code_and_subclasses_replace_and_remove_them() -> None:
     class Small(Desk):
         functions: ClassVar[Sequence[Tool[..., Any]]] = ()
         hang = None  # type: ignore[assignment]
@@ -208,12 +207,12 @@ def test_a_tool_environment_is_usable_and_its_schemas_are_checked(monkeypatch: p
         require_usable(desk, "my:Desk")
 
 
-def test_a_score_that_is_no_coroutine_is_told() -> None:
+def test_a_score_that_is_not_a_coroutine_is_refused() -> None:
     plain = type("Plain", (Desk,), {"score": lambda self, reply: Score(1.0)})
     assert class_problem(plain) == "has a score that is not a coroutine; write `async def score`"
 
 
-def test_an_environment_without_tools_cannot_be_made() -> None:
+def test_an_environment_without_tools_is_refused() -> None:
     class Empty(ToolEnvironment):
         reset, score = Desk.reset, Desk.score
 
@@ -264,20 +263,9 @@ def make_close() -> Any:
     ],
     ids=["twice", "no tool", "no list", "method", "tools", "settings", "static", "reserved", "overridden"],
 )
-def test_a_class_whose_tools_do_not_go_together_is_refused(
-    attributes: Callable[[], dict[str, Any]], problem: str
-) -> None:
+def test_a_class_whose_tools_conflict_is_refused(attributes: Callable[[], dict[str, Any]], problem: str) -> None:
     with pytest.raises(ToolUnusable, match=re.escape(problem)):
         type("Other", (Desk,), attributes())
-
-
-def test_a_subclass_may_remove_a_tool() -> None:
-    class Blind(Desk):
-        look = None  # type: ignore[assignment]
-
-    names = [schema["function"]["name"] for schema in Blind.tools or ()]
-    assert "look" not in names
-    assert "hang" in names
 
 
 class Submits(Desk):

@@ -1,4 +1,4 @@
-"""The calls of one answer: all at once, each with an answer that the model can read, whatever its tool does."""
+"""The calls of one answer run at the same time, and each gets an answer that the model can read."""
 
 import asyncio
 import contextlib
@@ -69,7 +69,7 @@ def returns(value: Any) -> Tool[..., Any]:
 
 @pytest.fixture
 def released() -> Iterator[threading.Event]:
-    """Ends the threads that a test leaves behind."""
+    """Set at the end of the test, for threads that wait for it."""
     event = threading.Event()
     yield event
     event.set()
@@ -103,7 +103,7 @@ async def test_calls_run_at_the_same_time_and_their_answers_are_in_the_order_of_
     assert messages[1] == {"role": "tool", "tool_call_id": "call-0", "name": "meet", "content": "0"}
 
 
-async def test_functions_run_off_the_loop_and_coroutines_on_it() -> None:
+async def test_functions_run_in_a_thread_and_coroutines_on_the_event_loop() -> None:
     @tool
     def in_thread() -> str:
         """Say where."""
@@ -130,7 +130,7 @@ async def test_a_function_that_wraps_a_coroutine_is_awaited() -> None:
     assert await content(outer) == "inside"
 
 
-async def test_a_function_that_hangs_is_left_behind_after_its_timeout(released: threading.Event) -> None:
+async def test_a_function_that_hangs_is_abandoned_after_its_timeout(released: threading.Event) -> None:
     @tool(timeout=0.05)
     def hang() -> None:
         """Hang."""
@@ -157,7 +157,7 @@ async def test_a_coroutine_that_hangs_is_cancelled_after_the_timeout_and_may_cle
     assert ended == ["cleaned up"]
 
 
-async def test_a_coroutine_that_will_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_coroutine_that_ignores_its_cancellation_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.environments.tool_running._CLEANUP_TIMEOUT", 0.02)
     ended = asyncio.Event()
 
@@ -175,7 +175,7 @@ async def test_a_coroutine_that_will_not_end_is_left_behind(monkeypatch: pytest.
     await asyncio.sleep(0)
 
 
-async def test_a_cancellation_passes_on_and_ends_every_tool(released: threading.Event) -> None:
+async def test_a_cancellation_ends_every_tool(released: threading.Event) -> None:
     started, ended = asyncio.Event(), []
 
     @tool
@@ -215,7 +215,7 @@ class Hostile(Exception):
 
 @pytest.mark.parametrize("kind", [raises, raises_in_a_thread])
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "shown"),
     [
         (ValueError("no such\n  city"), "Error: ValueError: no such city"),
         (KeyError("b"), "Error: KeyError: 'b'"),
@@ -229,11 +229,11 @@ class Hostile(Exception):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-async def test_what_a_tool_raises_is_one_line_for_the_model_and_a_traceback_in_the_log(
-    kind: Any, error: BaseException, told: str
+async def test_an_error_of_a_tool_is_one_line_for_the_model_and_a_traceback_in_the_log(
+    kind: Any, error: BaseException, shown: str
 ) -> None:
     with capture_logs() as logs:
-        assert await content(kind(error)) == told
+        assert await content(kind(error)) == shown
     assert [(entry["event"], entry["log_level"], entry["tool"]) for entry in logs] == [
         ("a tool raised an error", "warning", "fail")
     ]
@@ -242,7 +242,7 @@ async def test_what_a_tool_raises_is_one_line_for_the_model_and_a_traceback_in_t
         assert "raise error" in logs[0]["exception"]
 
 
-async def test_a_tool_that_cancels_itself_ends_its_own_call_alone() -> None:
+async def test_a_tool_that_cancels_itself_ends_only_its_own_call() -> None:
     assert await content(raises(asyncio.CancelledError())) == "Error: RuntimeError: the tool cancelled itself"
 
 
@@ -273,7 +273,7 @@ async def test_a_retry_beside_a_bug_hides_no_bug() -> None:
     assert await content(raises(mixed)) == "Error: ValueError: a bug; Retry: no judge"
 
 
-async def test_a_question_that_a_judge_refuses_is_not_told_to_the_model() -> None:
+async def test_a_refusal_of_the_judge_is_not_shown_to_the_model() -> None:
     with pytest.raises(JudgeRefused, match="401"):
         await content(raises(JudgeRefused("the judge answered 401")))
 
@@ -286,7 +286,7 @@ async def test_a_failure_of_our_infrastructure_ends_the_attempt() -> None:
         await content(raises(EngineGone("no engine")))
 
 
-async def test_an_interruption_by_the_watchdog_ends_the_rollout() -> None:
+async def test_an_interruption_by_the_watchdog_ends_the_attempt() -> None:
     class Interrupted(BaseException):
         pass
 
@@ -301,7 +301,7 @@ def add(a: int, b: int = 1) -> int:
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "shown"),
     [
         (call("subtract"), "Error: there is no tool 'subtract'; the tools are add."),
         (call("add", a="x"), "Error: the arguments of add are not valid: `a`: Input should be a valid integer, "),
@@ -313,10 +313,10 @@ def add(a: int, b: int = 1) -> int:
     ],
     ids=["unknown tool", "wrong argument", "missing argument", "malformed"],
 )
-async def test_a_call_that_no_tool_can_run_is_told_why(made: ToolCall, told: str) -> None:
+async def test_the_answer_to_a_call_that_no_tool_can_run_says_why(made: ToolCall, shown: str) -> None:
     with capture_logs() as logs:
         (message,) = await messages_of(runner(add), made)
-    assert message["content"].startswith(told)
+    assert message["content"].startswith(shown)
     assert (message["tool_call_id"], message["name"]) == (made.id, made.name)
     assert logs == []
 
@@ -365,7 +365,7 @@ PICTURE = Image.new("RGB", (4, 4), "red")
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_what_a_tool_returns_becomes_text_parts_or_json(returned: Any, written: Any) -> None:
+async def test_a_result_becomes_text_or_parts_or_json(returned: Any, written: Any) -> None:
     assert await content(returns(returned)) == written
 
 
@@ -381,7 +381,7 @@ async def test_what_a_tool_returns_becomes_text_parts_or_json(returned: Any, wri
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_what_no_message_can_hold_fails_the_rollout_and_says_what_to_return(returned: Any, problem: str) -> None:
+async def test_a_result_that_no_message_can_contain_fails_the_rollout_with_a_fix(returned: Any, problem: str) -> None:
     with pytest.raises(
         WrongReturn, match=rf"^the tool .*give \(.+test_tool_running\.py, line \d+\) returned {problem}"
     ):

@@ -1,4 +1,4 @@
-"""Tools from functions: their schemas, what the model's arguments become, and what a function lacks to be a tool."""
+"""Tools from functions: their schemas, the conversion of arguments, and functions that cannot be tools."""
 
 import dataclasses
 import enum
@@ -73,7 +73,7 @@ def test_a_schema_comes_from_signature_annotations_and_docstring() -> None:
     }
 
 
-def test_a_tool_is_still_the_function_and_the_method_that_it_was() -> None:
+def test_a_tool_can_still_be_called_as_a_function_or_a_method() -> None:
     class Holder:
         factor = 3
 
@@ -95,7 +95,7 @@ def test_a_tool_is_still_the_function_and_the_method_that_it_was() -> None:
     assert list(parameters_of(Holder.scale)["properties"]) == ["number"]
 
 
-def test_a_description_in_an_annotation_wins_over_that_in_the_docstring() -> None:
+def test_a_description_in_an_annotation_replaces_that_in_the_docstring() -> None:
     @tool
     def wait(seconds: Annotated[float, Field(ge=0, description="how long")], why: str = Field("", description="why")):  # type: ignore[no-untyped-def]
         """Wait.
@@ -122,7 +122,7 @@ def draw(
     """Draw a point."""
 
 
-def test_arguments_become_what_the_annotations_say_with_their_defaults() -> None:
+def test_arguments_are_converted_to_their_annotations_and_get_their_defaults() -> None:
     assert draw.parse_arguments({"color": "red", "at": {"x": "3"}, "only": {"words": ["a"]}}) == {
         "color": Color.RED,
         "at": Point(3),
@@ -146,7 +146,7 @@ def test_arguments_become_what_the_annotations_say_with_their_defaults() -> None
         ({f"word{n}": n for n in range(9)}, "and 6 more$"),
     ],
 )
-def test_arguments_that_do_not_fit_are_told_by_their_names(arguments: dict[str, Any], problem: str) -> None:
+def test_the_error_of_invalid_arguments_names_them(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(ArgumentsInvalid) as refused:
         draw.parse_arguments(arguments)
     assert str(refused.value).startswith("the arguments of draw are not valid: `")
@@ -156,7 +156,7 @@ def test_arguments_that_do_not_fit_are_told_by_their_names(arguments: dict[str, 
 def undocumented(query: str) -> None: ...
 
 
-def sections_alone(query: str) -> None:
+def only_sections(query: str) -> None:
     """
     Args:
         query: words.
@@ -217,7 +217,7 @@ class Holder:
     ("function", "problem"),
     [
         (undocumented, "has no description; begin it with a docstring, which the model reads."),
-        (sections_alone, "has no description; begin it with a docstring"),
+        (only_sections, "has no description; begin it with a docstring"),
         (untyped, "has the parameter `query` without a type; write `query: str`, or what it is."),
         (many, "takes `*queries: str`; give each parameter a name, because the model calls with names."),
         (any_name, "takes `**queries: str`; give each parameter a name"),
@@ -232,19 +232,21 @@ class Holder:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_what_a_function_lacks_to_be_a_tool_is_told_with_its_line(function: Callable[..., Any], problem: str) -> None:
+def test_the_error_of_a_function_that_cannot_be_a_tool_has_its_line_and_a_fix(
+    function: Callable[..., Any], problem: str
+) -> None:
     with pytest.raises(ToolUnusable) as refused:
         tool(function)
     assert re.match(rf"the tool {function.__qualname__} \(.+test_tools\.py, line \d+\) ", str(refused.value))
     assert problem in str(refused.value)
 
 
-def test_a_partial_is_no_tool_because_its_docstring_is_not_of_the_function() -> None:
+def test_a_partial_is_refused_because_it_has_the_docstring_of_partial() -> None:
     with pytest.raises(ToolUnusable, match=r"is a functools\.partial; write a `def` that calls it"):
         tool(functools.partial(no_schema, "query"))
 
 
-def test_a_tool_in_the_place_of_its_schema_is_told() -> None:
+def test_a_tool_instead_of_its_schema_is_refused() -> None:
     @tool
     def search(query: str) -> None:
         """Search."""
@@ -254,12 +256,12 @@ def test_a_tool_in_the_place_of_its_schema_is_told() -> None:
 
 
 @pytest.mark.parametrize("options", [{"name": "no spaces"}, {"name": ""}, {"timeout": 0}, {"timeout": "5"}], ids=repr)
-def test_names_and_timeouts_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_names_and_timeouts_are_refused(options: dict[str, Any]) -> None:
     (value,) = options.values()
     with pytest.raises(ToolUnusable, match=re.escape(f"the {next(iter(options))} {value!r}; expected")):
         tool(**options)(draw.function)
 
 
-def test_what_is_no_function_is_refused() -> None:
+def test_a_value_that_is_not_a_function_is_refused() -> None:
     with pytest.raises(ToolUnusable, match="@tool got a str; put it above a `def`"):
         tool("search")  # type: ignore[call-overload]

@@ -18,7 +18,7 @@ def say(text: str) -> Sequence[AnswerSlot]:
 
 
 class EightCalls:
-    """Makes eight calls in its first answer, and then says how many of their results it sees."""
+    """Makes eight calls in its first answer, and then says how many results it sees."""
 
     CALLS = ("hang", "fail", "look", "add", "add", "add", "add", "add")
 
@@ -31,7 +31,7 @@ class EightCalls:
 
 
 class BrokenCall:
-    """Makes a call that cannot be read next to a good one, then one alone, and then says what it was told."""
+    """Makes a malformed call beside a good one, then a malformed one alone, and then apologizes."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
         errors = prompt.count("Error: this call cannot be read")

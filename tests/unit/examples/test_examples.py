@@ -1,4 +1,4 @@
-"""The examples run as they are, score what they should, and leave exact records."""
+"""The examples run unchanged, get the expected scores, and leave exact records."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.unit.cli.in_process import run_cli
 
 
 @pytest.mark.parametrize("example", ["compaction/compaction.yaml", "subagents/subagents.yaml"])
-def test_an_example_runs_by_its_yaml(repository: Path, tmp_path: Path, example: str) -> None:
+def test_an_example_runs_with_its_yaml(repository: Path, tmp_path: Path, example: str) -> None:
     settings = ("tasks.count=2", "engine.sampling.temperature=0", f"run.directory={tmp_path}")
     arguments = [str(repository / "examples" / example), *(part for one in settings for part in ("--set", one))]
     done = run_cli("run", *arguments, "--json")

@@ -1,4 +1,4 @@
-"""The task that a policy learns: what is asked, what may be said, and what scores."""
+"""The task that a policy learns: its questions, the allowed answers, and the score."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from rollout.records.messages import Message
 
 
 class ScriptedModel:
-    """A model whose answers are fixed, and which remembers how it was asked."""
+    """A model with fixed answers that keeps the sampling of each call."""
 
     def __init__(self, answers: Sequence[str]) -> None:
         self._answers = iter(answers)
@@ -56,16 +56,14 @@ async def play_task(ask: str, *answers: str) -> tuple[Score, ScriptedModel]:
         ("at_end", ("1", "2", "3", "xxx"), [0, 0, 0]),
     ],
 )
-async def test_every_answer_that_counts_is_scored_by_itself(
-    ask: str, answers: tuple[str, ...], right: list[int]
-) -> None:
+async def test_every_answer_that_counts_has_its_own_score(ask: str, answers: tuple[str, ...], right: list[int]) -> None:
     score, _ = await play_task(ask, *answers)
     assert list(score.metrics.values()) == right
     assert list(score.metrics) == [f"right.{number}" for number in range(len(right))]
     assert score.reward == pytest.approx(sum(right) / len(right))
 
 
-async def test_nothing_but_colours_may_be_said_and_one_token_is_one_colour() -> None:
+async def test_only_colours_are_allowed_and_each_is_one_token() -> None:
     _, model = await play_task("along", "1", "2", "3", "123")
     assert [sampling["max_tokens"] for sampling in model.sampling] == [1, 1, 1, 3]
     assert all(sampling["allowed_token_ids"] == list(color_ids()) for sampling in model.sampling)

@@ -1,4 +1,4 @@
-"""What the example that learns starts beside its trainer: it ends with the trainer, and its failure is explained."""
+"""The processes that the learning example starts beside its trainer: they end with it, and explain their failures."""
 
 import signal
 import subprocess
@@ -32,14 +32,16 @@ def marked() -> Iterator[MarkedProcesses]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_an_engine_ends_with_the_trainer_whatever_ends_the_trainer(
+def test_an_engine_ends_with_the_trainer(
     repository: Path, tmp_path: Path, marked: MarkedProcesses, signum: signal.Signals
 ) -> None:
     command = [sys.executable, "-c", TRAINER, str(tmp_path / "engine.log")]
     with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, env=marked.environment) as trainer:
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == b"ready\n"
-        assert len(marked.pids()) == 3, "the trainer, its engine, and who kills the engine if the trainer was killed"
+        assert len(marked.pids()) == 3, (
+            "the trainer, its engine, and the process that kills the engine if the trainer was killed"
+        )
         trainer.send_signal(signum)
         code = trainer.wait(TIMEOUT)
     marked.wait_until_gone(TIMEOUT)
@@ -69,13 +71,13 @@ def test_an_excerpt_of_a_log_begins_with_the_first_error(tmp_path: Path, printed
     assert log_excerpt(log).startswith(f"{log} says:\n  {shown}")
 
 
-def test_an_excerpt_has_few_lines(tmp_path: Path) -> None:
+def test_an_excerpt_has_at_most_20_lines(tmp_path: Path) -> None:
     log = tmp_path / "launch.out"
     log.write_text("\n".join(f"line {number}" for number in range(500)))
     assert log_excerpt(log).splitlines()[1:] == [f"  line {number}" for number in range(480, 500)]
 
 
-def test_an_empty_log_is_called_empty(tmp_path: Path) -> None:
+def test_the_excerpt_of_an_empty_log_says_so(tmp_path: Path) -> None:
     log = tmp_path / "launch.out"
     log.touch()
     assert log_excerpt(log) == f"{log} is empty."

@@ -17,7 +17,7 @@ Encode = Callable[..., bytes]
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., Image.Image]:
-    """`picture(width, height, seed)`: a random RGBA picture in which no two corners are alike."""
+    """`picture(width, height, seed)`: a random RGBA picture; all of its corners differ."""
 
     def make(width: int = 12, height: int = 8, seed: int = 0) -> Image.Image:
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
@@ -72,13 +72,13 @@ def inline(tmp_path: Path) -> ImagePolicy:
 
 @pytest.fixture(scope="session")
 def data_uri() -> Callable[[bytes], str]:
-    """`data_uri(data)`: the bytes as a data: URI that declares PNG, whatever they are."""
+    """`data_uri(data)`: these bytes, of any format, as a data: URI that declares PNG."""
     return lambda data: "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 @pytest.fixture(scope="session")
-def asking() -> Callable[[Any], list[dict[str, Any]]]:
-    """`asking(url)`: messages with one canonical image part."""
+def messages_with() -> Callable[[Any], list[dict[str, Any]]]:
+    """`messages_with(url)`: messages with one canonical image part."""
 
     def make(url: Any) -> list[dict[str, Any]]:
         return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]

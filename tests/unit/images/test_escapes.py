@@ -1,4 +1,4 @@
-"""Nothing that a message says makes a file outside the allowed directories be read or named."""
+"""No message can make a file outside the allowed directories be read or named."""
 
 import os
 from collections.abc import Callable
@@ -19,21 +19,21 @@ def policy(request: pytest.FixtureRequest, tmp_path: Path) -> ImagePolicy:
 
 @pytest.fixture
 def secret(tmp_path: Path, encode: Any) -> Path:
-    """A perfectly good image that no message may name."""
+    """A valid image outside the allowed directories."""
     path = tmp_path / "secret.png"
     path.write_bytes(encode())
     return path
 
 
 @pytest.fixture
-def refuse(policy: ImagePolicy, asking: Any, secret: Path) -> Callable[[str, str], None]:
-    """`refuse(url, reason)`: preparing this URL is refused for this reason, and leaves no trace."""
+def refuse(policy: ImagePolicy, messages_with: Any, secret: Path) -> Callable[[str, str], None]:
+    """`refuse(url, reason)`: assert that this URL is refused for this reason, and that nothing changes."""
 
     def check(url: str, reason: str) -> None:
-        messages = asking(url)
+        messages = messages_with(url)
         with pytest.raises(ImageError, match=reason) as caught:
             prepare_images(messages, policy)
-        assert messages == asking(url)
+        assert messages == messages_with(url)
         assert list(policy.directory.iterdir()) == []
         assert len(str(caught.value)) < 600
 
@@ -43,73 +43,75 @@ def refuse(policy: ImagePolicy, asking: Any, secret: Path) -> Callable[[str, str
 OUTSIDE = "outside the run's image directory"
 
 
-def test_dot_dot(policy: ImagePolicy, refuse: Any) -> None:
+def test_dot_dot_is_refused(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/../secret.png", "must not contain the components")
 
 
-def test_dot_dot_that_comes_back_inside(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
+def test_dot_dot_that_ends_inside_is_refused(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
     (policy.allow[0] / "a.png").write_bytes(secret.read_bytes())
     refuse(f"file://{policy.allow[0]}/inner/../a.png", "must not contain the components")
 
 
-def test_an_absolute_path(secret: Path, refuse: Any) -> None:
+def test_an_absolute_path_is_refused(secret: Path, refuse: Any) -> None:
     refuse(secret.as_uri(), OUTSIDE)
     refuse("file:///etc/passwd", OUTSIDE)
 
 
-def test_a_neighbour_whose_name_begins_alike(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
+def test_a_neighbour_whose_name_begins_with_the_allowed_name_is_refused(
+    policy: ImagePolicy, refuse: Any, secret: Path
+) -> None:
     neighbour = Path(f"{policy.allow[0]}-not")
     neighbour.mkdir()
     (neighbour / "a.png").write_bytes(secret.read_bytes())
     refuse((neighbour / "a.png").as_uri(), OUTSIDE)
 
 
-def test_a_percent_encoded_dot_dot(policy: ImagePolicy, refuse: Any) -> None:
+def test_a_percent_encoded_dot_dot_is_refused(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/%2e%2e/secret.png", "must not contain the components")
     refuse(f"file://{policy.allow[0]}/..%2Fsecret.png", "must not contain the components")
 
 
-def test_a_twice_encoded_dot_dot_is_a_name_like_any_other(policy: ImagePolicy, refuse: Any) -> None:
+def test_a_twice_encoded_dot_dot_is_an_ordinary_name(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/%252e%252e/secret.png", "cannot be read")
 
 
-def test_percent_encoding_that_is_not_utf_8(policy: ImagePolicy, refuse: Any) -> None:
+def test_percent_encoding_that_is_not_utf_8_is_refused(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/%ff.png", "UTF-8")
 
 
 @pytest.mark.parametrize("host", ["host", "localhost", "127.0.0.1", "..", "."])
-def test_a_host(host: str, secret: Path, refuse: Any) -> None:
+def test_a_url_with_a_host_is_refused(host: str, secret: Path, refuse: Any) -> None:
     refuse(f"file://{host}{secret}", "no host")
 
 
 @pytest.mark.parametrize("tail", ["?x", "#x", "?", "#"])
-def test_a_query_or_a_fragment(tail: str, secret: Path, refuse: Any) -> None:
+def test_a_query_or_a_fragment_is_refused(tail: str, secret: Path, refuse: Any) -> None:
     refuse(secret.as_uri() + tail, "neither query nor fragment")
 
 
-def test_another_number_of_slashes(secret: Path, refuse: Any) -> None:
+def test_another_number_of_slashes_is_refused(secret: Path, refuse: Any) -> None:
     refuse(f"file:/{secret}"[:6] + str(secret)[1:], "scheme file:")
     refuse(f"file:///{secret}", OUTSIDE)
 
 
-def test_a_symlinked_file(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
+def test_a_symlinked_file_is_refused(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
     link = policy.allow[0] / "a.png"
     link.symlink_to(secret)
     refuse(link.as_uri(), OUTSIDE)
 
 
-def test_a_symlinked_directory(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
+def test_a_symlinked_directory_is_refused(policy: ImagePolicy, refuse: Any, secret: Path) -> None:
     (policy.allow[0] / "away").symlink_to(secret.parent)
     refuse((policy.allow[0] / "away" / "secret.png").as_uri(), OUTSIDE)
 
 
-def test_a_link_that_leads_to_itself(policy: ImagePolicy, refuse: Any) -> None:
+def test_a_link_that_leads_to_itself_is_refused(policy: ImagePolicy, refuse: Any) -> None:
     (policy.allow[0] / "loop.png").symlink_to("loop.png")
     refuse((policy.allow[0] / "loop.png").as_uri(), "cannot be read")
 
 
 def swap_after_the_check(monkeypatch: pytest.MonkeyPatch, swap: Callable[[], None]) -> None:
-    """Do something at the one moment that matters: the path was resolved, and is not yet open."""
+    """Call `swap` when the path is resolved and not open yet."""
     resolve = os.path.realpath
 
     def resolve_then_swap(path: Any, **options: Any) -> Any:
@@ -121,7 +123,7 @@ def swap_after_the_check(monkeypatch: pytest.MonkeyPatch, swap: Callable[[], Non
     monkeypatch.setattr(os.path, "realpath", resolve_then_swap)
 
 
-def test_a_file_swapped_for_a_link_between_check_and_opening(
+def test_a_file_swapped_for_a_link_between_check_and_opening_is_refused(
     policy: ImagePolicy, refuse: Any, secret: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = policy.allow[0] / "a.png"
@@ -135,7 +137,7 @@ def test_a_file_swapped_for_a_link_between_check_and_opening(
     refuse(path.as_uri(), "symbolic link")
 
 
-def test_a_directory_swapped_for_a_link_between_check_and_opening(
+def test_a_directory_swapped_for_a_link_between_check_and_opening_is_refused(
     policy: ImagePolicy, refuse: Any, secret: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     inner = policy.allow[0] / "inner"
@@ -152,7 +154,7 @@ def test_a_directory_swapped_for_a_link_between_check_and_opening(
     refuse((inner / "a.png").as_uri(), "symbolic link")
 
 
-def test_another_name_of_an_allowed_directory_in_proc(
+def test_another_name_of_an_allowed_directory_in_proc_is_refused(
     policy: ImagePolicy, refuse: Any, secret: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (policy.allow[0] / "a.png").write_bytes(secret.read_bytes())
@@ -161,23 +163,23 @@ def test_another_name_of_an_allowed_directory_in_proc(
     refuse(f"file:///proc/self/root{policy.allow[0]}/a.png", OUTSIDE)
 
 
-def test_an_open_file_in_proc(refuse: Any, secret: Path) -> None:
+def test_an_open_file_in_proc_is_refused(refuse: Any, secret: Path) -> None:
     with secret.open("rb") as file:
         refuse(f"file:///proc/self/fd/{file.fileno()}", OUTSIDE)
     refuse("file:///proc/self/environ", OUTSIDE)
 
 
-def test_a_nul_byte(policy: ImagePolicy, refuse: Any) -> None:
+def test_a_nul_byte_is_refused(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/a.png\0.jpg", "NUL")
     refuse(f"file://{policy.allow[0]}/a.png%00.jpg", "NUL")
 
 
-def test_a_name_of_5000_characters(policy: ImagePolicy, refuse: Any) -> None:
+def test_a_name_of_5000_characters_is_refused(policy: ImagePolicy, refuse: Any) -> None:
     refuse(f"file://{policy.allow[0]}/{'a' * 5000}.png", "cannot be read")
     refuse(f"file:///{'a' * 5000}.png", OUTSIDE)
 
 
-def test_a_directory_a_pipe_and_a_missing_file(policy: ImagePolicy, refuse: Any) -> None:
+def test_a_directory_a_pipe_and_a_missing_file_are_refused(policy: ImagePolicy, refuse: Any) -> None:
     os.mkfifo(policy.allow[0] / "pipe.png")
     refuse((policy.allow[0] / "pipe.png").as_uri(), "not a regular file")
     refuse((policy.allow[0] / "inner").as_uri(), "not a regular file")
@@ -186,39 +188,39 @@ def test_a_directory_a_pipe_and_a_missing_file(policy: ImagePolicy, refuse: Any)
     refuse(policy.allow[0].as_uri() + "/", "cannot be read|not a regular file|outside")
 
 
-def test_a_device_in_an_allowed_directory(asking: Any, tmp_path: Path) -> None:
+def test_a_device_in_an_allowed_directory_is_refused(messages_with: Any, tmp_path: Path) -> None:
     policy = ImagePolicy(mode="offload", directory=tmp_path, allow=(Path("/dev"),))
     with pytest.raises(ImageError, match="not a regular file"):
-        prepare_images(asking("file:///dev/zero"), policy)
+        prepare_images(messages_with("file:///dev/zero"), policy)
 
 
-def test_a_file_that_is_too_large_is_not_read(policy: ImagePolicy, asking: Any) -> None:
+def test_a_file_that_is_too_large_is_not_read(policy: ImagePolicy, messages_with: Any) -> None:
     path = policy.allow[0] / "large.png"
     with path.open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ImageError, match="max_bytes"):
-        prepare_images(asking(path.as_uri()), policy)
+        prepare_images(messages_with(path.as_uri()), policy)
 
 
-def test_a_link_that_stays_inside_is_followed(policy: ImagePolicy, asking: Any, secret: Path) -> None:
+def test_a_link_that_stays_inside_is_followed(policy: ImagePolicy, messages_with: Any, secret: Path) -> None:
     (policy.allow[0] / "inner" / "blob").write_bytes(secret.read_bytes())
     (policy.allow[0] / "a.png").symlink_to("inner/blob")
-    [image] = prepare_images(asking((policy.allow[0] / "a.png").as_uri()), policy).images
+    [image] = prepare_images(messages_with((policy.allow[0] / "a.png").as_uri()), policy).images
     assert image.asset.url.startswith(policy.directory.as_uri())
 
 
-def test_an_allowed_directory_may_itself_be_a_link(asking: Any, secret: Path, tmp_path: Path) -> None:
+def test_an_allowed_directory_may_be_a_link(messages_with: Any, secret: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.png").write_bytes(secret.read_bytes())
     (tmp_path / "alias").symlink_to("real")
     policy = ImagePolicy(mode="offload", directory=tmp_path / "images", allow=(tmp_path / "alias",))
     for name in ("alias", "real"):
-        assert prepare_images(asking((tmp_path / name / "a.png").as_uri()), policy).images
+        assert prepare_images(messages_with((tmp_path / name / "a.png").as_uri()), policy).images
 
 
 @pytest.mark.parametrize(
     "name", ["../secret.png", "/etc/passwd", "..", ".", "", "a.png", "0" * 64, "0" * 64 + ".svg", "0" * 64 + ".png\n"]
 )
-def test_only_an_assets_name_is_read_as_one(name: str, secret: Path) -> None:
+def test_only_a_sha256_with_an_extension_names_an_asset(name: str, secret: Path) -> None:
     with pytest.raises(AssetError, match="not a sha256"):
         read_asset(secret.parent, name)

@@ -1,4 +1,4 @@
-"""What is read from a header, which files are refused, and with what reason."""
+"""What is read from a header, which files are refused, and the reasons."""
 
 import io
 import struct
@@ -29,12 +29,12 @@ def test_type_and_size_come_from_the_bytes(encode: Any, format_name: str, extens
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_is_the_displayed_one(encode: Any, format_name: str, orientation: int) -> None:
+def test_the_size_is_that_of_the_displayed_image(encode: Any, format_name: str, orientation: int) -> None:
     info = inspect_image(encode(format_name, width=12, height=8, orientation=orientation))
     assert (info.width, info.height) == ((12, 8) if orientation < 5 else (8, 12))
 
 
-def test_an_orientation_after_the_pixels_of_a_png_counts_once_it_was_decoded(encode: Any) -> None:
+def test_an_orientation_after_the_pixels_of_a_png_counts_after_decoding(encode: Any) -> None:
     data = encode("PNG", orientation=6)
     start = data.index(b"eXIf") - 4
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")
@@ -60,7 +60,7 @@ def test_frames_are_counted(encode: Any, picture: Any, format_name: str) -> None
         ("WEBP", "RGBA", {}),
     ],
 )
-def test_transparency_is_seen(encode: Any, format_name: str, mode: str, options: dict[str, Any]) -> None:
+def test_transparency_is_found(encode: Any, format_name: str, mode: str, options: dict[str, Any]) -> None:
     assert inspect_image(encode(format_name, mode=mode, **options)).has_alpha
 
 
@@ -77,7 +77,9 @@ def test_transparency_is_seen(encode: Any, format_name: str, mode: str, options:
         ("RGB", {"quality": 1}),
     ],
 )
-def test_the_header_of_a_baseline_jpeg_is_proof_enough(encode: Any, mode: str, options: dict[str, Any]) -> None:
+def test_the_header_of_a_baseline_jpeg_proves_that_it_can_be_decoded(
+    encode: Any, mode: str, options: dict[str, Any]
+) -> None:
     assert inspect_image(encode("JPEG", mode=mode, width=50, height=30, **options)).proven
 
 
@@ -85,21 +87,21 @@ def test_the_header_of_a_baseline_jpeg_is_proof_enough(encode: Any, mode: str, o
     ("mode", "options"),
     [("CMYK", {}), ("RGB", {"progressive": True}), ("RGB", {"orientation": 1}), ("RGB", {"icc_profile": b"\0" * 20})],
 )
-def test_an_unusual_jpeg_is_left_to_the_decoder(encode: Any, mode: str, options: dict[str, Any]) -> None:
+def test_an_unusual_jpeg_must_be_decoded(encode: Any, mode: str, options: dict[str, Any]) -> None:
     data = encode("JPEG", mode=mode, **options)
     info = inspect_image(data)
     assert not info.proven
     assert confirm_decodable(data, info) == info
 
 
-def test_a_multi_picture_jpeg_is_its_first_picture(encode: Any, picture: Any) -> None:
+def test_a_multi_picture_jpeg_counts_as_its_first_picture(encode: Any, picture: Any) -> None:
     data = encode("MPO", save_all=True, append_images=[picture(30, 30).convert("RGB")])
     info = inspect_image(data)
     assert (info.format.extension, info.width, info.height) == (".jpg", 12, 8)
     assert confirm_decodable(data, info) == info
 
 
-def an_archive() -> bytes:
+def make_archive() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.txt", "hidden")
@@ -107,7 +109,7 @@ def an_archive() -> bytes:
 
 
 @pytest.mark.parametrize("format_name", [name for name, _ in FORMATS])
-@pytest.mark.parametrize("hidden", [an_archive(), b"<html><script></script></html>", b"\xff\xd8\xff\xd9"])
+@pytest.mark.parametrize("hidden", [make_archive(), b"<html><script></script></html>", b"\xff\xd8\xff\xd9"])
 def test_a_polyglot_is_refused(encode: Any, format_name: str, hidden: bytes) -> None:
     with pytest.raises(ImageError, match="could hide a second file"):
         inspect_image(encode(format_name) + hidden)
@@ -126,7 +128,7 @@ def test_a_truncated_file_is_refused(encode: Any, format_name: str, keep: float)
         inspect_image(data[: int(len(data) * keep)])
 
 
-def test_a_jpeg_cut_short_behind_its_header_is_refused_even_with_an_end_marker(encode: Any) -> None:
+def test_a_jpeg_that_is_cut_after_its_header_is_refused_even_with_an_end_marker(encode: Any) -> None:
     data = encode("JPEG", width=300, height=300)
     start = data.index(b"\xff\xda") + 14
     with pytest.raises(ImageError, match="cannot hold 300×300"):
@@ -147,7 +149,7 @@ def test_a_jpeg_cut_short_behind_its_header_is_refused_even_with_an_end_marker(e
         (b"BMxxxxxxxxxxxxxxxx", "begins with 42 4d"),
     ],
 )
-def test_what_is_no_accepted_image_is_named(data: bytes, name: str) -> None:
+def test_the_error_of_a_file_that_is_not_an_accepted_image_names_its_type(data: bytes, name: str) -> None:
     with pytest.raises(ImageError, match=name):
         inspect_image(data)
 
@@ -171,28 +173,25 @@ def test_decompression_bombs_are_refused_by_size_and_by_ratio() -> None:
     ("limits", "complaint"),
     [
         (ImageLimits(max_bytes=10), "bytes, and images.max_bytes allows 10: make it sm"),
-        (
-            ImageLimits(max_pixels=95),
-            "12×8, 96 pixels, and images.max_pixels allows 95: make it sm",
-        ),
+        (ImageLimits(max_pixels=95), "12×8, 96 pixels, and images.max_pixels allows 95: make it sm"),
         (ImageLimits(max_side=11), "max_side 11"),
         (ImageLimits(max_aspect=1.4), "max_aspect 1.4"),
     ],
 )
-def test_limits_are_held_and_named(encode: Any, limits: ImageLimits, complaint: str) -> None:
+def test_an_image_over_a_limit_is_refused_with_its_name(encode: Any, limits: ImageLimits, complaint: str) -> None:
     for format_name, _ in FORMATS:
         with pytest.raises(ImageError, match=complaint):
             inspect_image(encode(format_name), limits)
 
 
-def test_limits_may_be_reached(encode: Any) -> None:
+def test_an_image_at_its_limits_is_accepted(encode: Any) -> None:
     data = encode("PNG")
     inspect_image(data, ImageLimits(max_bytes=len(data), max_pixels=96, max_side=12, max_aspect=1.5))
 
 
-@pytest.mark.parametrize("damage", [{"rows": zlib.compress(b"\0" * 50)}, {"rows": b"no zlib"}, {"rows": b""}])
-def test_pixels_that_do_not_decode_are_refused_when_confirming(damage: dict[str, bytes]) -> None:
-    data = png_of(20, 20, damage["rows"])
+@pytest.mark.parametrize("rows", [zlib.compress(b"\0" * 50), b"no zlib", b""])
+def test_pixels_that_do_not_decode_are_refused_when_confirming(rows: bytes) -> None:
+    data = png_of(20, 20, rows)
     info = inspect_image(data)
     with pytest.raises(ImageError, match="cannot be decoded"):
         confirm_decodable(data, info)
@@ -205,7 +204,7 @@ def test_a_progressive_jpeg_with_a_broken_table_is_refused_when_confirming(encod
         confirm_decodable(bytes(data), inspect_image(bytes(data)))
 
 
-def test_bitmaps_with_a_colour_profile_behind_the_pixels_are_whole(encode: Any) -> None:
+def test_bitmaps_with_a_colour_profile_after_the_pixels_are_accepted(encode: Any) -> None:
     plain = encode("BMP")
     profile = b"an icc profile"
     header = (
@@ -219,7 +218,7 @@ def test_bitmaps_with_a_colour_profile_behind_the_pixels_are_whole(encode: Any) 
         inspect_image(data + b"x")
 
 
-CRUMBS: dict[str, Callable[[bytes], bytes]] = {
+MANY_PIECES: dict[str, Callable[[bytes], bytes]] = {
     "PNG": lambda data: data[:33] + (b"\0\0\0\0teXt" + struct.pack(">I", zlib.crc32(b"teXt"))) * 300_000 + data[33:],
     "GIF": lambda data: data[:-1] + b"\x21\xfe" + b"\x01x" * 2_000_000 + b"\0;",
     "GIF blocks": lambda data: data[:-1] + b"\x21\xfe\0" * 2_000_000 + b";",
@@ -229,9 +228,9 @@ CRUMBS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("kind", CRUMBS)
-def test_a_file_of_a_million_pieces_is_refused_before_they_are_walked(encode: Any, kind: str) -> None:
-    data = CRUMBS[kind](encode(kind.split()[0]))
+@pytest.mark.parametrize("kind", MANY_PIECES)
+def test_a_file_of_a_million_pieces_is_refused_early(encode: Any, kind: str) -> None:
+    data = MANY_PIECES[kind](encode(kind.split()[0]))
     with pytest.raises(ImageError, match="more pieces than any encoder makes"):
         inspect_image(data)
 
@@ -242,7 +241,7 @@ def test_a_run_and_a_policy_have_the_same_default_limits(tmp_path: Path) -> None
     assert config.max_bytes == 20_000_000
 
 
-def test_a_trainer_reads_whatever_a_run_may_accept() -> None:
+def test_a_trainer_reads_every_image_that_a_run_may_accept() -> None:
     for key in ("max_bytes", "max_pixels"):
         ImagesConfig.model_validate({key: getattr(WIDEST_LIMITS, key)})
         with pytest.raises(ValidationError, match=f"{key}\n.*less than or equal"):

@@ -1,4 +1,4 @@
-"""Memory for decoding: an image that alone takes too much is refused, the others wait for each other."""
+"""Memory for decoding: an image that needs too much by itself is refused; others wait for free memory."""
 
 import asyncio
 import io
@@ -32,7 +32,7 @@ def large_png(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def test_an_image_that_alone_takes_too_much_is_refused_and_the_key_is_named(encode: Any, tmp_path: Path) -> None:
+def test_an_image_that_needs_too_much_memory_is_refused_and_the_key_is_named(encode: Any, tmp_path: Path) -> None:
     policy = ImagePolicy("offload", tmp_path, memory=1_050_000)
     with pytest.raises(ImageError, match=r"takes 1,0\d\d,\d{3} bytes of memory, and images\.memory allows 1,050,000"):
         prepare_images(as_user(encode("PNG", mode="RGBA", width=40, height=40)), policy)
@@ -40,7 +40,7 @@ def test_an_image_that_alone_takes_too_much_is_refused_and_the_key_is_named(enco
     assert prepare_images(as_user(encode("JPEG", width=40, height=40)), policy).images
 
 
-def test_a_file_that_pillow_has_not_decoded_yet_is_held_to_the_limits(tmp_path: Path) -> None:
+def test_a_file_that_pillow_has_not_decoded_yet_must_obey_the_limits(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(large_png(5_800, 5_800))
     with Image.open(path) as image, pytest.raises(ImageError, match=r"images.max_pixels allows 33,554,432"):
@@ -63,7 +63,7 @@ def test_by_default_no_image_within_max_pixels_is_refused_for_its_memory(encode:
             assert needed <= DEFAULT_DECODING_MEMORY, format_name
 
 
-async def test_whoever_waits_for_memory_can_be_cancelled_and_stores_nothing(encode: Any, tmp_path: Path) -> None:
+async def test_a_wait_for_memory_can_be_cancelled_and_stores_nothing(encode: Any, tmp_path: Path) -> None:
     policy = ImagePolicy("offload", tmp_path / "images", memory=1_200_000)
     memory, data = shared_decoding_memory(1_200_000), encode("PNG", mode="RGBA")
     with memory.hold(1_200_000):
@@ -80,9 +80,7 @@ async def test_whoever_waits_for_memory_can_be_cancelled_and_stores_nothing(enco
     assert (await prepare_images_async(as_user(data), policy)).bytes_written == len(data)
 
 
-def test_a_full_memory_is_a_fault_of_the_machine_and_not_of_the_image(
-    encode: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_memory_is_an_error_of_the_infrastructure(encode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("renderers_adapter.decoding_memory._LONGEST_WAIT", 0.01)
     memory = shared_decoding_memory(1_300_000)
     with (
@@ -94,7 +92,7 @@ def test_a_full_memory_is_a_fault_of_the_machine_and_not_of_the_image(
     assert caught.value.infrastructure
 
 
-def test_the_memory_that_a_block_needs_is_part_of_the_estimate(encode: Any) -> None:
+def test_the_memory_for_processing_is_part_of_the_estimate(encode: Any) -> None:
     memory = shared_decoding_memory(2_000_000)
     with decoded_image(encode("PNG"), ImageLimits(), memory, processing_bytes=1_900_000) as image:
         assert image.size == (12, 8)

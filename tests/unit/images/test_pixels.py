@@ -29,12 +29,12 @@ def test_each_orientation_is_applied(encode: Any, picture: Any, orientation: int
     assert np.array_equal(np.asarray(shown), np.asarray(expected))
 
 
-def test_an_orientation_that_only_xmp_knows_is_applied(encode: Any) -> None:
+def test_an_orientation_that_is_only_in_xmp_is_applied(encode: Any) -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
     assert load_pixels(encode("JPEG", xmp=xmp)).size == (8, 12)
 
 
-def test_metadata_that_cannot_be_read_leaves_the_image_as_it_is(encode: Any) -> None:
+def test_metadata_that_cannot_be_read_is_ignored(encode: Any) -> None:
     assert load_pixels(encode("JPEG", exif=b"Exif\0\0garbage")).size == (12, 8)
 
 
@@ -46,7 +46,7 @@ def on_white(picture: Image.Image) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_laid_on_white(encode: Any, picture: Any, mode: str) -> None:
+def test_transparency_is_blended_with_white(encode: Any, picture: Any, mode: str) -> None:
     shown = np.asarray(load_pixels(encode("PNG", mode=mode)), dtype=np.float64)
     assert np.abs(shown - on_white(picture().convert(mode))).max() <= 1
 
@@ -61,7 +61,7 @@ def test_a_transparent_palette_entry_is_white(encode: Any, format_name: str) -> 
 
 
 @pytest.mark.parametrize("format_name", ["GIF", "WEBP", "PNG"])
-def test_the_first_frame_counts(encode: Any, picture: Any, format_name: str) -> None:
+def test_the_first_frame_is_used(encode: Any, picture: Any, format_name: str) -> None:
     options: dict[str, Any] = {"lossless": True} if format_name == "WEBP" else {}
     data = encode(format_name, save_all=True, append_images=[picture(seed=9).convert("RGB")], **options)
     still = encode(format_name, **options)
@@ -77,12 +77,12 @@ def test_every_mode_becomes_rgb(encode: Any, format_name: str, mode: str) -> Non
     assert (shown.mode, shown.size) == ("RGB", (12, 8))
 
 
-def test_a_format_that_runs_do_not_take_is_refused(encode: Any) -> None:
+def test_a_format_that_runs_do_not_accept_is_refused(encode: Any) -> None:
     with pytest.raises(ImageError, match="TIFF"):
         load_pixels(encode("TIFF"))
 
 
-def test_damaged_pixels_are_a_named_error(encode: Any) -> None:
+def test_damaged_pixels_are_an_image_error(encode: Any) -> None:
     data = bytearray(encode("PNG"))
     data[data.index(b"IDAT") + 8] ^= 0xFF
     with pytest.raises(ImageError, match="cannot be decoded"):

@@ -1,4 +1,4 @@
-"""Preparation in place: every shape of an image part, what is never touched, and all or nothing."""
+"""Preparation in place: every form of an image part, what never changes, and all or nothing."""
 
 import base64
 import copy
@@ -16,12 +16,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from rollout.images import (
-    ImageError,
-    ImagePolicy,
-    load_pixels,
-    prepare_images,
-)
+from rollout.images import ImageError, ImagePolicy, load_pixels, prepare_images
 
 
 def only_part(messages: list[dict[str, Any]]) -> Any:
@@ -45,7 +40,7 @@ SHAPES: list[Callable[[str], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_becomes_the_canonical_one_in_place(
+def test_every_form_becomes_the_canonical_form_in_place(
     shape: Any, encode: Any, data_uri: Any, offload: ImagePolicy
 ) -> None:
     data = encode("PNG")
@@ -111,7 +106,7 @@ def test_typed_objects_are_changed_in_place(encode: Any, data_uri: Any, offload:
 
 
 @pytest.mark.parametrize("part", [Part("image_url", "URL"), Part("input_image", "URL"), Part("image", image="URL")])
-def test_typed_objects_take_the_canonical_form(part: Part, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+def test_typed_objects_get_the_canonical_form(part: Part, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
     part = copy.copy(part)
     if part.image is None:
         part.image_url = data_uri(encode())
@@ -150,7 +145,7 @@ def test_a_part_that_cannot_be_changed_is_an_error_and_nothing_else_is_changed(
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
-def test_every_role_is_looked_into(role: str, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+def test_images_are_found_in_every_role(role: str, encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
     messages = [{"role": role, "content": [{"type": "text", "text": "see"}, {"type": "image", "image": encode()}]}]
     report = prepare_images(messages, offload)
     assert (report.images[0].message_index, report.images[0].part_index) == (0, 1)
@@ -170,7 +165,7 @@ def test_images_inside_tool_results_are_found_under_the_outermost_part(
     assert deep["content"][0]["type"] == "image_url"
 
 
-UNTOUCHED: list[Any] = [
+WITHOUT_IMAGES: list[Any] = [
     {"role": "user", "content": "data:image/png;base64,AAAA"},
     {"role": "user", "content": None},
     {"role": "user", "content": {"type": "image"}},
@@ -187,8 +182,8 @@ UNTOUCHED: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("message", UNTOUCHED)
-def test_what_is_not_an_image_part_is_never_touched(message: Any, offload: ImagePolicy) -> None:
+@pytest.mark.parametrize("message", WITHOUT_IMAGES)
+def test_other_parts_never_change(message: Any, offload: ImagePolicy) -> None:
     before = copy.deepcopy(message)
     report = prepare_images([message], offload)
     assert message == before
@@ -211,7 +206,7 @@ def test_raw_bytes_stay_as_they_are_and_pillow_images_become_png(
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LA", "PA"])
-def test_a_pillow_image_of_any_mode_with_8_bits_is_taken(mode: str, picture: Any, offload: ImagePolicy) -> None:
+def test_a_pillow_image_of_any_mode_with_8_bits_is_accepted(mode: str, picture: Any, offload: ImagePolicy) -> None:
     image = picture().convert("RGB").convert("L" if mode in ("LA", "PA") else mode).convert(mode)
     report = prepare_images(as_user({"type": "image", "image": image}), offload)
     assert (report.images[0].asset.width, report.images[0].asset.height) == (12, 8)
@@ -226,17 +221,15 @@ def test_a_pillow_image_is_the_same_picture_as_the_file_it_came_from(encode: Any
 
 
 def test_the_extension_follows_the_bytes_and_not_the_declared_type(
-    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy
+    encode: Any, data_uri: Any, messages_with: Any, offload: ImagePolicy
 ) -> None:
-    messages = asking(data_uri(encode("JPEG")))
+    messages = messages_with(data_uri(encode("JPEG")))
     [image] = prepare_images(messages, offload).images
     assert image.asset.file_name.endswith(".jpg")
     assert image.asset.media_type == "image/jpeg"
 
 
-def test_the_report_tells_the_identity_of_every_image_in_order(
-    encode: Any, data_uri: Any, offload: ImagePolicy
-) -> None:
+def test_the_report_has_the_hash_of_every_image_in_order(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
     datas = [encode("JPEG", orientation=6, seed=1), encode("PNG", seed=2), encode("JPEG", orientation=6, seed=1)]
     messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"image": data}]} for data in datas]
     report = prepare_images(messages, offload)
@@ -250,7 +243,7 @@ def test_the_report_tells_the_identity_of_every_image_in_order(
     assert len(list(offload.directory.iterdir())) == 2
 
 
-def test_messages_that_are_prepared_stay_as_they_are(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
+def test_prepared_messages_do_not_change(encode: Any, data_uri: Any, offload: ImagePolicy) -> None:
     messages = [{"role": "user", "content": [shape(data_uri(encode(seed=n)))]} for n, shape in enumerate(SHAPES)]
     first = prepare_images(messages, offload)
     before = json.dumps(messages)
@@ -261,32 +254,32 @@ def test_messages_that_are_prepared_stay_as_they_are(encode: Any, data_uri: Any,
 
 
 def test_an_image_that_another_process_prepared_is_read_and_checked(
-    encode: Any, asking: Any, offload: ImagePolicy
+    encode: Any, messages_with: Any, offload: ImagePolicy
 ) -> None:
     data = encode()
     name = hashlib.sha256(data).hexdigest() + ".png"
     offload.directory.mkdir(parents=True)
     (offload.directory / name).write_bytes(data)
-    messages = asking((offload.directory / name).as_uri())
+    messages = messages_with((offload.directory / name).as_uri())
     report = prepare_images(messages, offload)
     assert (report.rewritten, report.bytes_written, report.images[0].asset.file_name) == (0, 0, name)
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
-def test_an_asset_that_no_longer_holds_its_image_is_refused(
-    mode: Literal["offload", "inline"], encode: Any, asking: Any, offload: ImagePolicy
+def test_an_asset_whose_bytes_changed_is_refused(
+    mode: Literal["offload", "inline"], encode: Any, messages_with: Any, offload: ImagePolicy
 ) -> None:
     policy = ImagePolicy(mode=mode, directory=offload.directory)
     offload.directory.mkdir(parents=True)
     path = offload.directory / ("0" * 64 + ".png")
     path.write_bytes(encode())
     with pytest.raises(ImageError, match="no longer holds"):
-        prepare_images(asking(path.as_uri()), policy)
+        prepare_images(messages_with(path.as_uri()), policy)
 
 
-def test_inline_keeps_the_uri(encode: Any, data_uri: Any, asking: Any, inline: ImagePolicy) -> None:
+def test_inline_keeps_the_uri(encode: Any, data_uri: Any, messages_with: Any, inline: ImagePolicy) -> None:
     uri = data_uri(encode("PNG"))
-    messages = asking(uri)
+    messages = messages_with(uri)
     report = prepare_images(messages, inline)
     assert only_part(messages)["image_url"]["url"] is uri
     assert report.images[0].asset.url is uri
@@ -294,10 +287,10 @@ def test_inline_keeps_the_uri(encode: Any, data_uri: Any, asking: Any, inline: I
 
 
 @pytest.mark.parametrize("header", ["image/png", "image/jpeg;charset=utf-8", "image/x-any;name=a.jpg;a=%20"])
-def test_inline_writes_the_canonical_header(header: str, encode: Any, asking: Any, inline: ImagePolicy) -> None:
+def test_inline_writes_the_canonical_header(header: str, encode: Any, messages_with: Any, inline: ImagePolicy) -> None:
     data = encode("JPEG")
     payload = base64.b64encode(data).decode()
-    messages = asking(f"data:{header};base64,{payload}")
+    messages = messages_with(f"data:{header};base64,{payload}")
     [image] = prepare_images(messages, inline).images
     assert image.asset.url == only_part(messages)["image_url"]["url"] == f"data:image/jpeg;base64,{payload}"
     assert image.asset.sha256 == hashlib.sha256(data).hexdigest()
@@ -314,15 +307,15 @@ def test_inline_gives_bytes_and_pillow_images_a_uri_of_their_own_type(
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
-def test_a_file_in_an_allowed_directory_is_adopted_by_copy(
-    mode: Literal["offload", "inline"], encode: Any, asking: Any, tmp_path: Path
+def test_a_file_in_an_allowed_directory_is_copied(
+    mode: Literal["offload", "inline"], encode: Any, messages_with: Any, tmp_path: Path
 ) -> None:
     dataset = tmp_path / "data set"
     dataset.mkdir()
     source = dataset / "photo (1).png"
     source.write_bytes(encode())
     policy = ImagePolicy(mode=mode, directory=tmp_path / "images", allow=(dataset,))
-    messages = asking(source.as_uri())
+    messages = messages_with(source.as_uri())
     [image] = prepare_images(messages, policy).images
     source.write_bytes(b"changed by its owner")
     assert image.asset.url == (tmp_path / "images" / image.asset.file_name).as_uri()
@@ -330,11 +323,11 @@ def test_a_file_in_an_allowed_directory_is_adopted_by_copy(
 
 
 def test_a_foreign_file_in_the_image_directory_gets_its_own_name(
-    encode: Any, asking: Any, offload: ImagePolicy
+    encode: Any, messages_with: Any, offload: ImagePolicy
 ) -> None:
     offload.directory.mkdir(parents=True)
     (offload.directory / "plot.png").write_bytes(encode())
-    messages = asking((offload.directory / "plot.png").as_uri())
+    messages = messages_with((offload.directory / "plot.png").as_uri())
     [image] = prepare_images(messages, offload).images
     assert only_part(messages)["image_url"]["url"].endswith(image.asset.file_name)
 

@@ -1,4 +1,4 @@
-"""Preparation off the event loop."""
+"""Preparation in threads, beside the event loop."""
 
 import asyncio
 import copy
@@ -10,8 +10,8 @@ import pytest
 from rollout.images import ImagePolicy, inspect_image, prepare_images_async
 
 
-async def test_new_images_are_looked_at_off_the_event_loop_and_known_ones_on_it(
-    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
+async def test_new_images_are_inspected_in_a_thread_and_known_ones_are_not(
+    encode: Any, data_uri: Any, messages_with: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
 
@@ -20,7 +20,7 @@ async def test_new_images_are_looked_at_off_the_event_loop_and_known_ones_on_it(
         return inspect_image(*arguments)
 
     monkeypatch.setattr("rollout.images.resolve.inspect_image", watched)
-    messages = asking(data_uri(encode()))
+    messages = messages_with(data_uri(encode()))
     report = await prepare_images_async(messages, offload)
     again = await prepare_images_async(messages, offload)
     assert threads
@@ -30,7 +30,7 @@ async def test_new_images_are_looked_at_off_the_event_loop_and_known_ones_on_it(
 
 
 async def test_a_cancelled_preparation_changes_no_message(
-    encode: Any, data_uri: Any, asking: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
+    encode: Any, data_uri: Any, messages_with: Any, offload: ImagePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, go_on = threading.Event(), threading.Event()
 
@@ -40,7 +40,7 @@ async def test_a_cancelled_preparation_changes_no_message(
         return inspect_image(*arguments)
 
     monkeypatch.setattr("rollout.images.resolve.inspect_image", slow)
-    messages = asking(data_uri(encode()))
+    messages = messages_with(data_uri(encode()))
     before = copy.deepcopy(messages)
     task = asyncio.create_task(prepare_images_async(messages, offload))
     await asyncio.to_thread(started.wait, 10)

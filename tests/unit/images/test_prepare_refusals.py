@@ -1,4 +1,4 @@
-"""What preparation refuses: by which reason, with which place, and leaving everything as it was."""
+"""What preparation refuses: the reason, the place of the part, and that nothing changes."""
 
 from io import BytesIO
 from pathlib import Path
@@ -40,10 +40,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "image", "image": _Array()}, r"an Array; write Image\.fromarray\(numpy\.asarray\(array\)\)"),
     ({"type": "image", "image": Path("a.png")}, r"a PosixPath; write Image\.open\(path\)"),
     ({"type": "image", "image": BytesIO(b"GIF89a")}, r"a BytesIO; write \.read\(\)"),
-    (
-        {"type": "image", "image": "http://example.com/a.png"},
-        "scheme http: is not accepted: images are not fetched",
-    ),
+    ({"type": "image", "image": "http://example.com/a.png"}, "scheme http: is not accepted: images are not fetched"),
     ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted: images are not fetched"),
     ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
     ({"type": "image", "image": "/etc/passwd"}, r"neither a data: URI nor a file:// URL; for a path write Image\.open"),
@@ -95,7 +92,7 @@ def test_too_many_bytes_are_refused_before_they_are_decoded(encode: Any, data_ur
             prepare_images(as_user({"type": "image", "image": image}), policy)
 
 
-def test_what_no_engine_takes_is_told_without_raising_the_key() -> None:
+def test_the_error_of_an_image_too_large_for_any_engine_does_not_suggest_a_higher_limit() -> None:
     assert describe_too_many_pixels(ENGINE_MAX_PIXELS + 1, ENGINE_MAX_PIXELS).endswith(": make it smaller")
 
 
@@ -107,13 +104,13 @@ def test_content_that_contains_itself_is_refused(offload: ImagePolicy) -> None:
     assert (caught.value.message_index, caught.value.part_index) == (0, 1)
 
 
-def test_an_image_directory_that_cannot_be_made_is_a_fault_of_the_machine(encode: Any, tmp_path: Path) -> None:
+def test_an_image_directory_that_cannot_be_created_is_a_store_error(encode: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     policy = ImagePolicy(mode="offload", directory=tmp_path / "file" / "images")
     with pytest.raises(ImageStoreError, match="cannot be used"):
         prepare_images(as_user({"type": "image", "image": encode()}), policy)
 
 
-def test_a_policy_beyond_what_an_engine_takes_is_refused(tmp_path: Path) -> None:
+def test_a_policy_with_more_pixels_than_any_engine_accepts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no engine takes"):
         ImagePolicy(mode="offload", directory=tmp_path, max_pixels=200_000_000)

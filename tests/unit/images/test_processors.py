@@ -1,4 +1,4 @@
-"""What the materializer says before it needs torch: no images, an unknown family, an extra that is not installed."""
+"""The materializer before it needs torch: no images, an unknown family, an extra that is not installed."""
 
 import sys
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_an_unknown_family_is_named(tmp_path: Path) -> None:
         Materializer("other", QWEN, images=tmp_path, backend="pil")
 
 
-def test_a_configuration_without_knobs_is_refused(tmp_path: Path) -> None:
+def test_a_configuration_without_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GeometryError, match="patch_size"):
         Materializer("qwen_vl", {}, images=tmp_path, backend="pil")
 

@@ -1,4 +1,4 @@
-"""Preparation against a naive reference, on conversations that hypothesis makes up."""
+"""Preparation compared with a simple reference, on conversations that hypothesis generates."""
 
 import base64
 import copy
@@ -73,7 +73,7 @@ messages_ = st.lists(
 
 
 class ReferencePreparation:
-    """Preparation written for plainness: copies everything, remembers nothing."""
+    """A simple preparation: it copies everything and caches nothing."""
 
     def __init__(self, mode: str, directory: Path) -> None:
         self.mode = mode
@@ -129,7 +129,7 @@ def directory() -> Iterator[Path]:
 
 @settings(deadline=None)
 @given(messages=messages_, mode=st.sampled_from(["offload", "inline"]))
-def test_preparation_is_that_of_the_reference(
+def test_preparation_equals_that_of_the_reference(
     messages: Any, mode: Literal["offload", "inline"], directory: Path
 ) -> None:
     policy = ImagePolicy(mode=mode, directory=directory / mode)

@@ -1,4 +1,4 @@
-"""The cache that threads share: one computation per key, bounded, and honest about errors."""
+"""The cache that threads share: one computation for each key, a bounded size, and errors for all waiters."""
 
 import threading
 
@@ -30,7 +30,7 @@ def test_many_threads_that_miss_at_once_share_one_computation() -> None:
     assert len(computed) == 1
 
 
-def test_everyone_who_waits_gets_the_error_and_the_next_one_tries_again() -> None:
+def test_every_waiter_gets_the_error_and_the_next_caller_tries_again() -> None:
     cache = SingleFlightCache[bytes](100, len)
     started, go_on = threading.Event(), threading.Event()
     errors: list[Exception] = []
@@ -54,10 +54,10 @@ def test_everyone_who_waits_gets_the_error_and_the_next_one_tries_again() -> Non
     for thread in threads:
         thread.join(10)
     assert len(errors) == 2
-    assert cache.get("key", lambda: b"mended") == b"mended"
+    assert cache.get("key", lambda: b"fixed") == b"fixed"
 
 
-def test_the_least_recently_used_values_are_forgotten_first() -> None:
+def test_the_least_recently_used_values_are_removed_first() -> None:
     cache = SingleFlightCache[bytes](10, len)
     for key in "ab":
         cache.get(key, lambda: b"12345")

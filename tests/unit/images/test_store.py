@@ -1,4 +1,4 @@
-"""The image directory: whole files or none, one per image, nothing left behind by the dead."""
+"""The image directory: complete files only, one for each image, and nothing left by killed writers."""
 
 import errno
 import fcntl
@@ -36,7 +36,7 @@ def test_the_same_image_is_written_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["link", "short"])
-def test_what_cannot_be_the_image_is_replaced_by_it(obstacle: str, tmp_path: Path) -> None:
+def test_a_link_or_a_short_file_is_replaced_by_the_image(obstacle: str, tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "images", fsync=False)
     path = store.directory / name_of(b"image")
     if obstacle == "link":
@@ -66,7 +66,7 @@ def test_a_missing_a_changed_and_a_linked_asset_are_named(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("fails", ["write", "rename", "fsync"])
-def test_a_full_disk_is_a_fault_of_the_machine_and_leaves_nothing(
+def test_a_full_disk_is_a_store_error_and_leaves_no_file(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ImageStore(tmp_path, fsync=True)
@@ -81,7 +81,7 @@ def test_a_full_disk_is_a_fault_of_the_machine_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_went_away_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_directory_names_it(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "images", fsync=False)
     (tmp_path / "images").rmdir()
     with pytest.raises(ImageStoreError, match=str(tmp_path / "images")):
@@ -103,7 +103,7 @@ KILLED_WHILE_WRITING = """
 """
 
 
-def test_a_killed_writer_leaves_nothing_for_the_next_one_to_trip_over(tmp_path: Path) -> None:
+def test_the_next_store_removes_the_file_of_a_killed_writer(tmp_path: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_WRITING), str(tmp_path)], stdout=subprocess.PIPE
     )
@@ -111,7 +111,7 @@ def test_a_killed_writer_leaves_nothing_for_the_next_one_to_trip_over(tmp_path: 
     with child.stdout:
         assert child.stdout.readline() == b"writing\n"
         ImageStore(tmp_path, fsync=False)
-        assert len(list(tmp_path.iterdir())) == 1, "a living writer's file is not swept"
+        assert len(list(tmp_path.iterdir())) == 1, "the file of a living writer is not removed"
         child.send_signal(signal.SIGKILL)
         child.wait(10)
     assert len(list(tmp_path.iterdir())) == 1
@@ -119,18 +119,20 @@ def test_a_killed_writer_leaves_nothing_for_the_next_one_to_trip_over(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_writer_whose_file_a_sweeper_took_writes_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_whose_file_was_removed_before_its_lock_writes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ImageStore(tmp_path, fsync=False)
     lock = fcntl.flock
-    sweeps = iter([True])
+    removals = iter([True])
 
-    def swept_before_the_lock(fd: int, operation: int) -> None:
-        if next(sweeps, False):
+    def remove_before_the_lock(fd: int, operation: int) -> None:
+        if next(removals, False):
             monkeypatch.setattr(fcntl, "flock", lock)
             ImageStore(tmp_path, fsync=False)
         lock(fd, operation)
 
-    monkeypatch.setattr(fcntl, "flock", swept_before_the_lock)
+    monkeypatch.setattr(fcntl, "flock", remove_before_the_lock)
     store.add(name_of(b"image"), b"image")
     assert [path.name for path in tmp_path.iterdir()] == [name_of(b"image")]
 
@@ -149,7 +151,7 @@ OFFLOADING_ALL = """
 """
 
 
-def test_two_processes_that_offload_the_same_images_end_with_one_file_each(encode: Any, tmp_path: Path) -> None:
+def test_two_processes_that_offload_the_same_images_write_one_file_for_each(encode: Any, tmp_path: Path) -> None:
     images, source = tmp_path / "images", tmp_path / "source"
     source.mkdir()
     for seed in range(500):

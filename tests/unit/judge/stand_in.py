@@ -1,4 +1,4 @@
-"""A small judge that answers as told, on the test's own event loop."""
+"""A small judge whose answers a test chooses, on the test's own event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +17,7 @@ Behaviour = Callable[[dict[str, Any]], Awaitable[bytes | None]]
 
 @dataclass(eq=False)
 class StandInJudge:
-    """What a judge was asked, and how it behaves.
+    """A judge that records its requests, and answers them as `behave` says.
 
     Attributes:
         behave: what it answers.
@@ -27,7 +27,7 @@ class StandInJudge:
         headers: the headers of all requests.
         busy: how many requests it has now.
         most_busy: how many requests it had at the same time.
-        arrived: is set by every request.
+        arrived: set by every request.
     """
 
     behave: Behaviour
@@ -85,7 +85,7 @@ def always(response: bytes | None) -> Behaviour:
 
 
 def in_turn(*responses: bytes | None) -> Behaviour:
-    """Answers these one after the other."""
+    """Answer with these, one after another."""
     left = list(responses)
 
     async def behave(_: dict[str, Any]) -> bytes | None:
@@ -94,12 +94,22 @@ def in_turn(*responses: bytes | None) -> Behaviour:
     return behave
 
 
+def wait_for(release: asyncio.Event) -> Behaviour:
+    """Answer "yes" when the event is set."""
+
+    async def behave(_: dict[str, Any]) -> bytes:
+        await release.wait()
+        return verdict("yes")
+
+    return behave
+
+
 async def repeat_question(body: dict[str, Any]) -> bytes:
-    """Answers with the text of the last message."""
+    """Answer with the text of the last message."""
     return verdict(body["messages"][-1]["content"])
 
 
 async def hang(_: dict[str, Any]) -> bytes:
-    """Never answers."""
+    """Never answer."""
     await asyncio.sleep(3600)
     raise AssertionError("a test waited for an hour")

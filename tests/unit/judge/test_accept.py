@@ -1,4 +1,4 @@
-"""A caller says what an answer is: others are not kept, and are asked for again."""
+"""A caller accepts or refuses answers: a refused answer is not cached, and the judge is asked again."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ def refuse(_: str) -> bool:
     return False
 
 
-async def test_an_answer_that_is_refused_is_asked_for_again_and_not_kept() -> None:
+async def test_a_refused_answer_is_not_cached_and_the_judge_is_asked_again() -> None:
     async with serve_judge(in_turn(verdict("good"), verdict("7"))) as server, Judge(server.url, "m") as judge:
         assert await judge.ask("well?", accept=str.isdigit, temperature=0) == "7"
         assert await judge.ask("well?", temperature=0) == "7"
@@ -23,7 +23,7 @@ async def test_an_answer_that_is_refused_is_asked_for_again_and_not_kept() -> No
 
 
 @pytest.mark.parametrize("max_tries", [1, 3])
-async def test_an_answer_that_stays_refused_is_a_retry_that_quotes_it(max_tries: int) -> None:
+async def test_after_the_last_refused_answer_a_retry_quotes_it(max_tries: int) -> None:
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m", max_tries=max_tries) as judge:
         tries = "1 try" if max_tries == 1 else "3 tries"
         with pytest.raises(Retry, match=f"gave no answer as 'm' in {tries}: accept refuses its answer 'good'$"):
@@ -33,7 +33,7 @@ async def test_an_answer_that_stays_refused_is_a_retry_that_quotes_it(max_tries:
     assert len(server.questions) == max_tries + 1, "the last answer was kept, too"
 
 
-async def test_the_quotation_is_short_and_tells_no_secret() -> None:
+async def test_the_quotation_is_short_and_shows_no_secret() -> None:
     said = ["a" * fill + " sk-secret" for fill in range(80, 110)]
     async with serve_judge(in_turn(*(verdict(text) for text in said))) as server:
         async with Judge(server.url, "m", api_key="sk-secret", max_tries=1) as judge:
@@ -44,7 +44,7 @@ async def test_the_quotation_is_short_and_tells_no_secret() -> None:
                 assert len(str(failed.value)) < 250
 
 
-async def test_an_answer_that_was_kept_is_dropped_if_it_is_refused_and_costs_no_try() -> None:
+async def test_a_cached_answer_that_is_refused_is_removed_and_costs_no_try() -> None:
     responses = in_turn(verdict("good"), verdict("7"))
     async with serve_judge(responses) as server, Judge(server.url, "m", max_tries=1) as judge:
         assert await judge.ask("well?") == "good"
@@ -53,7 +53,7 @@ async def test_an_answer_that_was_kept_is_dropped_if_it_is_refused_and_costs_no_
     assert len(server.questions) == 2
 
 
-async def test_tries_without_an_answer_and_refused_answers_count_together() -> None:
+async def test_failed_tries_and_refused_answers_count_together() -> None:
     responses = in_turn(respond(500, b"no"), verdict("good"), respond(500, b"no"))
     async with serve_judge(responses) as server, Judge(server.url, "m", max_tries=3) as judge:
         with pytest.raises(Retry, match="in 3 tries: it answered 500: no"):
@@ -61,14 +61,8 @@ async def test_tries_without_an_answer_and_refused_answers_count_together() -> N
     assert len(server.questions) == 3
 
 
-async def test_refused_answers_have_the_same_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
+async def test_refused_answers_have_the_same_pauses(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.judge.client._FIRST_PAUSE_SECONDS", 0.25)
-    monkeypatch.setattr("rollout.judge.client.anyio.sleep", sleep)
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m", max_tries=4) as judge:
         with pytest.raises(Retry):
             await judge.ask("well?", accept=refuse)
@@ -77,7 +71,7 @@ async def test_refused_answers_have_the_same_pauses(monkeypatch: pytest.MonkeyPa
         assert longest / 2 <= pause <= longest
 
 
-async def test_a_pause_beyond_the_time_of_the_call_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pause_longer_than_the_rest_of_the_call_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.judge.client._FIRST_PAUSE_SECONDS", 1000.0)
     monkeypatch.setattr("rollout.judge.client._MAX_PAUSE_SECONDS", 1000.0)
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m") as judge:
@@ -87,7 +81,7 @@ async def test_a_pause_beyond_the_time_of_the_call_is_not_begun(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("cache_size", [0, 10])
-async def test_callers_that_accept_differently_share_a_call(cache_size: int) -> None:
+async def test_callers_with_different_accept_functions_share_a_call(cache_size: int) -> None:
     responses = in_turn(verdict("good"), verdict("7"))
     async with serve_judge(responses) as server, Judge(server.url, "m", cache_size=cache_size) as judge:
         answers = await asyncio.gather(
@@ -100,7 +94,7 @@ async def test_callers_that_accept_differently_share_a_call(cache_size: int) -> 
     assert len(server.questions) == 2
 
 
-async def test_many_that_refuse_the_same_cost_the_tries_of_one() -> None:
+async def test_many_callers_that_refuse_the_same_answer_use_the_tries_of_one() -> None:
     async with serve_judge(always(verdict("good"))) as server, Judge(server.url, "m", max_tries=3) as judge:
         asking = (judge.ask("well?", accept=str.isdigit) for _ in range(50))
         outcomes = await asyncio.gather(*asking, return_exceptions=True)
@@ -109,7 +103,7 @@ async def test_many_that_refuse_the_same_cost_the_tries_of_one() -> None:
     assert len(server.questions) == 3
 
 
-async def test_what_accept_raises_is_raised_to_its_caller_alone() -> None:
+async def test_an_error_of_accept_is_raised_only_to_its_caller() -> None:
     def fail(_: str) -> bool:
         raise ZeroDivisionError
 
@@ -129,7 +123,7 @@ async def accept_later(_: str) -> bool:
 @pytest.mark.parametrize(
     ("accept", "found"), [("7", "a str"), (accept_later, "a coroutine function")], ids=["text", "coroutine"]
 )
-async def test_what_cannot_say_whether_an_answer_is_one_is_refused(accept: Any, found: str) -> None:
+async def test_accept_must_be_a_plain_function(accept: Any, found: str) -> None:
     async with Judge("http://127.0.0.1:9/v1", "m") as judge:
         with pytest.raises(JudgeRefused, match=rf"^ask\(accept=…\) is {found}; expected a plain function"):
             await judge.ask("well?", accept=accept)

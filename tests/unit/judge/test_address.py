@@ -1,4 +1,4 @@
-"""Where a judge is and who asks it: URLs and keys that are refused at once, and secrets that nothing shows."""
+"""The URL and the key of a judge: wrong ones are refused at once, and secrets are never shown."""
 
 import base64
 import logging
@@ -44,7 +44,7 @@ PASSWORD = "hunter2"
     ],
     ids=ascii,
 )
-def test_a_url_that_cannot_be_asked_is_refused_at_once(base_url: str) -> None:
+def test_an_invalid_url_is_refused_at_once(base_url: str) -> None:
     with pytest.raises(ConfigurationError, match="Judge: base_url "):
         Judge(base_url, "m")
 
@@ -116,7 +116,7 @@ async def test_a_key_is_sent_without_the_white_space_around_it_and_not_logged(
 @pytest.mark.parametrize(
     "key", ["sk-\u00e9tude", "sk-one\nsk-two", "sk-\u200bzero", "sk-\ud800", b"sk-bytes"], ids=ascii
 )
-def test_a_key_that_no_header_carries_is_refused_and_not_shown(key: str) -> None:
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(ConfigurationError, match="api_key") as refused:
         Judge("http://h/v1", "m", api_key=key)
     assert "sk-" not in str(refused.value)
@@ -155,7 +155,7 @@ async def test_a_key_that_the_judge_repeats_is_not_quoted(write: object, status:
                 assert "sk-" not in str(failed.value)
 
 
-async def test_a_key_of_several_words_is_not_quoted_whatever_is_between_them() -> None:
+async def test_a_key_of_several_words_is_not_quoted_with_other_white_space() -> None:
     bodies = [f"{'x' * fill} sk-one\nsk-two".encode() for fill in range(480, 500)]
     async with serve_judge(in_turn(*(respond(500, body) for body in bodies))) as server:
         async with Judge(server.url, "m", api_key="sk-one sk-two", max_tries=1) as judge:
@@ -165,7 +165,7 @@ async def test_a_key_of_several_words_is_not_quoted_whatever_is_between_them() -
                 assert "sk-" not in str(failed.value)
 
 
-async def test_a_key_that_comes_back_in_a_broken_answer_is_not_quoted() -> None:
+async def test_a_key_in_a_broken_answer_is_not_quoted() -> None:
     async with serve_judge(always(f"{KEY} nonsense\r\n\r\n".encode())) as server:
         async with Judge(server.url, "m", api_key=KEY, max_tries=1) as judge:
             with pytest.raises(Retry) as failed:
@@ -181,7 +181,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
         assert await judge.ask("well?") == "yes"
 
 
-async def test_a_judge_that_nobody_runs_is_named() -> None:
+async def test_the_error_of_a_judge_that_does_not_run_has_its_url() -> None:
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
@@ -190,7 +190,7 @@ async def test_a_judge_that_nobody_runs_is_named() -> None:
                 await judge.ask("well?")
 
 
-async def test_a_host_whose_name_cannot_be_is_named() -> None:
+async def test_the_error_of_an_invalid_host_has_its_url() -> None:
     async with Judge("http://a..b/v1", "m", max_tries=1) as judge:
         with pytest.raises(Retry, match=r"the judge at http://a\.\.b/v1 gave no answer"):
             await judge.ask("well?")
@@ -218,14 +218,14 @@ async def test_a_host_whose_name_cannot_be_is_named() -> None:
     ],
     ids=lambda wrong: f"{wrong!s:.30}",
 )
-def test_a_number_that_cannot_be_is_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_an_invalid_number_is_refused_by_name(wrong: dict[str, Any]) -> None:
     ((name, found),) = wrong.items()
     shown = re.escape(repr(found)[:90])
     with pytest.raises(ConfigurationError, match=rf"^Judge: {name} is {shown}[0.]*; expected a .* number of "):
         Judge("http://h/v1", "m", **wrong)
 
 
-async def test_the_longest_time_that_is_finite_can_be_given() -> None:
+async def test_the_longest_finite_timeout_is_accepted() -> None:
     async with serve_judge(always(verdict("yes"))) as server, Judge(server.url, "m", timeout=10**308) as judge:
         assert await judge.ask("well?") == "yes"
 

@@ -1,4 +1,4 @@
-"""What a question may hold: texts of any kind, images, and nothing that JSON cannot write."""
+"""What a question may contain: any text, images, and only what JSON can write."""
 
 import copy
 import hashlib
@@ -23,7 +23,7 @@ def png(color: str = "red") -> bytes:
 
 
 async def sent(question: Any, **sampling: Any) -> dict[str, Any]:
-    """The body of the request that asks this."""
+    """Return the body of the request for this question."""
     async with serve_judge(always(verdict("yes"))) as server, Judge(server.url, "m") as judge:
         await judge.ask(question, **sampling)
     return server.questions[0]
@@ -64,7 +64,7 @@ async def test_options_of_an_image_are_kept() -> None:
     assert body["messages"][0]["content"][0]["image_url"]["detail"] == "low"
 
 
-async def test_an_image_that_chat_put_into_the_run_is_sent_with_its_bytes(tmp_path: Path) -> None:
+async def test_an_image_of_the_run_is_sent_with_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / f"{hashlib.sha256(png()).hexdigest()}.png"
     path.write_bytes(png())
     part = {"type": "image_url", "image_url": {"url": path.as_uri()}}
@@ -75,7 +75,7 @@ async def test_an_image_that_chat_put_into_the_run_is_sent_with_its_bytes(tmp_pa
 
 
 @pytest.mark.parametrize("url", ["https://h/a.png", "data:image/png;base64,AAAA"])
-async def test_a_url_that_the_judge_can_read_is_sent_as_it_is(url: str) -> None:
+async def test_a_url_that_the_judge_can_read_is_sent_unchanged(url: str) -> None:
     part = {"type": "image_url", "image_url": {"url": url}}
     assert (await sent([{"role": "user", "content": [part]}]))["messages"][0]["content"] == [part]
 
@@ -91,7 +91,7 @@ async def test_another_file_is_never_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [b"no image", "a.png", 5], ids=ascii)
-async def test_what_is_no_image_is_refused_with_its_place(source: Any) -> None:
+async def test_the_error_of_an_invalid_image_has_its_place(source: Any) -> None:
     content = [{"type": "text", "text": "see"}, {"type": "image", "image": source}]
     async with Judge("http://127.0.0.1:9/v1", "m") as judge:
         with pytest.raises(ImageError, match=r"messages\[0\]\.content\[1\]: "):
@@ -117,7 +117,7 @@ def nested_in_itself() -> list[Any]:
         (nested_in_itself(), "the question is nested in more than"),
         ("x" * (1 << 25), "the question holds more than .* characters of text"),
     ],
-    ids=["none", "number", "dict", "empty", "set", "image", "integer", "circle", "long"],
+    ids=["none", "number", "dict", "empty", "set", "image", "integer", "cycle", "long"],
 )
 async def test_a_question_that_cannot_be_sent_is_refused_by_name(question: Any, reason: str) -> None:
     async with Judge("http://127.0.0.1:9/v1", "m") as judge:
@@ -134,7 +134,7 @@ async def test_a_question_of_too_many_bytes_is_refused(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("key", ["base_url", "api_key", "timeout", "max_tries", "max_concurrent", "cache_size"])
 @pytest.mark.parametrize("value", [2, None])
-async def test_arguments_of_the_judge_are_no_keys_of_a_question(key: str, value: Any) -> None:
+async def test_arguments_of_the_judge_are_refused_as_keys_of_a_question(key: str, value: Any) -> None:
     async with Judge("http://127.0.0.1:9/v1", "m") as judge:
         with pytest.raises(JudgeRefused, match=rf"^ask\({key}=…\): it is the Judge's; give it where the Judge is made"):
             await judge.ask("well?", **{key: value})

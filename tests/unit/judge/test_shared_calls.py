@@ -1,4 +1,4 @@
-"""One call for the same question: while it is on its way, and afterwards from the cache; and the end of all calls."""
+"""The same question is asked once: callers share its call and then its cached answer; closing ends all calls."""
 
 import asyncio
 from typing import Any
@@ -8,10 +8,10 @@ import pytest
 from rollout import Retry
 from rollout.judge import Judge, JudgeClosed
 from rollout.judge.answers import AnswerCache
-from tests.unit.judge.stand_in import always, hang, in_turn, repeat_question, respond, serve_judge, verdict
+from tests.unit.judge.stand_in import always, hang, in_turn, repeat_question, respond, serve_judge, verdict, wait_for
 
 
-async def test_an_answer_is_kept_by_the_content_of_the_question() -> None:
+async def test_an_answer_is_cached_by_the_content_of_the_question() -> None:
     async with serve_judge(repeat_question) as server, Judge(server.url, "m") as judge:
         assert await judge.ask("one") == "one"
         assert await judge.ask([{"role": "user", "content": "one"}]) == "one"
@@ -29,21 +29,21 @@ async def test_an_answer_is_kept_by_the_content_of_the_question() -> None:
 
 
 @pytest.mark.parametrize("failed", [verdict("half", "content_filter"), verdict(""), respond(500, b"")])
-async def test_what_is_no_answer_is_not_kept(failed: bytes) -> None:
+async def test_a_failed_try_is_not_cached(failed: bytes) -> None:
     async with serve_judge(in_turn(failed, verdict("yes"))) as server, Judge(server.url, "m", max_tries=1) as judge:
         with pytest.raises(Retry):
             await judge.ask("well?")
         assert await judge.ask("well?") == "yes"
 
 
-async def test_a_cache_of_no_size_keeps_nothing() -> None:
+async def test_a_cache_of_size_zero_stores_nothing() -> None:
     async with serve_judge(always(verdict("yes"))) as server, Judge(server.url, "m", cache_size=0) as judge:
         await judge.ask("well?")
         await judge.ask("well?")
     assert len(server.questions) == 2
 
 
-async def test_the_answer_that_was_not_used_for_longest_is_forgotten() -> None:
+async def test_the_least_recently_used_answer_is_removed() -> None:
     async with serve_judge(repeat_question) as server, Judge(server.url, "m", cache_size=2) as judge:
         for question in ("one", "two", "one", "three", "one", "two"):
             await judge.ask(question)
@@ -60,14 +60,9 @@ def test_the_cache_is_bounded_in_bytes() -> None:
 
 
 @pytest.mark.parametrize("cache_size", [0, 10])
-async def test_many_that_ask_the_same_at_once_cost_one_call(cache_size: int) -> None:
+async def test_many_callers_with_the_same_question_share_one_call(cache_size: int) -> None:
     release = asyncio.Event()
-
-    async def behave(_: dict[str, Any]) -> bytes:
-        await release.wait()
-        return verdict("yes")
-
-    async with serve_judge(behave) as server, Judge(server.url, "m", cache_size=cache_size) as judge:
+    async with serve_judge(wait_for(release)) as server, Judge(server.url, "m", cache_size=cache_size) as judge:
         asking = [asyncio.ensure_future(judge.ask("well?")) for _ in range(50)]
         await server.arrived.wait()
         release.set()
@@ -75,7 +70,7 @@ async def test_many_that_ask_the_same_at_once_cost_one_call(cache_size: int) -> 
     assert len(server.questions) == 1
 
 
-async def test_many_that_share_a_failure_get_an_error_of_their_own() -> None:
+async def test_callers_that_share_a_failed_call_get_an_error_each() -> None:
     async with serve_judge(always(respond(500, b""))) as server, Judge(server.url, "m", max_tries=1) as judge:
         errors = await asyncio.gather(*(judge.ask("well?") for _ in range(5)), return_exceptions=True)
     assert len(server.questions) == 1
@@ -85,12 +80,7 @@ async def test_many_that_share_a_failure_get_an_error_of_their_own() -> None:
 
 async def test_a_caller_that_is_cancelled_does_not_cancel_the_call_of_others() -> None:
     release = asyncio.Event()
-
-    async def behave(_: dict[str, Any]) -> bytes:
-        await release.wait()
-        return verdict("yes")
-
-    async with serve_judge(behave) as server, Judge(server.url, "m") as judge:
+    async with serve_judge(wait_for(release)) as server, Judge(server.url, "m") as judge:
         first, second = (asyncio.ensure_future(judge.ask("well?")) for _ in range(2))
         await server.arrived.wait()
         first.cancel()
@@ -101,7 +91,7 @@ async def test_a_caller_that_is_cancelled_does_not_cancel_the_call_of_others() -
     assert len(server.questions) == 1
 
 
-async def test_a_call_for_which_nobody_waits_gives_its_place_to_others() -> None:
+async def test_a_call_without_callers_is_cancelled_and_others_can_run() -> None:
     first = True
 
     async def behave(body: dict[str, Any]) -> bytes:
@@ -119,7 +109,7 @@ async def test_a_call_for_which_nobody_waits_gives_its_place_to_others() -> None
             assert await judge.ask("well?") == "well?"
 
 
-async def test_closing_ends_the_calls_in_flight_by_name() -> None:
+async def test_closing_ends_the_running_calls_with_a_named_error() -> None:
     async with serve_judge(hang) as server:
         async with Judge(server.url, "m", max_concurrent=1) as judge:
             asking = [asyncio.ensure_future(judge.ask(f"question {number % 3}")) for number in range(6)]
@@ -129,7 +119,7 @@ async def test_closing_ends_the_calls_in_flight_by_name() -> None:
     assert issubclass(JudgeClosed, Retry)
 
 
-async def test_calls_that_did_not_begin_end_by_name_too() -> None:
+async def test_closing_ends_calls_that_did_not_start_yet() -> None:
     async with Judge("http://127.0.0.1:9/v1", "m") as judge:
         asking = asyncio.ensure_future(judge.ask("well?"))
         await asyncio.sleep(0)
@@ -137,7 +127,7 @@ async def test_calls_that_did_not_begin_end_by_name_too() -> None:
         await asyncio.wait_for(asking, 30)
 
 
-async def test_a_closed_judge_is_not_asked_even_for_what_it_kept() -> None:
+async def test_a_closed_judge_does_not_answer_even_from_its_cache() -> None:
     async with serve_judge(always(verdict("yes"))) as server:
         judge = Judge(server.url, "m")
         await judge.ask("well?")

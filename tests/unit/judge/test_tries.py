@@ -1,4 +1,4 @@
-"""What is tried again, what is not, and how long it takes at most."""
+"""Which failures are tried again, which are final, and how long a call takes at most."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ def answer_in_parts(*parts: dict[str, Any]) -> bytes:
     return respond(200, orjson.dumps({"choices": [choice]}))
 
 
-NO_ANSWERS = {
+WITHOUT_ANSWER = {
     **{f"{status}": respond(status, b"no") for status in (408, 429, 500, 502, 503, 504, 529)},
     "closed": None,
     "no HTTP": b"nonsense\r\n\r\n",
@@ -52,17 +52,17 @@ NO_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("name", NO_ANSWERS)
-async def test_what_is_no_answer_is_tried_again(name: str) -> None:
-    async with serve_judge(in_turn(NO_ANSWERS[name], verdict("yes"))) as server, Judge(server.url, "m") as judge:
+@pytest.mark.parametrize("name", WITHOUT_ANSWER)
+async def test_a_try_without_an_answer_is_repeated(name: str) -> None:
+    async with serve_judge(in_turn(WITHOUT_ANSWER[name], verdict("yes"))) as server, Judge(server.url, "m") as judge:
         async with asyncio.timeout(30):
             assert await judge.ask("well?") == "yes"
     assert server.targets == ["POST /v1/chat/completions"] * 2
 
 
-@pytest.mark.parametrize("name", NO_ANSWERS)
-async def test_what_stays_no_answer_is_a_retry_that_says_where_and_how_often(name: str) -> None:
-    async with serve_judge(always(NO_ANSWERS[name])) as server:
+@pytest.mark.parametrize("name", WITHOUT_ANSWER)
+async def test_after_the_last_try_a_retry_says_where_and_how_often(name: str) -> None:
+    async with serve_judge(always(WITHOUT_ANSWER[name])) as server:
         async with Judge(server.url, "m", max_tries=3) as judge:
             with pytest.raises(Retry, match=f"^the judge at {server.url} gave no answer as 'm' in 3 tries: ."):
                 await judge.ask("well?")
@@ -70,10 +70,10 @@ async def test_what_stays_no_answer_is_a_retry_that_says_where_and_how_often(nam
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 422])
-async def test_a_refusal_is_final_and_is_no_retry(status: int) -> None:
-    body = orjson.dumps({"error": {"message": "as told"}})
+async def test_a_refusal_is_final_and_is_not_a_retry(status: int) -> None:
+    body = orjson.dumps({"error": {"message": "a reason"}})
     async with serve_judge(always(respond(status, body))) as server, Judge(server.url, "m") as judge:
-        with pytest.raises(JudgeRefused, match=f"^the judge at {server.url} answered {status}: as told") as refused:
+        with pytest.raises(JudgeRefused, match=f"^the judge at {server.url} answered {status}: a reason") as refused:
             await judge.ask("well?")
     assert not isinstance(refused.value, Retry)
     assert isinstance(refused.value, RolloutError)
@@ -85,13 +85,13 @@ async def test_a_refusal_is_final_and_is_no_retry(status: int) -> None:
     ("status", "fix"),
     [(400, "are the sampling"), (401, "is api_key"), (403, "may this api_key"), (404, "has base_url the /v1")],
 )
-async def test_a_refusal_says_what_to_look_at(status: int, fix: str) -> None:
+async def test_a_refusal_says_what_to_check(status: int, fix: str) -> None:
     async with serve_judge(always(respond(status, b""))) as server, Judge(server.url, "m") as judge:
         with pytest.raises(JudgeRefused, match=rf"\(it gave no reason\) \({fix}"):
             await judge.ask("well?")
 
 
-async def test_a_refusal_with_an_endless_reason_is_one() -> None:
+async def test_a_refusal_may_have_an_endless_reason() -> None:
     async with serve_judge(always(respond(401, b"x" * (MAX_ANSWER_BYTES + 1)))) as server:
         async with Judge(server.url, "m") as judge:
             with pytest.raises(JudgeRefused, match=r"answered 401: \(an answer that is compressed or too long"):
@@ -99,7 +99,7 @@ async def test_a_refusal_with_an_endless_reason_is_one() -> None:
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens"])
-async def test_a_cut_answer_is_one_if_the_caller_said_where(key: str) -> None:
+async def test_a_cut_answer_is_accepted_if_the_caller_set_a_limit(key: str) -> None:
     async with serve_judge(always(verdict("half", "length"))) as server, Judge(server.url, "m") as judge:
         limit: dict[str, Any] = {key: 1}
         assert await judge.ask("well?", **limit) == "half"
@@ -108,18 +108,13 @@ async def test_a_cut_answer_is_one_if_the_caller_said_where(key: str) -> None:
             await judge.ask("well?", **limit)
 
 
-async def test_a_judge_that_names_no_finish_reason_has_answered() -> None:
-    async with serve_judge(always(verdict("yes", None))) as server, Judge(server.url, "m") as judge:
-        assert await judge.ask("well?") == "yes"
-
-
-@pytest.mark.parametrize("finish_reason", ["stop", "eos_token", "end_turn", "eos", "STOP"])
-async def test_servers_have_words_of_their_own_for_the_end(finish_reason: str) -> None:
+@pytest.mark.parametrize("finish_reason", ["stop", "eos_token", "end_turn", "eos", "STOP", None])
+async def test_an_answer_with_any_usual_finish_reason_is_accepted(finish_reason: str | None) -> None:
     async with serve_judge(always(verdict("yes", finish_reason))) as server, Judge(server.url, "m") as judge:
         assert await judge.ask("well?") == "yes"
 
 
-async def test_texts_in_parts_are_joined_without_what_is_no_text() -> None:
+async def test_texts_in_parts_are_joined_without_other_parts() -> None:
     thought = {"type": "thinking", "thinking": "well", "text": "well"}
     response = answer_in_parts({"type": "text", "text": "1"}, thought, {"text": "0"}, {"type": "text", "text": None})
     async with serve_judge(always(response)) as server, Judge(server.url, "m") as judge:
@@ -137,7 +132,7 @@ async def test_a_redirect_is_refused_and_not_followed(status: int) -> None:
     assert len(server.questions) == 1
 
 
-async def test_a_redirect_to_nowhere_is_refused() -> None:
+async def test_a_redirect_without_an_address_is_refused() -> None:
     async with serve_judge(always(respond(302, b"moved"))) as server, Judge(server.url, "m") as judge:
         with pytest.raises(JudgeRefused, match="it redirects to an address that it does not name"):
             await judge.ask("well?")
@@ -172,14 +167,14 @@ async def test_each_try_has_its_deadline() -> None:
         assert await judge.ask("well?") == "yes"
 
 
-async def test_a_try_that_answers_byte_by_byte_has_its_deadline_too() -> None:
+async def test_a_try_with_an_incomplete_answer_has_its_deadline_too() -> None:
     async with serve_judge(always(b"HTTP/1.1 200 -\r\n")) as server:
         async with Judge(server.url, "m", timeout=0.1, max_tries=1) as judge:
             with pytest.raises(Retry, match=r"in 1 try: a try took longer than 0\.1 s"):
                 await judge.ask("well?")
 
 
-async def test_a_wait_for_a_place_ends() -> None:
+async def test_a_wait_for_other_calls_ends() -> None:
     async with serve_judge(hang) as server:
         async with Judge(server.url, "m", timeout=0.1, max_tries=3, max_concurrent=1) as judge:
             asking = [asyncio.ensure_future(judge.ask(f"question {number}")) for number in range(8)]
@@ -190,7 +185,7 @@ async def test_a_wait_for_a_place_ends() -> None:
     )
 
 
-async def test_no_more_questions_are_on_their_way_than_allowed() -> None:
+async def test_no_more_questions_are_in_flight_than_allowed() -> None:
     async def behave(_: dict[str, Any]) -> bytes:
         await asyncio.sleep(0.01)
         return verdict("yes")
@@ -198,18 +193,6 @@ async def test_no_more_questions_are_on_their_way_than_allowed() -> None:
     async with serve_judge(behave) as server, Judge(server.url, "m", max_concurrent=3) as judge:
         await asyncio.gather(*(judge.ask(f"question {number}") for number in range(12)))
     assert server.most_busy == 3
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses before tries, none of which takes any time."""
-    asked: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        asked.append(seconds)
-
-    monkeypatch.setattr("rollout.judge.client.anyio.sleep", sleep)
-    return asked
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -246,7 +229,7 @@ async def test_a_date_says_when_the_pause_ends(pauses: list[float]) -> None:
     assert 0 < pauses[0] <= 20
 
 
-async def test_a_pause_beyond_the_time_of_the_call_is_not_begun(pauses: list[float]) -> None:
+async def test_a_pause_longer_than_the_rest_of_the_call_does_not_start(pauses: list[float]) -> None:
     async with serve_judge(always(respond(429, b"busy", retry_after="20"))) as server:
         async with Judge(server.url, "m", timeout=1, max_tries=4) as judge:
             with pytest.raises(Retry, match="in 1 try: it answered 429: busy"):

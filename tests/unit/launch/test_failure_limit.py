@@ -1,4 +1,4 @@
-"""The limit of failed rollouts: when it stops a run, and what it says."""
+"""The limit of failed rollouts: when it stops a run, and its error text."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ import pytest
 from rollout.launch.failure_limit import FailureLimit, TooManyFailures
 
 
-def finding(
+def stop_reason(
     max_failed: int | float | None, counts: Mapping[str, int], earlier: Mapping[str, int] | None = None
 ) -> str | None:
-    """Why the run stops; None if it goes on."""
+    """Return why the run stops, or None if it continues."""
     try:
         FailureLimit("coin", max_failed, earlier or {}).check(counts)
     except TooManyFailures as error:
@@ -37,14 +37,16 @@ def finding(
         (1.0, {"failed": 100_000}, False),
     ],
 )
-def test_when_a_run_stops(max_failed: int | float | None, counts: dict[str, int], stops: bool) -> None:
-    assert (finding(max_failed, counts) is not None) == stops
+def test_a_run_stops_at_its_limit_of_failed_rollouts(
+    max_failed: int | float | None, counts: dict[str, int], stops: bool
+) -> None:
+    assert (stop_reason(max_failed, counts) is not None) == stops
 
 
-def test_what_failed_before_the_launch_is_not_counted() -> None:
+def test_failures_before_the_launch_are_not_counted() -> None:
     earlier = {"failed": 20, "ok": 5}
-    assert finding(None, {"failed": 35, "ok": 5}, earlier) is None
-    assert "all 16 that have ended" in (finding(None, {"failed": 36, "ok": 5}, earlier) or "")
+    assert stop_reason(None, {"failed": 35, "ok": 5}, earlier) is None
+    assert "all 16 that have ended" in (stop_reason(None, {"failed": 36, "ok": 5}, earlier) or "")
 
 
 @pytest.mark.parametrize(
@@ -56,17 +58,13 @@ def test_what_failed_before_the_launch_is_not_counted() -> None:
             "rollouts of coin failed, so the run stops: all 17 that have ended; run.max_failed sets",
         ),
         (2, {"failed": 3, "ok": 4}, "3 of 7 that have ended; run.max_failed allows 2 (1.0"),
-        (
-            0.25,
-            {"failed": 6, "ok": 14},
-            "6 of 20 that have ended; run.max_failed allows a share of 0.25 (1.0",
-        ),
+        (0.25, {"failed": 6, "ok": 14}, "6 of 20 that have ended; run.max_failed allows a share of 0.25 (1.0"),
     ],
 )
 def test_the_error_names_environment_counts_and_key(
     max_failed: int | float | None, counts: dict[str, int], expected: str
 ) -> None:
-    said = finding(max_failed, counts)
-    assert said is not None
-    assert expected in said
-    assert "(1.0: no limit)" in said
+    reason = stop_reason(max_failed, counts)
+    assert reason is not None
+    assert expected in reason
+    assert "(1.0: no limit)" in reason

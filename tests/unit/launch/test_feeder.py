@@ -1,4 +1,4 @@
-"""Feeding: orders are paced by the trainer, groups are sent whole, and nothing that is done is sent again."""
+"""The feeder sends whole groups, at the pace of the trainer, and no order of a finished rollout."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -62,15 +62,15 @@ def test_the_capacity_rule_bounds_how_stale_a_rollout_can_become(
     assert room is not None
     in_flight = extra + room
     assert in_flight == (staleness + version + 1) * batch - progress.consumed
-    # Consumed in order, the last of those in flight is trained on at most `staleness` versions from now.
+    # If they are consumed in order, the last one in flight is trained on after at most `staleness` versions.
     assert (in_flight - 1) // batch <= staleness
 
 
-def test_without_a_bound_there_is_no_capacity() -> None:
+def test_without_max_staleness_the_capacity_is_unlimited() -> None:
     assert remaining_capacity(UNPACED, TrainerProgress(), 10**9) is None
 
 
-async def test_groups_are_sent_whole_as_the_trainer_goes_on(tmp_path: Path, tasks: Queue) -> None:
+async def test_whole_groups_are_sent_as_the_trainer_advances(tmp_path: Path, tasks: Queue) -> None:
     feeder = Feeder(make_orders(5, 4), tasks, Claims(tmp_path), PolicyConfig(max_staleness=0, batch=8))
     async with anyio.create_task_group() as group:
         group.start_soon(feeder.feed, 100)
@@ -90,7 +90,7 @@ async def test_groups_are_sent_whole_as_the_trainer_goes_on(tmp_path: Path, task
     assert feeder.rollouts_sent == 20
 
 
-async def test_no_more_than_a_window_waits(tmp_path: Path, tasks: Queue) -> None:
+async def test_at_most_one_window_of_orders_waits(tmp_path: Path, tasks: Queue) -> None:
     feeder = Feeder(make_orders(50, 2), tasks, Claims(tmp_path), UNPACED)
     async with anyio.create_task_group() as group:
         group.start_soon(feeder.feed, 10)
@@ -103,7 +103,7 @@ async def test_no_more_than_a_window_waits(tmp_path: Path, tasks: Queue) -> None
     assert feeder.all_finished
 
 
-async def test_what_is_done_is_not_sent_and_what_was_left_over_is_sent_once(tmp_path: Path, tasks: Queue) -> None:
+async def test_finished_rollouts_are_not_sent_and_leftover_orders_are_replaced(tmp_path: Path, tasks: Queue) -> None:
     claims = Claims(tmp_path)
     for rollout in ("0.0", "0.1", "1.1"):
         number = claims.claim_next_attempt(rollout).attempt_number
@@ -121,7 +121,7 @@ async def test_what_is_done_is_not_sent_and_what_was_left_over_is_sent_once(tmp_
     assert feeder.rollouts_sent == 6
 
 
-async def test_orders_of_another_run_are_neither_taken_away_nor_played(tmp_path: Path, tasks: Queue) -> None:
+async def test_orders_of_another_run_are_refused_and_kept(tmp_path: Path, tasks: Queue) -> None:
     feeder = Feeder(make_orders(1, 1), tasks, Claims(tmp_path), UNPACED)
     await feeder.require_empty()
     await tasks.put((b"another's",), key="k")
@@ -130,7 +130,7 @@ async def test_orders_of_another_run_are_neither_taken_away_nor_played(tmp_path:
     assert (await tasks.stats()).backlog_records == 1
 
 
-async def test_a_worker_that_keeps_orders_of_an_earlier_launch_is_told_of(tmp_path: Path, tasks: Queue) -> None:
+async def test_orders_that_a_worker_keeps_from_an_earlier_launch_are_an_error(tmp_path: Path, tasks: Queue) -> None:
     await tasks.put((b"left over",), key="k")
     await receive(tasks, 1)
     async with open_queue(tasks.url, lease="record") as launched:
@@ -138,13 +138,13 @@ async def test_a_worker_that_keeps_orders_of_an_earlier_launch_is_told_of(tmp_pa
             await Feeder(make_orders(1, 1), launched, Claims(tmp_path), UNPACED).remove_leftovers(0.2)
 
 
-async def test_a_group_that_no_step_can_take_is_refused(tmp_path: Path, tasks: Queue) -> None:
+async def test_a_group_that_is_larger_than_a_batch_is_refused(tmp_path: Path, tasks: Queue) -> None:
     feeder = Feeder(make_orders(1, 8), tasks, Claims(tmp_path), PolicyConfig(max_staleness=1, batch=4))
     with pytest.raises(ConfigurationError, match=r"task 0 has 8 rollouts and policy\.batch is 4"):
         await feeder.feed(100)
 
 
-async def test_a_new_orchestrator_begins_with_what_the_trainer_said_last(tmp_path: Path) -> None:
+async def test_a_new_launch_begins_with_the_latest_progress_of_the_trainer(tmp_path: Path) -> None:
     url = f"file://{tmp_path}"
     async with ProgressPublisher(url) as publisher:
         for version in range(3):
@@ -162,7 +162,7 @@ async def test_a_new_orchestrator_begins_with_what_the_trainer_said_last(tmp_pat
 @pytest.mark.parametrize(
     "frames", [(b"not a record",), encode({"version": float("inf"), "consumed": 0, "discarded": 0}), encode([1])]
 )
-async def test_progress_that_is_none_is_put_aside(tmp_path: Path, frames: Frames) -> None:
+async def test_a_record_that_is_not_progress_becomes_a_dead_letter(tmp_path: Path, frames: Frames) -> None:
     async with open_queue(f"memory://{tmp_path.name}-control") as queue:
         await queue.put(frames, key="progress")
         follower = ProgressFollower(queue)

@@ -1,4 +1,4 @@
-"""A launch that cannot read the trainer's progress for a while goes on, and says so once."""
+"""A launch continues if it cannot read the trainer's progress, and reports it once."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -9,24 +9,21 @@ import pytest
 from structlog.testing import capture_logs
 
 from rollout.launch import launch
-from rollout.launch.local import LocalPlace
 from rollout.launch.state import LaunchState
 from rollout.records.progress import ProgressPublisher, TrainerProgress
-from rollout.rundir.manifest import create_run
+from tests.unit.launch.states import prepare_launch
 from transports import Delivery, Queue, QueueStorageError, open_queue
 
 
 @pytest.fixture
 async def state(repository: Path, tmp_path: Path) -> AsyncIterator[LaunchState]:
-    config = repository / "configs" / "color_codeword.yaml"
-    directory, launch_configs = create_run([config], (f"run.directory={tmp_path}",))
-    state = LaunchState(directory, launch_configs, 0, LocalPlace(), is_resumed=False)
+    state = prepare_launch(repository, tmp_path)
     async with aclosing(open_queue(f"memory://{tmp_path.name}-control")) as queue:
         state.environments[0].control_queue = queue
         yield state
 
 
-async def test_a_control_queue_that_fails_is_reported_once_and_followed_again(
+async def test_a_control_queue_that_fails_is_reported_once_and_read_again(
     state: LaunchState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (environment,) = state.environments
@@ -58,7 +55,7 @@ async def test_a_control_queue_that_fails_is_reported_once_and_followed_again(
     assert "can be read again, after " in over
 
 
-async def test_following_ends_with_its_queue(state: LaunchState) -> None:
+async def test_a_launch_stops_reading_progress_when_its_queue_closes(state: LaunchState) -> None:
     (environment,) = state.environments
     assert environment.control_queue is not None
     await environment.control_queue.aclose()

@@ -1,4 +1,4 @@
-"""A worker whose start fails half-way; the rest of `rollout.launch.local` is tested with its supervisor."""
+"""A worker whose start fails; test_supervisor.py tests the rest of `rollout.launch.local`."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ COMMAND = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
 
 
 class Groups:
-    """In the place of the reaper."""
+    """Replaces the reaper."""
 
     def __init__(self) -> None:
         self.added: list[int] = []

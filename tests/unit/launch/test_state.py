@@ -1,24 +1,17 @@
-"""The state of a launch: what its report says of the whole run."""
+"""The report of a launch covers the whole run."""
 
 from pathlib import Path
 
-from rollout.launch.local import LocalPlace
-from rollout.launch.state import LaunchState
 from rollout.rundir.claims import Outcome
-from rollout.rundir.manifest import create_run
+from tests.unit.launch.states import prepare_launch
 
 
-def test_the_report_has_what_earlier_launches_and_other_machines_did(repository: Path, tmp_path: Path) -> None:
-    files = [repository / "configs" / "color_codeword.yaml", repository / "configs" / "calculator.yaml"]
-    directory, launch_configs = create_run(files, (f"run.directory={tmp_path}",))
-    state = LaunchState(directory, launch_configs, 2, LocalPlace(), is_resumed=False)
-    error = {"type": "ValueError", "message": "bad"}
-    for environment, status in zip(state.environments, ("ok", "failed"), strict=True):
-        claim = environment.claims.claim_next_attempt("0.0")
-        ended = Outcome(
-            "0.0", "0", claim.attempt_number, status, request_retries=2, error=error if status == "failed" else None
-        )
-        environment.claims.record_outcome(ended)
+def test_the_report_includes_earlier_launches_and_other_machines(repository: Path, tmp_path: Path) -> None:
+    state = prepare_launch(repository, tmp_path, names=("color_codeword", "calculator"))
+    bug = {"type": "ValueError", "message": "bad"}
+    for environment, status, error in zip(state.environments, ("ok", "failed"), (None, bug), strict=True):
+        attempt = environment.claims.claim_next_attempt("0.0").attempt_number
+        environment.claims.record_outcome(Outcome("0.0", "0", attempt, status, request_retries=2, error=error))
     report = state.report()
     assert (report["rollouts"], report["request_retries"]) == (2, 4)
     assert report["environments"]["calculator"]["request_retries"] == 2

@@ -1,8 +1,10 @@
-"""A fleet of worker processes, with scripts in the place of workers."""
+"""The supervisor of worker processes. Small scripts replace the workers."""
 
 import errno
 import os
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -30,7 +32,7 @@ print("engines", *instructions.engine_urls, flush=True)
 
 
 class StuckQueue(MemoryQueue):
-    """Another handle's leases are ended only when the test says so, or cannot be."""
+    """Expires leases only after `go_on`, or fails with `error`."""
 
     def __init__(self, error: QueueError | None = None) -> None:
         super().__init__("memory://stuck", lease="record", consume=None)
@@ -69,6 +71,30 @@ def make_supervisor(
     )
 
 
+@asynccontextmanager
+async def running(supervisor: Supervisor) -> AsyncIterator[None]:
+    """Run a supervisor, for at most 30 seconds."""
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(supervisor.run)
+            yield
+
+
+async def run_until_workers_die(supervisor: Supervisor, message: str) -> None:
+    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match=message)):
+        await supervisor.run()
+
+
+async def wait_until(holds: Callable[[], bool], between: Callable[[], None] = lambda: None) -> None:
+    while not holds():
+        between()
+        await anyio.sleep(0.02)
+
+
+def all_ready(supervisor: Supervisor) -> bool:
+    return all(slot.heartbeat.ready for slot in supervisor.slots)
+
+
 def pid_of(slot: WorkerSlot) -> int:
     assert slot.process is not None
     return slot.process.pid
@@ -76,24 +102,21 @@ def pid_of(slot: WorkerSlot) -> int:
 
 async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "link.close(WorkerFailure('the disk is full')); sys.exit(3)", restarts=2)
-    with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="scripted keep dying .* the disk is full")):
-        await supervisor.run()
+    await run_until_workers_die(supervisor, "scripted keep dying .* the disk is full")
     assert [(death.worker, death.exit_code, death.reason) for death in supervisor.deaths] == [
         ("scripted-0", 3, "the disk is full")
     ] * 3
     assert (tmp_path / "0.out").read_text() == "engines http://engine/scripted\n" * 3
 
 
-async def test_a_worker_whose_output_cannot_be_kept_is_not_started_and_the_file_is_named(tmp_path: Path) -> None:
+async def test_a_worker_whose_output_file_cannot_be_opened_is_not_started(tmp_path: Path) -> None:
     (tmp_path / "0.out").mkdir()
     supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
-    expected = rf"no process for scripted-0: {tmp_path}/0\.out: Is a directory"
-    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match=expected)):
-        await supervisor.run()
+    await run_until_workers_die(supervisor, rf"no process for scripted-0: {tmp_path}/0\.out: Is a directory")
     assert [death.exit_code for death in supervisor.deaths] == [1]
 
 
-async def test_a_worker_is_not_started_without_descriptors_for_it(
+async def test_a_worker_is_not_started_without_free_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -101,11 +124,10 @@ async def test_a_worker_is_not_started_without_descriptors_for_it(
 
     supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
     monkeypatch.setattr("rollout.launch.local.socket.socketpair", fail)
-    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="-0: Too many open files")):
-        await supervisor.run()
+    await run_until_workers_die(supervisor, "-0: Too many open files")
 
 
-async def test_a_death_is_noticed_while_what_the_worker_started_holds_its_output(tmp_path: Path) -> None:
+async def test_a_death_is_noticed_while_a_child_of_the_worker_holds_its_output(tmp_path: Path) -> None:
     then = """
 import os, subprocess
 child = subprocess.Popen(["sleep", "600"])
@@ -113,113 +135,88 @@ print("child", child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
     supervisor = make_supervisor(tmp_path, then, restarts=0)
-    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="signal SIGKILL")):
-        await supervisor.run()
+    await run_until_workers_die(supervisor, "signal SIGKILL")
     child = int((tmp_path / "0.out").read_text().split()[-1])
     assert process_state(child) in (None, "Z")
 
 
-async def test_a_queue_that_does_not_release_leases_holds_nobody_up(tmp_path: Path) -> None:
+async def test_a_queue_that_does_not_expire_leases_delays_no_restart(tmp_path: Path) -> None:
     tasks = StuckQueue()
-    supervisor = make_supervisor(
-        tmp_path, "link.wait_for_instructions(); time.sleep(600)", restarts=100, workers=2, tasks=tasks
-    )
-    async with anyio.create_task_group() as group:
-        group.start_soon(supervisor.run)
-        with anyio.fail_after(30):
-            for deaths in range(1, 4):
-                while not all(slot.heartbeat.lease_holder for slot in supervisor.slots):
-                    supervisor.send_instructions()
-                    await anyio.sleep(0.02)
-                os.kill(pid_of(supervisor.slots[deaths % 2]), 9)
-                while len(supervisor.deaths) < deaths:  # noqa: ASYNC110 - it is another process
-                    await anyio.sleep(0.02)
+    then = "link.wait_for_instructions(); time.sleep(600)"
+    supervisor = make_supervisor(tmp_path, then, restarts=100, workers=2, tasks=tasks)
+    async with running(supervisor):
+        for number in range(3):
+            await wait_until(
+                lambda: all(slot.heartbeat.lease_holder for slot in supervisor.slots), supervisor.send_instructions
+            )
+            os.kill(pid_of(supervisor.slots[number % 2]), 9)
+            await wait_until(lambda number=number: len(supervisor.deaths) > number)  # type: ignore[misc]
         assert (tasks.asked, tasks.released) == (3, 0)
         supervisor.kill()
         tasks.go_on.set()
     assert tasks.released >= 3
 
 
-async def test_leases_that_cannot_be_released_are_left_to_lapse(tmp_path: Path) -> None:
+async def test_workers_are_restarted_although_leases_cannot_be_expired(tmp_path: Path) -> None:
     tasks = StuckQueue(QueueStorageError("the server is away"))
     then = "while not versions: time.sleep(0.01)\nlink.close(); sys.exit(3)"
     supervisor = make_supervisor(tmp_path, then, restarts=100, tasks=tasks)
-    async with anyio.create_task_group() as group:
-        group.start_soon(supervisor.run)
-        with anyio.fail_after(30):
-            while len(supervisor.deaths) < 2 or not tasks.asked:
-                supervisor.send_instructions()
-                await anyio.sleep(0.02)
+    async with running(supervisor):
+        await wait_until(lambda: len(supervisor.deaths) >= 2 and tasks.asked > 0, supervisor.send_instructions)
         supervisor.drain()
 
 
-async def test_a_fleet_that_waits_before_it_starts_anew_lets_itself_be_ended(
+async def test_a_supervisor_that_waits_before_a_restart_can_be_drained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollout.launch.supervisor._RESTART_PAUSES_SECONDS", (3600.0, 3600.0))
     supervisor = make_supervisor(tmp_path, "sys.exit(3)", restarts=100)
-    with anyio.fail_after(30):
-        async with anyio.create_task_group() as group:
-            group.start_soon(supervisor.run)
-            while not supervisor.deaths:  # noqa: ASYNC110 - it is another process
-                await anyio.sleep(0.02)
-            supervisor.drain()
+    async with running(supervisor):
+        await wait_until(lambda: bool(supervisor.deaths))
+        supervisor.drain()
 
 
 async def test_a_worker_that_cannot_be_started_is_a_death(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "", restarts=1)
     supervisor.slots[0].command = (str(tmp_path / "nowhere"),)
-    with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="no process for scripted-0: .*nowhere")):
-        await supervisor.run()
+    await run_until_workers_die(supervisor, "no process for scripted-0: .*nowhere")
 
 
-async def test_a_fleet_drains(tmp_path: Path) -> None:
+async def test_workers_are_drained(tmp_path: Path) -> None:
     then = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (link.close(), sys.exit(0)))\ntime.sleep(600)"
     supervisor = make_supervisor(tmp_path, then, restarts=0, workers=2)
-    async with anyio.create_task_group() as group:
-        group.start_soon(supervisor.run)
-        with anyio.fail_after(30):
-            await wait_until_ready(supervisor)
+    async with running(supervisor):
+        await wait_until(lambda: all_ready(supervisor))
         pids = [pid_of(slot) for slot in supervisor.slots]
         supervisor.drain()
     assert supervisor.deaths == []
     assert [process_state(pid) for pid in pids] == [None, None]
 
 
-async def test_workers_are_told_news_and_killed_at_once(tmp_path: Path) -> None:
+async def test_workers_get_new_instructions_and_are_killed_at_once(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "time.sleep(600)", restarts=0)
-    async with anyio.create_task_group() as group:
-        group.start_soon(supervisor.run)
-        with anyio.fail_after(30):
-            await wait_until_ready(supervisor)
-            supervisor.send_instructions()
-            while supervisor.slots[0].heartbeat.lease_holder != "4 4":  # noqa: ASYNC110 - it is another process that changes
-                await anyio.sleep(0.02)
+    async with running(supervisor):
+        await wait_until(lambda: all_ready(supervisor))
+        supervisor.send_instructions()
+        await wait_until(lambda: supervisor.slots[0].heartbeat.lease_holder == "4 4")
         supervisor.kill()
     assert supervisor.deaths == []
 
 
-async def test_a_worker_may_have_much_to_tell(tmp_path: Path) -> None:
+async def test_a_worker_can_send_a_long_report(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "versions.append('x' * 1_000_000); time.sleep(600)", restarts=0)
-    async with anyio.create_task_group() as group:
-        group.start_soon(supervisor.run)
-        with anyio.fail_after(30):
-            while len(supervisor.slots[0].heartbeat.lease_holder) < 1_000_000:  # noqa: ASYNC110 - it is another process that changes
-                await anyio.sleep(0.02)
+    async with running(supervisor):
+        await wait_until(lambda: len(supervisor.slots[0].heartbeat.lease_holder) >= 1_000_000)
         supervisor.kill()
     assert supervisor.deaths == []
 
 
-async def test_a_worker_that_is_not_heard_is_not_taken_for_dead_by_its_silence_alone(tmp_path: Path) -> None:
+async def test_a_worker_that_sends_no_heartbeat_is_not_considered_dead(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "import os\nos.kill(os.getpid(), 19)", restarts=0)
-    async with anyio.create_task_group() as group:
-        group.start_soon(supervisor.run)
-        with anyio.fail_after(30):
-            while supervisor.slots[0].process is None:  # noqa: ASYNC110 - it is another process that changes
-                await anyio.sleep(0.02)
+    async with running(supervisor):
+        await wait_until(lambda: supervisor.slots[0].process is not None)
         await anyio.sleep(2.0)
         pid = pid_of(supervisor.slots[0])
-        assert pid is not None
         assert process_state(pid) == "T"
         os.kill(pid, 18)
         supervisor.kill()
@@ -231,17 +228,10 @@ def test_reports_are_read_as_they_were_written(report: Heartbeat | WorkerFailure
     assert decode_report(encode_report(report)) == report
 
 
-def test_a_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_is_counted_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("rollout.launch.supervisor.time.monotonic", lambda: now)
     budget = RestartBudget(2)
     assert [budget.spend() for _ in range(3)] == [True, True, False]
     now = 3601.0
     assert budget.spend()
-
-
-async def wait_until_ready(supervisor: Supervisor) -> None:
-    while True:
-        if all(slot.heartbeat.ready for slot in supervisor.slots):
-            return
-        await anyio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""A launch that waits says what it waits for, since when, and what to do; later it says that it continues."""
+"""A launch that waits reports what it waits for, since when, and what to do; then it reports that it continues."""
 
 import re
 import socket
@@ -11,31 +11,27 @@ import pytest
 
 from rollout.config.sections import PolicyConfig
 from rollout.launch.feeder import Feeder
-from rollout.launch.local import LocalPlace
 from rollout.launch.state import EnvironmentState, LaunchState, Wait, WaitedFor
 from rollout.launch.supervisor import RestartBudget, WorkerSlot
 from rollout.launch.waiting import ReadingClock, WaitWatcher
 from rollout.metrics.queues import QueueMonitor
 from rollout.records.progress import TrainerProgress
-from rollout.rundir.manifest import create_run
 from rollout.worker.link import Heartbeat
+from tests.unit.launch.states import prepare_launch
 from tests.unit.launch.test_feeder import make_orders, receive
-from transports import open_queue
+from transports import Queue, open_queue
 from transports.base import QueueStats
+from transports.testing.cases import receive_one
 
 
-class World:
-    """A prepared environment of a launch, whose queues and workers are as a test says."""
+class PreparedLaunch:
+    """A launch with one environment. A test sets its backlogs and its workers."""
 
-    def __init__(self, state: LaunchState) -> None:
-        self.state = state
+    def __init__(self, state: LaunchState, tasks: Queue, feeder: Feeder) -> None:
+        self.state, self.tasks, self.feeder = state, tasks, feeder
         self.environment: EnvironmentState = state.environments[0]
+        self.environment.feeder = feeder
         self.watcher = WaitWatcher(self.environment, state)
-
-    @property
-    def feeder(self) -> Feeder:
-        assert self.environment.feeder is not None
-        return self.environment.feeder
 
     def set_backlogs(self, *, orders: int = 0, records: int = 0, nbytes: int = 0) -> None:
         assert self.environment.tasks_monitor is not None
@@ -44,8 +40,7 @@ class World:
         self.environment.trajectories_monitor.latest_stats = QueueStats(records, nbytes, 1.0, 0, 0)
 
     def add_worker(self, heartbeat: Heartbeat) -> None:
-        assert self.environment.tasks_queue is not None
-        slot = WorkerSlot("w", "color_codeword", (), Path(), self.environment.tasks_queue, 1.0, RestartBudget(1))
+        slot = WorkerSlot("w", "color_codeword", (), Path(), self.tasks, 1.0, RestartBudget(1))
         slot.heartbeat = heartbeat
         self.environment.worker_slots.append(slot)
 
@@ -56,27 +51,24 @@ class World:
         return wait.text
 
 
-WorldMaker = Callable[..., "World"]
+LaunchMaker = Callable[..., PreparedLaunch]
 
 
 @pytest.fixture
-async def make_world(repository: Path, tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
+async def make_launch(repository: Path, tmp_path: Path) -> AsyncIterator[LaunchMaker]:
     async with AsyncExitStack() as stack:
 
-        def make(*overrides: str, trajectories: str = "") -> World:
-            config = repository / "configs" / "color_codeword.yaml"
-            directory, launch_configs = create_run([config], (f"run.directory={tmp_path}", *overrides))
-            state = LaunchState(directory, launch_configs, 0, LocalPlace(), is_resumed=False)
+        def make(*overrides: str, trajectories: str = "") -> PreparedLaunch:
+            state = prepare_launch(repository, tmp_path, *overrides)
             environment = state.environments[0]
-            tasks_queue = open_queue(f"memory://{tmp_path.name}-tasks", lease="record")
-            trajectories_queue = open_queue(f"memory://{tmp_path.name}-trajectories{trajectories}")
-            stack.push_async_callback(tasks_queue.aclose)
-            stack.push_async_callback(trajectories_queue.aclose)
-            environment.tasks_queue, environment.tasks_monitor = tasks_queue, QueueMonitor(tasks_queue)
-            environment.trajectories_monitor = QueueMonitor(trajectories_queue)
-            policy = launch_configs[0].config.policy
-            environment.feeder = Feeder([], tasks_queue, environment.claims, policy)
-            return World(state)
+            tasks = open_queue(f"memory://{tmp_path.name}-tasks", lease="record")
+            records = open_queue(f"memory://{tmp_path.name}-trajectories{trajectories}")
+            for queue in (tasks, records):
+                stack.push_async_callback(queue.aclose)
+            environment.tasks_queue, environment.tasks_monitor = tasks, QueueMonitor(tasks)
+            environment.trajectories_monitor = QueueMonitor(records)
+            policy = environment.launch_config.config.policy
+            return PreparedLaunch(state, tasks, Feeder([], tasks, environment.claims, policy))
 
         yield make
 
@@ -85,20 +77,15 @@ async def make_world(repository: Path, tmp_path: Path) -> AsyncIterator[Callable
     ("limit", "records", "nbytes", "size"),
     [
         ("?high_water=64MB", 10, 64_000_001, "the backlog of 64.0 MB has reached its high water of 64000000 bytes"),
-        (
-            "?high_water_records=1000",
-            1001,
-            5,
-            "the backlog of 1,001 records has reached its high water of",
-        ),
+        ("?high_water_records=1000", 1001, 5, "the backlog of 1,001 records has reached its high water of"),
     ],
 )
-async def test_a_full_backlog_waits_for_a_trainer(
-    make_world: WorldMaker, limit: str, records: int, nbytes: int, size: str
+async def test_a_launch_with_a_full_backlog_waits_for_a_trainer(
+    make_launch: LaunchMaker, limit: str, records: int, nbytes: int, size: str
 ) -> None:
-    world = make_world(trajectories=limit)
-    world.set_backlogs(orders=3, records=records, nbytes=nbytes)
-    text = await world.expect(WaitedFor.TRAINER_READS)
+    launch = make_launch(trajectories=limit)
+    launch.set_backlogs(orders=3, records=records, nbytes=nbytes)
+    text = await launch.expect(WaitedFor.TRAINER_READS)
     assert text.startswith(f"waiting for a trainer: {size}")
     assert ", and nobody has read and committed any of it since" in text
     assert re.search(r"since \d\d:\d\d\.", text)
@@ -106,14 +93,14 @@ async def test_a_full_backlog_waits_for_a_trainer(
     assert "color_codeword.yaml" in text
 
 
-async def test_a_full_backlog_holds_nothing_up_once_all_orders_are_taken(make_world: WorldMaker) -> None:
-    world = make_world(trajectories="?high_water=1kB")
-    world.add_worker(Heartbeat(ready=True, in_flight=3))
-    world.set_backlogs(orders=3, records=9, nbytes=5000)
-    assert await world.watcher.find_wait() is None
+async def test_a_launch_does_not_wait_for_a_trainer_when_workers_have_all_orders(make_launch: LaunchMaker) -> None:
+    launch = make_launch(trajectories="?high_water=1kB")
+    launch.add_worker(Heartbeat(ready=True, in_flight=3))
+    launch.set_backlogs(orders=3, records=9, nbytes=5000)
+    assert await launch.watcher.find_wait() is None
 
 
-def test_somebody_reads_when_the_backlog_shrinks_or_its_oldest_record_changes() -> None:
+def test_a_backlog_was_read_if_it_shrinks_or_its_oldest_record_changes() -> None:
     clock = ReadingClock()
     began = clock.last_read
     clock.update(QueueStats(5, 500, 1.0, 0, 0))
@@ -147,128 +134,122 @@ def test_somebody_reads_when_the_backlog_shrinks_or_its_oldest_record_changes() 
         ),
     ],
 )
-async def test_a_paced_launch_says_the_version_and_how_many_may_be_in_flight(
-    make_world: WorldMaker, progress: TrainerProgress | None, sent: int, expected: tuple[str, str]
+async def test_a_paced_launch_reports_the_version_and_the_limit_of_rollouts_in_flight(
+    make_launch: LaunchMaker, progress: TrainerProgress | None, sent: int, expected: tuple[str, str]
 ) -> None:
-    world = make_world("policy.max_staleness=1", "policy.batch=8")
-    world.feeder.is_paced, world.feeder.trainer_progress, world.feeder.rollouts_sent = True, progress, sent
-    text = await world.expect(WaitedFor.TRAINER_VERSION)
+    launch = make_launch("policy.max_staleness=1", "policy.batch=8")
+    launch.feeder.is_paced, launch.feeder.trainer_progress, launch.feeder.rollouts_sent = True, progress, sent
+    text = await launch.expect(WaitedFor.TRAINER_VERSION)
     assert all(part in text for part in expected)
-    world.set_backlogs(orders=1)  # a rollout is still played
-    assert (wait := await world.watcher.find_wait()) is None or wait.waited_for is not WaitedFor.TRAINER_VERSION
+    launch.set_backlogs(orders=1)  # a rollout is still played
+    assert (wait := await launch.watcher.find_wait()) is None or wait.waited_for is not WaitedFor.TRAINER_VERSION
 
 
-async def test_a_launch_without_workers_says_how_to_start_some(make_world: WorldMaker) -> None:
-    world = make_world("tasks.turns=2")
-    assert world.environment.tasks_queue is not None
-    await world.environment.tasks_queue.put((b"an order",), key="k")
-    world.set_backlogs(orders=1)
-    text = await world.expect(WaitedFor.WORKERS)
+async def test_a_launch_without_workers_reports_how_to_start_one(make_launch: LaunchMaker) -> None:
+    launch = make_launch("tasks.turns=2")
+    await launch.tasks.put((b"an order",), key="k")
+    launch.set_backlogs(orders=1)
+    text = await launch.expect(WaitedFor.WORKERS)
     assert "nobody has taken one of the 1 orders" in text
-    assert f"--set tasks.turns=2 --run {world.state.directory.path}" in text
-    assert await world.environment.tasks_queue.receive(timeout=5) is not None
-    assert await world.watcher.find_wait() is None
+    assert f"--set tasks.turns=2 --run {launch.state.directory.path}" in text
+    assert await launch.tasks.receive(timeout=5) is not None
+    assert await launch.watcher.find_wait() is None
 
 
-async def test_a_launch_that_others_feed_waits_for_orders(make_world: WorldMaker) -> None:
-    world = make_world("tasks.source=queue")
-    world.add_worker(Heartbeat(ready=True))
-    assert "waiting for orders on memory://" in await world.expect(WaitedFor.ORDERS)
-    world.set_backlogs(orders=1)
-    assert await world.watcher.find_wait() is None
+async def test_a_launch_that_gets_its_orders_from_a_queue_waits_for_them(make_launch: LaunchMaker) -> None:
+    launch = make_launch("tasks.source=queue")
+    launch.add_worker(Heartbeat(ready=True))
+    assert "waiting for orders on memory://" in await launch.expect(WaitedFor.ORDERS)
+    launch.set_backlogs(orders=1)
+    assert await launch.watcher.find_wait() is None
 
 
-async def test_an_engine_that_is_not_there_is_named(make_world: WorldMaker) -> None:
-    world = make_world("engine.urls=['http://127.0.0.1:9']")
-    world.add_worker(Heartbeat(ready=False))
-    text = await world.expect(WaitedFor.ENGINES)
+async def test_an_engine_that_cannot_be_reached_is_named(make_launch: LaunchMaker) -> None:
+    launch = make_launch("engine.urls=['http://127.0.0.1:9']")
+    launch.add_worker(Heartbeat(ready=False))
+    text = await launch.expect(WaitedFor.ENGINES)
     assert "its engine does not answer: no answer from the engine at http://127.0.0.1:9/" in text
 
 
-async def test_an_engine_that_accepts_and_says_nothing_is_named(
-    make_world: WorldMaker, monkeypatch: pytest.MonkeyPatch
+async def test_an_engine_that_connects_and_does_not_answer_is_named(
+    make_launch: LaunchMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollout.launch.waiting._PROBE_TIMEOUT", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        world = make_world(f"engine.urls=['{url}']")
-        world.add_worker(Heartbeat(ready=False))
-        text = await world.expect(WaitedFor.ENGINES)
+    with socket.create_server(("127.0.0.1", 0)) as silent_engine:
+        url = f"http://127.0.0.1:{silent_engine.getsockname()[1]}"
+        launch = make_launch(f"engine.urls=['{url}']")
+        launch.add_worker(Heartbeat(ready=False))
+        text = await launch.expect(WaitedFor.ENGINES)
     assert f"{url} accepts the connection and does not answer" in text
 
 
-async def test_workers_that_only_start_are_no_wait(make_world: WorldMaker) -> None:
-    world = make_world()
-    world.add_worker(Heartbeat(ready=False))
-    assert await world.watcher.find_wait() is None
+async def test_a_launch_whose_workers_are_starting_does_not_wait(make_launch: LaunchMaker) -> None:
+    launch = make_launch()
+    launch.add_worker(Heartbeat(ready=False))
+    assert await launch.watcher.find_wait() is None
 
 
-async def test_orders_that_an_earlier_launch_left_are_named(make_world: WorldMaker) -> None:
-    world = make_world()
-    world.feeder.leftover_count = 3
-    assert "waiting for 3 orders of the earlier launch" in await world.expect(WaitedFor.EARLIER_ORDERS)
+async def test_orders_of_an_earlier_launch_are_counted(make_launch: LaunchMaker) -> None:
+    launch = make_launch()
+    launch.feeder.leftover_count = 3
+    assert "waiting for 3 orders of the earlier launch" in await launch.expect(WaitedFor.EARLIER_ORDERS)
 
 
-async def test_the_feeder_says_that_it_removes_orders(make_world: WorldMaker) -> None:
-    world = make_world()
-    queue = world.environment.tasks_queue
-    assert queue is not None
-    async with open_queue(queue.url, lease="record") as worker:
+async def test_the_feeder_counts_the_orders_that_it_has_to_remove(make_launch: LaunchMaker) -> None:
+    launch = make_launch()
+    async with open_queue(launch.tasks.url, lease="record") as worker:
         await worker.put((b"held",), key="k")
-        delivery = await worker.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(worker)
         async with anyio.create_task_group() as group:
-            group.start_soon(world.feeder.remove_leftovers, 60.0)
+            group.start_soon(launch.feeder.remove_leftovers, 60.0)
             with anyio.fail_after(20):
-                while not world.feeder.leftover_count:  # noqa: ASYNC110 - the feeder sets it
+                while not launch.feeder.leftover_count:  # noqa: ASYNC110 - the feeder sets it
                     await anyio.sleep(0.01)
             await delivery.ack()
-    assert world.feeder.leftover_count == 0
+    assert launch.feeder.leftover_count == 0
 
 
-async def test_the_feeder_says_that_it_is_paced(make_world: WorldMaker) -> None:
-    world = make_world()
-    queue = world.environment.tasks_queue
-    assert queue is not None
+async def test_the_feeder_is_paced_until_the_trainer_goes_on(make_launch: LaunchMaker) -> None:
+    launch = make_launch()
     policy = PolicyConfig(max_staleness=0, batch=4)
-    feeder = Feeder(make_orders(2, 4), queue, world.environment.claims, policy)
+    feeder = Feeder(make_orders(2, 4), launch.tasks, launch.environment.claims, policy)
     async with anyio.create_task_group() as group:
         group.start_soon(feeder.feed, 100)
-        await queue.ack(await receive(queue, 4))
+        await launch.tasks.ack(await receive(launch.tasks, 4))
         with anyio.fail_after(20):
             while not feeder.is_paced:  # noqa: ASYNC110 - the feeder sets it
                 await anyio.sleep(0.01)
         feeder.trainer_progress = TrainerProgress(version=1, consumed=4)
-        await queue.ack(await receive(queue, 4))
+        await launch.tasks.ack(await receive(launch.tasks, 4))
     assert not feeder.is_paced
 
 
-async def test_a_launch_that_ends_waits_for_nobody(make_world: WorldMaker) -> None:
-    world = make_world("tasks.source=queue")
-    await world.expect(WaitedFor.ORDERS)
-    world.state.stop_early()
-    assert await world.watcher.find_wait() is None
+async def test_a_launch_that_stops_does_not_wait(make_launch: LaunchMaker) -> None:
+    launch = make_launch("tasks.source=queue")
+    await launch.expect(WaitedFor.ORDERS)
+    launch.state.stop_early()
+    assert await launch.watcher.find_wait() is None
 
 
-async def test_a_wait_is_told_once_it_lasts_then_each_minute_and_at_its_end(make_world: WorldMaker) -> None:
-    world = make_world()
+async def test_a_wait_of_two_seconds_is_reported_then_each_minute_and_at_its_end(make_launch: LaunchMaker) -> None:
+    launch = make_launch()
     wait = Wait(WaitedFor.ORDERS, "waiting for orders")
     other = Wait(WaitedFor.ENGINES, "waiting for engines")
 
-    def told(found: Wait | None, now: float) -> list[str]:
-        world.watcher._note(found, now)
-        texts = [notice.text.removeprefix("color_codeword: ") for notice in world.state.notices]
-        world.state.notices.clear()
+    def notices(found: Wait | None, now: float) -> list[str]:
+        launch.watcher._note(found, now)
+        texts = [notice.text.removeprefix("color_codeword: ") for notice in launch.state.notices]
+        launch.state.notices.clear()
         return texts
 
-    assert told(wait, 100.0) == told(wait, 101.0) == []
-    assert told(None, 101.1) == [], "a wait of a moment is not told"
-    assert told(wait, 200.0) == []
-    assert told(wait, 202.0) == ["waiting for orders"]
-    assert world.environment.wait is wait
-    assert told(wait, 203.0) == told(wait, 261.0) == []
-    assert told(wait, 262.5) == ["waiting for orders"]
-    assert told(other, 270.0) == ["goes on after 70 s"]
-    assert told(other, 272.0) == ["waiting for engines"]
-    assert told(None, 275.0) == ["goes on after 5 s"]
-    assert world.environment.wait is None
+    assert notices(wait, 100.0) == notices(wait, 101.0) == []
+    assert notices(None, 101.1) == [], "a short wait is not reported"
+    assert notices(wait, 200.0) == []
+    assert notices(wait, 202.0) == ["waiting for orders"]
+    assert launch.environment.wait is wait
+    assert notices(wait, 203.0) == notices(wait, 261.0) == []
+    assert notices(wait, 262.5) == ["waiting for orders"]
+    assert notices(other, 270.0) == ["goes on after 70 s"]
+    assert notices(other, 272.0) == ["waiting for engines"]
+    assert notices(None, 275.0) == ["goes on after 5 s"]
+    assert launch.environment.wait is None

@@ -26,16 +26,15 @@ def dashboard(repository: Path) -> dict[str, Any]:
 
 
 def spec_of(name: str) -> MetricSpec | None:
-    """The family that a scraped sample belongs to."""
+    """Return the metric of a scraped sample."""
     for suffix in HISTOGRAM_SUFFIXES:
-        if (
-            spec := SPECS_BY_NAME.get(name.removesuffix(suffix))
-        ) is not None and spec.metric_type is MetricType.HISTOGRAM:
+        spec = SPECS_BY_NAME.get(name.removesuffix(suffix))
+        if spec is not None and spec.metric_type is MetricType.HISTOGRAM:
             return spec if name.endswith(HISTOGRAM_SUFFIXES) else None
     return SPECS_BY_NAME.get(name)
 
 
-def test_every_metric_is_documented_as_it_is(documentation: str) -> None:
+def test_every_metric_is_documented_with_its_type_labels_and_description(documentation: str) -> None:
     rows = re.findall(r"^\| `(rollout_\w+)` \| (\w+) \| ([\w, ]*) \| (.+?) \| (.+?) \|$", documentation, re.MULTILINE)
     documented = {name: (kind, labels, tells) for name, kind, labels, tells, _ in rows}
     assert documented == {
@@ -44,7 +43,7 @@ def test_every_metric_is_documented_as_it_is(documentation: str) -> None:
     }
 
 
-def test_what_the_documentation_mentions_exists(documentation: str) -> None:
+def test_every_metric_in_the_documentation_exists(documentation: str) -> None:
     mentioned = set(re.findall(r"\brollout_[a-z_]+[a-z]", documentation))
     assert {name for name in mentioned if name not in SPECS_BY_NAME and spec_of(name) is None} == {"rollout_finished"}
 
@@ -58,7 +57,7 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
         assert not family.name.endswith(HISTOGRAM_SUFFIXES)
 
 
-def test_every_expression_of_the_dashboard_names_what_exists(dashboard: dict[str, Any]) -> None:
+def test_the_dashboard_uses_every_metric_and_only_existing_labels(dashboard: dict[str, Any]) -> None:
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     used = set()
     for expression in expressions:
@@ -76,7 +75,7 @@ def test_every_expression_of_the_dashboard_names_what_exists(dashboard: dict[str
     assert used == set(SPECS_BY_NAME)
 
 
-def test_what_the_dashboard_shows_can_be_told_apart(dashboard: dict[str, Any]) -> None:
+def test_panels_and_queries_of_the_dashboard_have_unique_names(dashboard: dict[str, Any]) -> None:
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert len({panel["title"] for panel in panels}) == len(panels)

@@ -1,4 +1,4 @@
-"""What whole processes export: a launch and a run, scraped while they go on, say what their summaries say."""
+"""The metrics that the processes of a launch and of a run export agree with their summaries."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from rollout.config.load import load_config
 from rollout.launch.in_process import RunState, prepare_run, run_in_process
 from rollout.records.task import Task
 from rollout.tasks.orders import RolloutOrder, encode_order
+from tests.unit.cli.in_process import set_options
+from tests.unit.metrics.scraping import Samples, get, parse_metrics, scrape
 from transports import open_queue
 
-Samples = dict[str, dict[tuple[str, ...], float]]
 ENVIRONMENT_LABEL = ("color_codeword",)
 SMALL = ("environment.image_size=32", "tasks.turns=2", "engine.sampling.temperature=0.5")
 
@@ -32,7 +33,7 @@ def color_codeword(repository: Path) -> Path:
 
 
 def metrics_urls(directory: Path) -> dict[str, str]:
-    """Where the processes of the one run below `directory` serve their metrics, by the names of the processes."""
+    """Return the URLs of the metrics of the run in `directory`, by the names of its processes."""
     return {
         path.stem: f"http://{json.loads(path.read_text())[0]['targets'][0]}"
         for path in directory.glob("*/metrics/*.json")
@@ -40,7 +41,7 @@ def metrics_urls(directory: Path) -> dict[str, str]:
 
 
 def summed(pages: Iterable[Samples]) -> Samples:
-    """The sum over all processes of a run, as the dashboard shows it."""
+    """Return the sums over all processes of a run, as the dashboard shows them."""
     sums: Samples = {}
     for page in pages:
         for name, samples in page.items():
@@ -51,7 +52,7 @@ def summed(pages: Iterable[Samples]) -> Samples:
 
 
 def all_reported(samples: Samples, *, rollouts: int, workers: int) -> bool:
-    """Whether so many rollouts have ended, and the launch knows that of each worker."""
+    """Whether this number of rollouts has ended and this number of workers is ready."""
     return (
         sum(samples.get("rollout_rollouts_total", {}).values()) == rollouts
         and samples["rollout_workers"][*ENVIRONMENT_LABEL, "ready"] == workers
@@ -70,12 +71,7 @@ def assert_agrees(samples: Samples, summary: dict[str, Any]) -> None:
     assert sum(samples["rollout_engine_request_seconds_count"].values()) == summary["turns"]
 
 
-def test_a_launch_and_its_workers_together_export_what_the_summary_says(
-    color_codeword: Path,
-    tmp_path: Path,
-    scrape: Callable[[str], Samples],
-    get: Callable[[str], tuple[int, str]],
-) -> None:
+def test_the_metrics_of_a_launch_and_its_workers_agree_with_the_summary(color_codeword: Path, tmp_path: Path) -> None:
     tasks = f"file://{tmp_path}/tasks"
 
     async def put(count: int) -> None:
@@ -89,9 +85,7 @@ def test_a_launch_and_its_workers_together_export_what_the_summary_says(
         port = free.getsockname()[1]
     run = tmp_path / "runs" / "one"
     rollout = (sys.executable, "-m", "rollout")
-    settings = [
-        part for setting in (*SMALL, "tasks.source=queue", f"queue.tasks={tasks}") for part in ("--set", setting)
-    ]
+    settings = set_options(*SMALL, "tasks.source=queue", f"queue.tasks={tasks}")
     launched = [*rollout, "launch", str(color_codeword), "--run", str(run), "--workers=2", "--json", *settings]
     joined = [*rollout, "worker", str(color_codeword), "--run", str(run), "--name=joined", *settings]
     asyncio.run(put(18))
@@ -129,9 +123,7 @@ def test_a_launch_and_its_workers_together_export_what_the_summary_says(
     assert metrics_urls(tmp_path / "runs") == {}
 
 
-def test_a_run_scraped_while_it_goes_on_never_says_more_than_its_summary(
-    color_codeword: Path, tmp_path: Path, scrape: Callable[[str], Samples], read_metrics: Callable[[str], Samples]
-) -> None:
+def test_the_metrics_of_a_run_grow_up_to_its_summary(color_codeword: Path, tmp_path: Path) -> None:
     settings = (*SMALL, "tasks.count=4", f"run.directory={tmp_path}", "engine.embedded.latency_ms=40")
     config = load_config(color_codeword, settings)
     turn_counts: list[float] = []
@@ -155,14 +147,14 @@ def test_a_run_scraped_while_it_goes_on_never_says_more_than_its_summary(
     assert len(set(turn_counts)) > 2
     assert turn_counts[-1] <= summary["turns"]
     (last,) = tmp_path.glob("*/metrics/run.prom")
-    found = read_metrics(last.read_text())
+    found = parse_metrics(last.read_text())
     assert_agrees(found, summary)
     assert found["rollout_trainer_trajectories_total"][()] == summary["trainer"]["trajectories"]
     assert found["rollout_trainer_bytes_total"][()] == summary["queue_bytes"]
     assert metrics_urls(tmp_path) == {}
 
 
-def test_metrics_are_off_where_the_configuration_says_so(color_codeword: Path, tmp_path: Path) -> None:
+def test_the_configuration_can_switch_metrics_off(color_codeword: Path, tmp_path: Path) -> None:
     settings = (*SMALL, "tasks.count=1", "tasks.group_size=1", f"run.directory={tmp_path}", "metrics.serve=false")
     config = load_config(color_codeword, settings)
     state = prepare_run(config)

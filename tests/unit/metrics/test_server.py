@@ -1,4 +1,4 @@
-"""/metrics, /healthz and /readyz: where they are found, what they answer, and when the loop is busy."""
+"""The server of /metrics, /healthz and /readyz: its answers, its files, and a busy event loop."""
 
 import asyncio
 import gzip
@@ -7,19 +7,20 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.registry import Collector, CollectorRegistry
 
 from rollout.metrics import catalogue
 from rollout.metrics.loop_monitor import LoopMonitor
 from rollout.metrics.server import MetricsPortTaken, ProcessStatus, ScrapeTargetFile, serve_metrics
-
-Get = Callable[[str], tuple[int, str]]
+from rollout.rundir.claims import ClaimsError
+from tests.unit.metrics.scraping import get
 
 
 def process_status(
@@ -28,14 +29,14 @@ def process_status(
     return ProcessStatus(registry or CollectorRegistry(), lambda: problem, lambda: unready)
 
 
-def test_what_is_well_is_told_and_what_is_not_is_named(get: Get) -> None:
+def test_health_and_readiness_are_answered_with_the_reason() -> None:
     with serve_metrics(process_status(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/readyz") == (503, "no worker is ready of squares\n")
         assert get(f"{url}/nothing")[0] == 404
 
 
-def test_where_it_listens_is_written_down_and_at_the_end_what_it_came_to(get: Get, tmp_path: Path) -> None:
+def test_a_file_has_the_address_while_the_server_runs_and_then_the_last_metrics(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     turns = catalogue.TURNS.counter(registry).labels("squares", "bridge")
     announcement = ScrapeTargetFile(tmp_path / "metrics", "launch", {"run": "run7"})
@@ -62,6 +63,28 @@ def test_a_scraper_gets_the_format_and_the_compression_that_it_asks_for() -> Non
     assert [sample.value for sample in family.samples if sample.name == "rollout_turns_total"] == [3.0]
 
 
+def test_a_server_at_all_addresses_is_written_down_with_the_name_of_its_machine(tmp_path: Path) -> None:
+    target_file = ScrapeTargetFile(tmp_path, "launch", {})
+    with serve_metrics(process_status(), host="0.0.0.0", port=0, target_file=target_file):
+        (target,) = json.loads(target_file.target_path.read_text())
+    assert target["targets"][0].startswith(f"{socket.gethostname()}:")
+
+
+class BrokenCollector(Collector):
+    def collect(self) -> Iterator[Metric]:
+        raise ClaimsError("the claims cannot be read")
+
+
+def test_a_failing_collector_is_an_answer_500_and_ends_no_process(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    target_file = ScrapeTargetFile(tmp_path, "launch", {})
+    with serve_metrics(process_status(registry), host="127.0.0.1", port=0, target_file=target_file) as url:
+        registry.register(BrokenCollector())
+        assert get(f"{url}/metrics") == (500, "the metrics cannot be collected; the log of this process says why\n")
+        assert get(f"{url}/healthz")[0] == 200
+    assert not target_file.last_values_path.exists()
+
+
 def test_a_port_that_is_taken_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -72,7 +95,7 @@ def test_a_port_that_is_taken_is_named() -> None:
                 pass
 
 
-def test_a_client_that_sends_too_slowly_is_left(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_client_that_sends_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setattr("rollout.metrics.server._CONNECTION_TIMEOUT", 0.05)
     monkeypatch.setattr("rollout.metrics.server._POLL_INTERVAL", 0.01)
     with serve_metrics(process_status(), host="127.0.0.1", port=0) as url:
@@ -82,7 +105,7 @@ def test_a_client_that_sends_too_slowly_is_left(monkeypatch: pytest.MonkeyPatch,
     assert capfd.readouterr().err == ""
 
 
-def test_only_so_many_clients_are_answered_at_once(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_clients_than_the_limit_are_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.metrics.server._MAX_CONNECTIONS", 1)
     monkeypatch.setattr("rollout.metrics.server._POLL_INTERVAL", 0.01)
     with serve_metrics(process_status(), host="127.0.0.1", port=0) as url:
@@ -94,19 +117,19 @@ def test_only_so_many_clients_are_answered_at_once(get: Get, monkeypatch: pytest
             try:
                 assert get(f"{url}/healthz") == (200, "ok\n")
                 break
-            except OSError:  # the thread of the first client has not seen yet that it left
+            except OSError:  # the thread of the first client may not have ended yet
                 assert time.monotonic() < deadline
 
 
-async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
+async def test_an_event_loop_that_is_blocked_is_reported_by_healthz() -> None:
     lags: list[float] = []
     turned = asyncio.Event()
 
-    def late(seconds: float) -> None:
+    def note_lag(seconds: float) -> None:
         lags.append(seconds)
         turned.set()
 
-    monitor = LoopMonitor(late)
+    monitor = LoopMonitor(note_lag)
     monitor_task = asyncio.create_task(monitor.run())
     await asyncio.wait_for(turned.wait(), 20)
     status = ProcessStatus(CollectorRegistry(), lambda: monitor.problem(0.2), lambda: None)
@@ -114,7 +137,7 @@ async def test_a_loop_that_stands_still_is_seen_from_outside(get: Get) -> None:
     seen = threading.Event()
 
     def poll_health(url: str) -> None:
-        # From outside of the loop, which stands still until this has seen it.
+        # In a thread, because the event loop is blocked until `seen` is set.
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             found.append(get(f"{url}/healthz"))

@@ -1,5 +1,6 @@
-"""What goes wrong shows in the metric that docs/metrics.md names for it: each test causes it, and reads the metric."""
+"""Each test causes a problem and reads the metric that docs/metrics.md names for it."""
 
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -29,10 +30,10 @@ from rollout.trainer.metrics import serving_metrics
 from rollout.trainer.testing import put_all, read_all, scripted_rollout
 from rollout.worker.setup import build_run_metadata, open_policy
 from rollout.worker.worker import Worker
+from tests.unit.metrics.scraping import Samples, scrape
 from transports import Queue, QueueError, open_queue
 from transports.base import QueueStats
 
-Samples = dict[str, dict[tuple[str, ...], float]]
 ENVIRONMENT_LABEL = ("color_codeword",)
 
 
@@ -52,31 +53,28 @@ async def one_turn(model: Model) -> Score:
 
 @dataclass
 class ExportingWorker:
-    """A worker that plays, and what it exports."""
+    """A worker that plays and exports its metrics."""
 
     worker: Worker
     tasks: Queue
     url: str
-    scrape: Callable[[str], Samples]
 
-    async def order(self, count: int) -> None:
+    async def put_orders(self, count: int) -> None:
         for _ in range(count):
             name = f"{time.monotonic_ns()}"
             await self.tasks.put(encode_order(RolloutOrder(Task(name, 0, seed=0), 0, 1)), key=name)
 
-    async def until(self, holds: Callable[[Samples], bool]) -> Samples:
+    async def read_until(self, holds: Callable[[Samples], bool]) -> Samples:
         with anyio.fail_after(30):
             while True:
-                found = await anyio.to_thread.run_sync(self.scrape, self.url)
+                found = await anyio.to_thread.run_sync(scrape, self.url)
                 if holds(found):
                     return found
                 await anyio.sleep(0.02)
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    while True:
-        if holds():
-            return
+async def wait_until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - the monitor has no event
         await anyio.sleep(0.02)
 
 
@@ -91,11 +89,9 @@ def config(repository: Path, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def stage(
-    config: Config, tmp_path: Path, scrape: Callable[[str], Samples], get: Callable[[str], tuple[int, str]]
-) -> Callable[..., Any]:
+def run_worker(config: Config, tmp_path: Path) -> Callable[..., Any]:
     @asynccontextmanager
-    async def staged(urls: Sequence[str], play: Any = one_turn, options: str = "") -> AsyncIterator[ExportingWorker]:
+    async def run(urls: Sequence[str], play: Any = one_turn, options: str = "") -> AsyncIterator[ExportingWorker]:
         CoroutineEnvironment.play = play
         metrics, directory = WorkerMetrics(config.run.name), RunDirectory(tmp_path / "run")
         directory.create()
@@ -116,46 +112,51 @@ def stage(
             metrics.registry.register(OutcomeCollector(lambda: {config.run.name: worker.totals}))
             export.watch_queue(config.run.name, "trajectories", trajectories)
             group.start_soon(worker.run)
-            (where,) = directory.metrics_path.glob("*.json")
-            yield ExportingWorker(worker, tasks, f"http://{where.read_text().split(chr(34))[3]}", scrape)
+            (target_file,) = directory.metrics_path.glob("*.json")
+            (address,) = json.loads(target_file.read_text())[0]["targets"]
+            yield ExportingWorker(worker, tasks, f"http://{address}")
             group.cancel_scope.cancel()
 
-    return staged
+    return run
 
 
-def served_as(version: str, directory: Path) -> EmbeddedServer:
+def serve_version(version: str, directory: Path) -> EmbeddedServer:
     return EmbeddedServer(EmbeddedSettings(weight_version=version, allowed_directories=(directory,)))
 
 
-async def test_a_stuck_queue(stage: Callable[..., Any], tmp_path: Path) -> None:
-    with served_as("0", tmp_path) as engine:
-        async with stage([engine], options="?high_water_records=5") as running:
-            await running.order(40)
-            await running.until(
+async def test_a_full_queue_grows_old_and_stops_admission(run_worker: Callable[..., Any], tmp_path: Path) -> None:
+    with serve_version("0", tmp_path) as engine:
+        async with run_worker([engine], options="?high_water_records=5") as running:
+            await running.put_orders(40)
+            await running.read_until(
                 lambda found: found["rollout_queue_backlog_records"][*ENVIRONMENT_LABEL, "trajectories"] > 5
             )
-            aged = await running.until(lambda found: found["rollout_admission_wait_seconds"][ENVIRONMENT_LABEL] > 0.3)
+            aged = await running.read_until(
+                lambda found: found["rollout_admission_wait_seconds"][ENVIRONMENT_LABEL] > 0.3
+            )
             before = aged["rollout_queue_oldest_age_seconds"][*ENVIRONMENT_LABEL, "trajectories"]
-            await running.until(
+            await running.read_until(
                 lambda found: found["rollout_queue_oldest_age_seconds"][*ENVIRONMENT_LABEL, "trajectories"] > before + 1
             )
             assert count_ended(aged) < 40
 
 
-async def test_an_engine_that_dies(stage: Callable[..., Any], tmp_path: Path) -> None:
-    with served_as("0", tmp_path) as sound:
-        dying = served_as("0", tmp_path)
+async def test_an_engine_that_dies_is_ejected_and_its_requests_are_retried(
+    run_worker: Callable[..., Any], tmp_path: Path
+) -> None:
+    with serve_version("0", tmp_path) as sound:
+        dying = serve_version("0", tmp_path)
         with dying as dead:
-            async with stage([sound, dead]) as running:
-                await running.order(8)
-                before = await running.until(lambda found: count_ended(found) == 8)
+            async with run_worker([sound, dead]) as running:
+                await running.put_orders(8)
+                before = await running.read_until(lambda found: count_ended(found) == 8)
                 assert before["rollout_engine_ejected"] == {
                     (sound, *ENVIRONMENT_LABEL): 0,
                     (dead, *ENVIRONMENT_LABEL): 0,
                 }
                 dying.stop()
-                await running.order(16)
-                after = await running.until(lambda found: count_ended(found) == 24)
+                await running.put_orders(16)
+                after = await running.read_until(lambda found: count_ended(found) == 24)
     assert after["rollout_rollouts_total"] == {(*ENVIRONMENT_LABEL, "ok"): 24}
     assert after["rollout_engine_ejected"] == {(sound, *ENVIRONMENT_LABEL): 0, (dead, *ENVIRONMENT_LABEL): 1}
     assert after["rollout_engine_ejections_total"][dead, *ENVIRONMENT_LABEL] >= 1
@@ -164,14 +165,14 @@ async def test_an_engine_that_dies(stage: Callable[..., Any], tmp_path: Path) ->
     assert after["rollout_engine_retries_total"][ENVIRONMENT_LABEL] == running.worker.totals.request_retries >= lost
 
 
-async def test_engines_with_old_weights(stage: Callable[..., Any], tmp_path: Path) -> None:
-    with served_as("step-3", tmp_path) as engine:
-        async with stage([engine]) as running:
-            await running.order(1)
-            await running.until(lambda found: found["rollout_policy_lag_versions_count"][ENVIRONMENT_LABEL] == 1)
+async def test_engines_with_old_weights_lag_behind_the_policy(run_worker: Callable[..., Any], tmp_path: Path) -> None:
+    with serve_version("step-3", tmp_path) as engine:
+        async with run_worker([engine]) as running:
+            await running.put_orders(1)
+            await running.read_until(lambda found: found["rollout_policy_lag_versions_count"][ENVIRONMENT_LABEL] == 1)
             running.worker.advance_version("5")
-            await running.order(4)
-            found = await running.until(
+            await running.put_orders(4)
+            found = await running.read_until(
                 lambda found: found["rollout_policy_lag_versions_count"][ENVIRONMENT_LABEL] == 5
             )
     assert found["rollout_policy_version"][ENVIRONMENT_LABEL] == 5
@@ -180,8 +181,8 @@ async def test_engines_with_old_weights(stage: Callable[..., Any], tmp_path: Pat
     assert found["rollout_policy_lag_versions_bucket"][*ENVIRONMENT_LABEL, "2.0"] == 5
 
 
-async def test_an_environment_that_holds_the_event_loop(
-    stage: Callable[..., Any], scrape: Callable[[str], Samples], tmp_path: Path
+async def test_an_environment_that_blocks_the_event_loop_stalls_it(
+    run_worker: Callable[..., Any], tmp_path: Path
 ) -> None:
     seen = threading.Event()
 
@@ -193,23 +194,23 @@ async def test_an_environment_that_holds_the_event_loop(
             time.sleep(0.02)
         seen.set()
 
-    async def holds(model: Model) -> Score:
+    async def block(model: Model) -> Score:
         assert seen.wait(30)
         return await one_turn(model)
 
-    with served_as("0", tmp_path) as engine:
-        async with stage([engine], holds) as running:
+    with serve_version("0", tmp_path) as engine:
+        async with run_worker([engine], block) as running:
             threading.Thread(target=look, args=(running.url,)).start()
-            await running.order(1)
-            await running.until(lambda found: count_ended(found) == 1)
-            found = await running.until(
+            await running.put_orders(1)
+            await running.read_until(lambda found: count_ended(found) == 1)
+            found = await running.read_until(
                 lambda found: found["rollout_event_loop_lag_seconds_sum"][ENVIRONMENT_LABEL] > 0.5
             )
     assert found["rollout_event_loop_stalled_seconds"][ENVIRONMENT_LABEL] < 0.5
 
 
-async def test_a_queue_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away(_: Queue) -> QueueStats:
+async def test_a_queue_that_does_not_answer_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_: Queue) -> QueueStats:
         raise QueueError("nobody there")
 
     async with open_queue("memory://silent") as queue, anyio.create_task_group() as group:
@@ -217,15 +218,15 @@ async def test_a_queue_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> 
         group.start_soon(watch.run)
         await queue.put((b"1",), key="k")
         with anyio.fail_after(20):
-            await until(lambda: watch.latest_stats.backlog_records == 1)
-            monkeypatch.setattr("transports.memory.MemoryQueue.stats", away)
-            await until(lambda: watch.silent_seconds > 0.5)
+            await wait_until(lambda: watch.latest_stats.backlog_records == 1)
+            monkeypatch.setattr("transports.memory.MemoryQueue.stats", fail)
+            await wait_until(lambda: watch.silent_seconds > 0.5)
             monkeypatch.undo()
-            await until(lambda: watch.silent_seconds == 0)
+            await wait_until(lambda: watch.silent_seconds == 0)
         group.cancel_scope.cancel()
 
 
-async def test_a_stale_policy_and_duplicates_at_the_trainer(scrape: Callable[[str], Samples]) -> None:
+async def test_the_trainer_counts_stale_trajectories_and_dropped_duplicates() -> None:
     url = "memory://stale-at-the-trainer"
     async with open_queue(url) as queue, TrajectoryReader(open_queue(url)) as reader, serving_metrics(reader) as root:
         reader.version = 9

@@ -1,4 +1,4 @@
-"""A server that is only its rules: a geometry, a pad token, a directory, and a processor that makes no tensors."""
+"""A server without vLLM: a geometry, a pad token, a directory, and a processor that makes no tensors."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 PLUGIN = Path(__file__).parents[3] / "plugins" / "vllm" / "src"
-# Installed where vLLM is; here it is read where it lies.
+# The plugin is installed only beside vLLM, so the tests import it from the source tree.
 sys.path.insert(0, str(PLUGIN))
 
 from rollout_vllm.contract.geometry import GeometryError, geometry_for  # type: ignore[import-not-found]  # noqa: E402
@@ -32,7 +32,7 @@ _KNOBS = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixe
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded image with everything that a reference says of it."""
+    """An encoded image, and everything that a reference says about it."""
 
     data: bytes
     grid: tuple[int, int, int]
@@ -56,7 +56,7 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.data).decode()
 
     def fields(self, **changed: Any) -> dict[str, Any]:
-        """What a reference by file says; None leaves a field out."""
+        """Return the fields of a reference to the file; the value None removes a field."""
         fields = {
             "run_id": "run-1",
             "family": "qwen_vl",
@@ -69,7 +69,7 @@ class Picture:
         return {key: value for key, value in fields.items() if value is not None}
 
     def ref(self, **changed: Any) -> str:
-        """A reference of version 3, as anybody could write it."""
+        """Return a reference of version 3, written without the contract's code."""
         return "mmraw:v3:" + encode64(self.fields(**changed))
 
     def inline(self) -> str:
@@ -98,9 +98,9 @@ class Features:
 
 @dataclass
 class FakeProcessor:
-    """Decodes with Pillow and lays out by geometry; `gate` holds it back, `fails` makes it the server's fault."""
+    """Decodes with Pillow, and computes the layout. It waits for `gate`, and raises `fails`."""
 
-    facts: Any
+    config: Any
     made: list[str] = field(default_factory=list)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event | None = None
@@ -115,14 +115,14 @@ class FakeProcessor:
             raise self.fails
         try:
             with Image.open(io.BytesIO(source.data)) as image:
-                layout = self.facts.geometry.layout(width=image.width, height=image.height)
+                layout = self.config.geometry.layout(width=image.width, height=image.height)
         except (OSError, GeometryError) as error:
             raise InvalidImageRef(str(error)) from error
         return ProcessedItem("tensors-of-" + source.sha256, layout.grid, "identity-" + source.sha256)
 
     def verify_tensors(self, item: Any) -> str:
         if not item.data.startswith("tensors-of-"):
-            raise InvalidImageRef("these are no tensors", item.param)
+            raise InvalidImageRef("these are not tensors", item.param)
         return "identity-" + str(item.data).removeprefix("tensors-of-")
 
 
@@ -136,16 +136,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class FakeServer:
-    """A server's facts and the makers of what it is sent."""
+    """The configuration of a server, and methods that make its requests."""
 
-    facts: Any
+    config: Any
     directory: Path
 
     def picture(self, width: int = 96, height: int = 64, color: int = 0, *, stored: bool = True) -> Picture:
         buffer = io.BytesIO()
         Image.new("RGB", (width, height), (color % 256, color // 256, 9)).save(buffer, "PNG")
-        layout = self.facts.geometry.layout(width=width, height=height)
-        picture = Picture(buffer.getvalue(), layout.grid, layout.tokens, self.facts.geometry.fingerprint)
+        layout = self.config.geometry.layout(width=width, height=height)
+        picture = Picture(buffer.getvalue(), layout.grid, layout.tokens, self.config.geometry.fingerprint)
         if stored:
             (self.directory / picture.name).write_bytes(picture.data)
         return picture
@@ -164,7 +164,7 @@ class FakeServer:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> FakeServer:
+def server(tmp_path: Path) -> FakeServer:
     directory = tmp_path / "media"
     directory.mkdir()
     return FakeServer(
@@ -173,13 +173,13 @@ def world(tmp_path: Path) -> FakeServer:
 
 
 @pytest.fixture
-def processor(world: FakeServer) -> FakeProcessor:
-    return FakeProcessor(world.facts)
+def processor(server: FakeServer) -> FakeProcessor:
+    return FakeProcessor(server.config)
 
 
 @pytest.fixture
 def v2() -> Callable[..., str]:
-    """`v2(picture, **changed)`: a reference of version 2, as anybody could write it."""
+    """`v2(picture, **changed)`: a reference of version 2, written without the contract's code."""
 
     def make(picture: Picture, **changed: Any) -> str:
         fields = picture.fields(**changed)

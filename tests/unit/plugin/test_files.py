@@ -1,4 +1,4 @@
-"""No name leads out of the server's directory, whatever lies in it."""
+"""No name leads out of the server's directory, whatever links are in it."""
 
 import os
 from pathlib import Path
@@ -25,9 +25,7 @@ def read(directory: Path, name: str = "a.png", run_id: str = "run-1") -> bytes:
 @pytest.mark.parametrize(
     "below", [".", "assets/images", "run-1", "run-1/assets/images", "runs/run-1/assets/images", "a/b/run-1"]
 )
-def test_a_file_is_found_from_the_images_the_run_all_runs_and_what_they_are_a_part_of(
-    directory: Path, below: str
-) -> None:
+def test_a_file_is_found_in_and_below_the_directory_of_images_of_a_run_or_of_runs(directory: Path, below: str) -> None:
     (directory / "c" / "d").mkdir(parents=True)
     (directory / below).mkdir(parents=True, exist_ok=True)
     (directory / below / "a.png").write_bytes(b"picture")
@@ -37,7 +35,7 @@ def test_a_file_is_found_from_the_images_the_run_all_runs_and_what_they_are_a_pa
 @pytest.mark.parametrize(
     "below", ["elsewhere", "run-2/assets/images", "run-1/images", "a/b/c/run-1", "a/assets/images"]
 )
-def test_a_file_is_looked_for_nowhere_else(directory: Path, below: str) -> None:
+def test_a_file_elsewhere_is_not_found(directory: Path, below: str) -> None:
     (directory / below).mkdir(parents=True)
     (directory / below / "a.png").write_bytes(b"picture")
     with pytest.raises(InvalidImageRef, match="no file"):
@@ -45,7 +43,7 @@ def test_a_file_is_looked_for_nowhere_else(directory: Path, below: str) -> None:
 
 
 @pytest.mark.parametrize("name", [".", ".."])
-def test_dots_are_no_names(directory: Path, name: str) -> None:
+def test_dots_are_refused_as_names(directory: Path, name: str) -> None:
     (directory.parent / "assets" / "images").mkdir(parents=True)
     (directory.parent / "assets" / "images" / "a.png").write_bytes(b"secret")
     with pytest.raises(InvalidImageRef):
@@ -66,7 +64,7 @@ def test_a_link_is_not_followed_wherever_it_leads(directory: Path, inside: bool)
 @pytest.mark.parametrize(
     "step", ["assets", "assets/images", "run-1", "run-1/assets", "run-1/assets/images", "runs/run-1"]
 )
-def test_a_link_on_the_way_is_not_followed(directory: Path, step: str) -> None:
+def test_a_link_on_the_path_is_not_followed(directory: Path, step: str) -> None:
     outside = directory.parent / "outside"
     for below in (".", "images", "assets/images"):
         (outside / below).mkdir(parents=True, exist_ok=True)
@@ -77,7 +75,7 @@ def test_a_link_on_the_way_is_not_followed(directory: Path, step: str) -> None:
         read(directory)
 
 
-def test_a_run_is_not_looked_for_behind_a_link(directory: Path) -> None:
+def test_a_run_behind_a_link_is_not_found(directory: Path) -> None:
     outside = directory.parent / "outside" / "run-1"
     outside.mkdir(parents=True)
     (outside / "a.png").write_bytes(b"secret")
@@ -97,7 +95,7 @@ def test_a_run_that_moved_is_found_again(directory: Path) -> None:
         place.rmdir()
 
 
-def test_a_search_has_an_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_visits_a_limited_number_of_directories(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout_vllm.files._MAX_VISITED_DIRECTORIES", 5)
     for number in range(10):
         (directory / f"{number}").mkdir()
@@ -112,7 +110,7 @@ def test_the_directory_itself_may_be_reached_through_a_link(directory: Path) -> 
     assert read(link) == b"picture"
 
 
-def test_a_directory_and_a_pipe_are_no_images(directory: Path) -> None:
+def test_a_directory_and_a_pipe_are_refused(directory: Path) -> None:
     (directory / "a.png").mkdir()
     with pytest.raises(InvalidImageRef, match="regular"):
         read(directory)
@@ -121,7 +119,7 @@ def test_a_directory_and_a_pipe_are_no_images(directory: Path) -> None:
         read(directory, "b.png")
 
 
-def test_a_file_over_the_limit_is_refused_unread(directory: Path) -> None:
+def test_a_file_over_the_limit_is_refused(directory: Path) -> None:
     (directory / "a.png").write_bytes(b"x" * MOST)
     assert len(read(directory)) == MOST
     (directory / "a.png").write_bytes(b"x" * (MOST + 1))
@@ -134,14 +132,14 @@ def test_a_name_that_no_file_can_have_is_refused(directory: Path) -> None:
         read(directory, "a" * 300)
 
 
-def test_a_directory_that_is_gone_is_the_servers_fault(directory: Path) -> None:
+def test_a_missing_directory_is_an_error_of_the_server(directory: Path) -> None:
     directory.rmdir()
     directory.touch()
     with pytest.raises(MaterialisationFailed):
         read(directory)
 
 
-def test_nothing_is_left_open(directory: Path) -> None:
+def test_no_file_stays_open(directory: Path) -> None:
     (directory / "a.png").write_bytes(b"picture")
     (directory / "b.png").mkdir()
     before = len(os.listdir("/proc/self/fd"))

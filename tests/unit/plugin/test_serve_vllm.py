@@ -1,4 +1,4 @@
-"""`rollout serve vllm` loads our plugin where it is installed, and keeps nothing else from being loaded."""
+"""`rollout serve vllm` loads our plugin if it is installed, and all other plugins as before."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ serve = other:serve
 
 @pytest.fixture
 def executable(tmp_path: Path) -> Path:
-    """vLLM's, in an environment with another's plugins."""
+    """The vllm executable in an environment with plugins of others."""
     install(tmp_path, "other", OTHERS)
     found = tmp_path / "bin" / "vllm"
     found.parent.mkdir()
@@ -38,12 +38,12 @@ def plugins(executable: Path) -> str | None:
     return settings.environment().get("VLLM_PLUGINS")
 
 
-def test_without_our_plugin_nothing_is_named(executable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_our_plugin_the_variable_is_not_set(executable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     assert plugins(executable) is None
 
 
-def test_ours_is_named_beside_all_that_would_be_loaded_unnamed(
+def test_our_plugin_is_named_with_all_plugins_that_load_by_default(
     executable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -52,7 +52,7 @@ def test_ours_is_named_beside_all_that_would_be_loaded_unnamed(
 
 
 @pytest.mark.parametrize(("named", "expected"), [("another", "another,mmraw"), ("mmraw,x", "mmraw,x")])
-def test_what_a_user_names_stays_named(
+def test_plugins_that_the_user_named_stay_named(
     executable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, expected: str
 ) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", named)

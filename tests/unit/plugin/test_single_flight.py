@@ -1,4 +1,4 @@
-"""Work is done once for all who want it, and nobody is hurt by another's failure or cancellation."""
+"""Work is done once for all callers; a failure or a cancellation of one caller does not affect the others."""
 
 import asyncio
 import gc
@@ -20,7 +20,7 @@ class Value:
 
 
 class Work:
-    """Makes values when it is told to, and counts how often it was begun."""
+    """Returns the values that a test puts into `results`, and counts its starts."""
 
     def __init__(self) -> None:
         self.start_count = 0
@@ -53,7 +53,7 @@ def start_get(cache: Any, work: Callable[[], Awaitable[Value]], key: str = "key"
     return asyncio.ensure_future(cache.get(key, work))
 
 
-async def test_two_hundred_at_once_are_one_piece_of_work(work: Work) -> None:
+async def test_two_hundred_callers_at_once_share_the_work(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
     asked = [start_get(cache, work) for _ in range(200)]
     await let_tasks_run()
@@ -65,11 +65,11 @@ async def test_two_hundred_at_once_are_one_piece_of_work(work: Work) -> None:
     assert work.start_count == 1
 
 
-async def test_half_of_them_cancelled_the_others_succeed(work: Work) -> None:
+async def test_if_half_of_the_callers_are_cancelled_the_others_succeed(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
     asked = [start_get(cache, work) for _ in range(200)]
     await let_tasks_run()
-    for task in asked[::2]:  # the first among them, who began it
+    for task in asked[::2]:  # among them the first one, which started the work
         task.cancel()
     await let_tasks_run()
     work.results.put_nowait(Value("a"))
@@ -79,7 +79,7 @@ async def test_half_of_them_cancelled_the_others_succeed(work: Work) -> None:
     assert (work.start_count, work.cancelled) == (1, 0)
 
 
-async def test_with_the_last_who_waits_the_work_is_cancelled_and_forgotten(work: Work) -> None:
+async def test_the_work_is_cancelled_with_its_last_caller(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
     asked = [start_get(cache, work) for _ in range(3)]
     await let_tasks_run()
@@ -93,19 +93,19 @@ async def test_with_the_last_who_waits_the_work_is_cancelled_and_forgotten(work:
     assert await later == (Value("b"), Origin.MADE)
 
 
-async def test_who_comes_while_the_work_is_being_cancelled_starts_anew(work: Work) -> None:
+async def test_a_caller_that_comes_during_the_cancellation_starts_the_work_again(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
     first = start_get(cache, work)
     await let_tasks_run()
     first.cancel()
-    await asyncio.sleep(0)  # the first is told; the work is not yet
+    await asyncio.sleep(0)  # the caller is cancelled, but its work is not yet
     second = start_get(cache, work)
     await let_tasks_run()
     work.results.put_nowait(Value("b"))
     assert await second == (Value("b"), Origin.MADE)
 
 
-async def test_work_that_does_not_heed_its_cancellation_fills_nothing() -> None:
+async def test_work_that_ignores_its_cancellation_is_not_cached() -> None:
     cache: Any = AsyncSingleFlightCache(10)
     release = asyncio.Event()
 
@@ -131,7 +131,7 @@ async def test_work_that_does_not_heed_its_cancellation_fills_nothing() -> None:
     assert (await cache.get("key", work))[0] == Value("fresh")
 
 
-async def test_a_failure_goes_to_all_who_waited_and_to_nobody_else(work: Work) -> None:
+async def test_a_failure_is_raised_to_all_callers_and_is_not_cached(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
     asked = [start_get(cache, work) for _ in range(5)]
     await let_tasks_run()
@@ -144,7 +144,7 @@ async def test_a_failure_goes_to_all_who_waited_and_to_nobody_else(work: Work) -
     assert await later == (Value("a"), Origin.MADE)
 
 
-async def test_work_that_is_cancelled_from_within_cancels_nobody(work: Work) -> None:
+async def test_work_that_cancels_itself_is_a_failure(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
     asked = start_get(cache, work)
     await let_tasks_run()
@@ -153,7 +153,7 @@ async def test_work_that_is_cancelled_from_within_cancels_nobody(work: Work) -> 
         await asked
 
 
-async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(work: Work) -> None:
+async def test_a_failure_without_callers_is_not_reported_as_lost(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
     lost: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
@@ -173,7 +173,7 @@ async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(work: Wor
     assert lost == []
 
 
-async def test_what_was_used_longest_ago_leaves_first(work: Work) -> None:
+async def test_the_least_recently_used_value_is_removed_first(work: Work) -> None:
     cache: Any = AsyncSingleFlightCache(10)
     for name, size in (("a", 4), ("b", 4)):
         work.results.put_nowait(Value(name, size))
@@ -188,7 +188,7 @@ async def test_what_was_used_longest_ago_leaves_first(work: Work) -> None:
 
 
 @pytest.mark.parametrize("most", [0, 3])
-async def test_what_is_too_large_is_handed_out_and_not_kept(work: Work, most: int) -> None:
+async def test_a_value_that_is_too_large_is_returned_and_not_cached(work: Work, most: int) -> None:
     cache: Any = AsyncSingleFlightCache(most)
     for _ in range(2):
         work.results.put_nowait(Value("large", 4))
@@ -202,9 +202,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_in_any_order_everybody_gets_the_right_value_an_error_or_his_own_cancellation(
-    steps: list[tuple[str, int]],
-) -> None:
+def test_in_any_order_each_caller_gets_its_value_an_error_or_its_own_cancellation(steps: list[tuple[str, int]]) -> None:
     async def play() -> None:
         cache: Any = AsyncSingleFlightCache(4)
         works: list[tuple[int, Work]] = []

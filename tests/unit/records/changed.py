@@ -1,4 +1,4 @@
-"""Records with some fields of their wire form replaced."""
+"""Records whose wire form has some changed fields."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a field of a record may not hold is refused with its reason, before anything is made of it."""
+"""A record with an invalid field is refused with the reason."""
 
 import math
 from typing import Any
@@ -28,12 +28,12 @@ def finished(**changes: Any) -> Any:
 
 
 def messages(**changes: Any) -> dict[str, Any]:
-    """The messages of the step, of which the answer was changed."""
+    """Return the messages of the step, with these changes to the answer."""
     question = {"role": "user", "content": [bytes(16), bytes(16)]}
     return {"messages": [question, {"role": "assistant", "content": "", **changes}]}
 
 
-def of(attempt: Any, seq: Any) -> dict[str, Any]:
+def header(attempt: Any, seq: Any) -> dict[str, Any]:
     return {"of": ["run", "environment", "group", "rollout", attempt, seq]}
 
 
@@ -47,8 +47,8 @@ def of(attempt: Any, seq: Any) -> dict[str, Any]:
         ({"task": {}}, "'task' lacks"),
         ({"task": {"id": "a", "index": 0, "seed": 0.5, "data": {}}}, "'task' lacks"),
         ({"layout": {"family": "qwen_vl", "fingerprint": "a" * 32, "modality": "/"}}, "modality"),
-        (of(-1, 0), "header of the record is not valid: .* attempt is -1"),
-        (of(1, 2**31), "header of the record is not valid: .* seq is 2147483648"),
+        (header(-1, 0), "header of the record is not valid: .* attempt is -1"),
+        (header(1, 2**31), "header of the record is not valid: .* seq is 2147483648"),
         ({"model": "half a character: \ud83d"}, "surrogate|not what this codec writes"),
         ({"novelty": {"pixel_values": [0.5]}}, "pixel_values"),
         ({"pixel_values": np.zeros(3)}, "pixel_values"),
@@ -56,7 +56,7 @@ def of(attempt: Any, seq: Any) -> dict[str, Any]:
         ({"kind": "x" * 10_000}, "unknown kind 'xxx"),
     ],
 )
-def test_a_start_is_refused(changes: dict[str, Any], reason: str) -> None:
+def test_an_invalid_start_is_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecordError, match=reason) as refused:
         started(**changes)
     assert len(str(refused.value)) < 600
@@ -123,7 +123,7 @@ def test_a_start_is_refused(changes: dict[str, Any], reason: str) -> None:
         (messages(content=[{"type": "image", "hash": ["a"]}]), r"messages\.content\.hash"),
     ],
 )
-def test_a_step_is_refused(changes: dict[str, Any], reason: str) -> None:
+def test_an_invalid_step_is_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecordError, match=reason):
         step(**changes)
 
@@ -156,12 +156,12 @@ def test_a_step_is_refused(changes: dict[str, Any], reason: str) -> None:
         *[({"seconds": value}, "'seconds' is") for value in (-1.0, math.nan, math.inf)],
     ],
 )
-def test_an_end_is_refused(changes: dict[str, Any], reason: str) -> None:
+def test_an_invalid_end_is_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecordError, match=reason):
         finished(**changes)
 
 
-def test_what_tools_and_their_arguments_are_called_is_the_environments_matter() -> None:
+def test_names_in_tools_and_arguments_are_not_restricted() -> None:
     words = {"type": "array", "kind": "tensor", "dtype": "f", "shape": [1], "pixel_values": [0.5]}
     call = {**CALL, "function": {"name": "look", "arguments": words}}
     kept = step(**messages(tool_calls=[call]), tools=[{"type": "function", "function": {"parameters": words}}])
@@ -169,15 +169,15 @@ def test_what_tools_and_their_arguments_are_called_is_the_environments_matter() 
     assert kept.nodes[-1].message["tool_calls"] == [call]
 
 
-def test_an_array_of_a_newer_version_is_kept() -> None:
+def test_an_array_in_an_unknown_field_of_a_newer_version_is_kept() -> None:
     assert isinstance(finished(schema=102, novelty=np.zeros(3)).extra["novelty"], np.ndarray)
 
 
-def test_text_beyond_ascii_is_no_lone_surrogate() -> None:
+def test_text_beyond_ascii_is_accepted() -> None:
     record = finished(error={"type": "é", "message": "\ud7ff 😀"})
     assert isinstance(record, RolloutFinished)
 
 
 @pytest.mark.parametrize("tag", ["a/b/c#1.\ud83d", "a/b/\ud83d#1.2", "a/b/c#" + "9" * 5000 + ".1", "a/b/c#²."])
-def test_a_tag_that_no_record_of_ours_has_names_nobody(tag: str) -> None:
+def test_a_tag_in_another_form_has_no_header(tag: str) -> None:
     assert header_from_tag(tag, "group") is None

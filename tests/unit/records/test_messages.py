@@ -1,4 +1,4 @@
-"""The canonical form: what makes two messages the same, and what is refused."""
+"""The canonical form of messages: which ones are the same, and which ones are refused."""
 
 from typing import Any
 from uuid import UUID
@@ -29,7 +29,7 @@ def test_an_image_is_named_by_its_hash_not_by_its_url() -> None:
     assert from_file.message["content"] == [{"type": "image", "hash": "aa"}, {"type": "text", "text": "Colour?"}]
 
 
-def test_keys_that_no_template_reads_do_not_matter() -> None:
+def test_keys_that_no_template_reads_do_not_change_the_digest() -> None:
     plain, annotated = canonicalise(
         [{"role": "user", "content": "a"}, {"role": "user", "content": "a", "timestamp": 3, "name": None}], ()
     )
@@ -63,7 +63,7 @@ def test_tools_in_another_order_are_other_tools() -> None:
         ),
     ],
 )
-def test_what_no_template_can_render_is_refused_by_index(message: Any, expected_text: str) -> None:
+def test_a_message_that_no_template_can_render_is_refused_by_index(message: Any, expected_text: str) -> None:
     with pytest.raises(MessageError, match=expected_text):
         canonicalise([message], ())
 
@@ -84,26 +84,26 @@ def test_tools_that_are_not_json_are_refused(tools: Any) -> None:
         ([{"role": "assistant", "content": "hello"}], "must end with a message to the model, not with its own."),
     ],
 )
-def test_what_is_no_conversation_is_told_with_the_right_form(messages: object, problem: str) -> None:
+def test_the_error_of_an_invalid_conversation_has_the_correct_form(messages: object, problem: str) -> None:
     with pytest.raises(MessageError) as refused:
         require_conversation(messages)
     assert problem in str(refused.value)
 
 
-def test_a_reply_in_the_place_of_its_message_is_told() -> None:
+def test_a_reply_instead_of_its_message_is_refused() -> None:
     reply = Reply({"role": "assistant", "content": "heads"}, "heads", FinishReason.STOP)
     with pytest.raises(MessageError, match=r"^messages\[0\] is a Reply; append its \.message\.$"):
         canonicalise([reply], ())
 
 
-def test_a_call_that_an_environment_changes_later_stays_what_it_was() -> None:
+def test_a_later_change_to_a_call_does_not_change_the_canonical_message() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
     (said,) = canonicalise([{"role": "assistant", "content": "", "tool_calls": [call]}], ())
     call["function"]["arguments"]["n"] = 2  # type: ignore[index]
     assert said.message["tool_calls"][0]["function"]["arguments"] == {"n": 1}
 
 
-def test_nothing_said_is_said_in_several_ways() -> None:
+def test_all_forms_of_an_empty_content_have_the_same_digest() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
     said = [{"role": "assistant", "content": content, "tool_calls": [call]} for content in ("", None)]
     said.append({"role": "assistant", "tool_calls": [call]})
@@ -112,7 +112,7 @@ def test_nothing_said_is_said_in_several_ways() -> None:
     assert len({message.digest for message in canonicalise(said, ())}) == 1
 
 
-def test_texts_and_images_nested_in_a_tool_result_come_out_in_order() -> None:
+def test_texts_and_images_nested_in_a_tool_result_keep_their_order() -> None:
     image = {"type": "image_url", "image_url": {"url": "file:///a.png"}}
     nested = {"type": "tool_result", "content": ["before", image, {"type": "text", "text": "after"}]}
     (message,) = canonicalise([{"role": "tool", "content": [nested, image]}], [(0, 0, "aa"), (0, 1, "bb")])
@@ -121,30 +121,30 @@ def test_texts_and_images_nested_in_a_tool_result_come_out_in_order() -> None:
 
 
 def fill_cache(*messages: dict[str, Any]) -> tuple[CanonicalMessageCache, list[CanonicalMessage]]:
-    memory, forms = CanonicalMessageCache(), canonicalise(messages, ())
+    cache, forms = CanonicalMessageCache(), canonicalise(messages, ())
     for message, form in zip(messages, forms, strict=True):
-        memory.add(message, form)
-    return memory, forms
+        cache.add(message, form)
+    return cache, forms
 
 
-def test_messages_are_recalled_as_long_as_they_are_the_same_objects_and_unchanged() -> None:
+def test_messages_are_cached_while_they_are_the_same_objects_and_unchanged() -> None:
     first, second = {"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b"}
-    memory, forms = fill_cache(first, second)
-    assert memory.known_prefix([first, second, {"role": "user", "content": "c"}]) == forms
-    assert memory.known_prefix([dict(first), second]) == []
+    cache, forms = fill_cache(first, second)
+    assert cache.known_prefix([first, second, {"role": "user", "content": "c"}]) == forms
+    assert cache.known_prefix([dict(first), second]) == []
     first["content"][0]["text"] = "changed"  # type: ignore[index]
-    assert memory.known_prefix([first, second]) == []
-    assert memory.known_prefix([second]) == forms[1:]
+    assert cache.known_prefix([first, second]) == []
+    assert cache.known_prefix([second]) == forms[1:]
 
 
-def test_what_may_change_without_being_seen_to_is_not_remembered() -> None:
+def test_a_message_whose_changes_cannot_be_noticed_is_not_cached() -> None:
     message = {"role": "user", "content": [type("Part", (), {"type": "text", "text": "a"})()]}
-    memory, _ = fill_cache(message)
-    assert memory.known_prefix([message]) == []
+    cache, _ = fill_cache(message)
+    assert cache.known_prefix([message]) == []
 
 
-def test_the_memory_is_bounded() -> None:
+def test_the_cache_is_bounded() -> None:
     messages = [{"role": "user", "content": str(number)} for number in range(CanonicalMessageCache._MAX_ENTRIES + 1)]
-    memory, _ = fill_cache(*messages)
-    assert memory.known_prefix(messages[:1]) == []
-    assert len(memory.known_prefix(messages[-1:])) == 1
+    cache, _ = fill_cache(*messages)
+    assert cache.known_prefix(messages[:1]) == []
+    assert len(cache.known_prefix(messages[-1:])) == 1

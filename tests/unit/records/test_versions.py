@@ -1,4 +1,4 @@
-"""Versions: which number a name tells, and which weights will do."""
+"""Versions: the number of a name, and which weights satisfy a requirement."""
 
 import pytest
 
@@ -13,12 +13,12 @@ def test_a_version_is_the_number_its_name_ends_with(name: str, number: int | Non
 
 
 @pytest.mark.parametrize("name", ["9" * 5000, "9" * 100_000 + "x", "7²"])
-def test_a_name_of_any_length_and_alphabet_is_read(name: str) -> None:
+def test_a_long_or_unusual_name_has_no_number(name: str) -> None:
     assert version_number(name) is None
 
 
 @pytest.mark.parametrize(
-    ("found", "required", "will_do"),
+    ("found", "required", "satisfies"),
     [
         ("7", "7", True),
         ("8", "7", True),
@@ -33,5 +33,5 @@ def test_a_name_of_any_length_and_alphabet_is_read(name: str) -> None:
         (None, "0", False),
     ],
 )
-def test_the_same_weights_will_do_and_newer_ones(found: str | None, required: str, will_do: bool) -> None:
-    assert version_satisfies(found, required) is will_do
+def test_the_same_or_newer_weights_satisfy_a_requirement(found: str | None, required: str, satisfies: bool) -> None:
+    assert version_satisfies(found, required) is satisfies

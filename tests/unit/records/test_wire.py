@@ -1,4 +1,4 @@
-"""Records on the wire: what older versions wrote stays readable, nothing is sent twice, and damage is refused."""
+"""Records on the wire: old files stay readable, nothing is sent twice, and damage is refused."""
 
 import dataclasses
 import math
@@ -14,19 +14,20 @@ from PIL import Image
 
 from renderers_adapter.pool import shared_pool
 from rollout.images import ImagePolicy, prepare_images
+from rollout.records.evidence import RoutedExperts
 from rollout.records.kinds import PromptSource, RecordError, Step
 from rollout.records.wire import SCHEMA, decode_record, encode_record
 from tests.programs.engine_double import ScriptedAnswer
 from tests.programs.in_process import InProcessRollout
 from tests.unit.records.changed import decode_changed
 from tests.unit.records.golden.records import DIRECTORY, RECORDS, step
-from transports.codec import decode, encode
+from transports.codec import decode
 
 TURNS = 200
 
 
 def comparable(value: Any) -> Any:
-    """Records with arrays in them, as what can be compared."""
+    """Return a record with its arrays as lists, so that `==` compares it."""
     if dataclasses.is_dataclass(value):
         return {field.name: comparable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
@@ -37,7 +38,7 @@ def comparable(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("file", sorted(DIRECTORY.glob("*.msgpack")), ids=lambda file: file.name)
-def test_what_an_older_version_wrote_is_read_as_it_was_meant(file: Path) -> None:
+def test_a_golden_file_of_any_version_is_read_correctly(file: Path) -> None:
     assert comparable(decode_record([file.read_bytes()])) == comparable(RECORDS[file.name.partition(".")[0]])
 
 
@@ -47,7 +48,7 @@ def test_every_kind_of_record_of_this_version_has_a_golden_file(name: str) -> No
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None:
+def test_fields_of_a_newer_minor_version_are_kept_and_sent_again(name: str) -> None:
     kept = decode_changed(RECORDS[name], schema=SCHEMA + 1, novelty={"a": 1})
     assert kept.extra == {"novelty": {"a": 1}}
     assert decode(encode_record(kept))["novelty"] == {"a": 1}
@@ -100,7 +101,7 @@ def test_a_start_whose_images_cannot_be_described_is_refused(layout: dict[str, A
 
 
 @given(st.integers(0, 400), st.integers(0, 400), st.binary(max_size=8))
-def test_a_torn_record_is_refused_and_nothing_else_is_raised(start: int, end: int, instead: bytes) -> None:
+def test_a_torn_record_raises_only_a_record_error(start: int, end: int, instead: bytes) -> None:
     (frame,) = encode_record(step())
     torn = bytes(frame)[:start] + instead + bytes(frame)[end:]
     try:
@@ -116,7 +117,7 @@ def test_a_step_with_a_bad_descriptor_is_not_sent(item: dict[str, Any]) -> None:
         encode_record(replace(step(), images={mm_hash: item}))
 
 
-def test_a_step_whose_context_was_sampled_is_not_sent() -> None:
+def test_a_step_with_a_sampled_message_before_its_answer_is_not_sent() -> None:
     asked, said = step().nodes
     with pytest.raises(RecordError, match="before its answer"):
         encode_record(replace(step(), nodes=(said, asked)))
@@ -125,14 +126,19 @@ def test_a_step_whose_context_was_sampled_is_not_sent() -> None:
 @pytest.mark.parametrize(("key", "value"), [("finish", "content_filter"), ("source", "guess"), ("finish", 3)])
 def test_a_step_with_an_unknown_reason_is_malformed(key: str, value: Any) -> None:
     with pytest.raises(RecordError, match=r"malformed|expected str"):
-        decode_record(encode({**decode(encode_record(step())), key: value}))
+        decode_changed(step(), **{key: value})
 
 
-def test_reasons_are_enums_on_both_sides_of_the_queue() -> None:
+def test_reasons_are_enums_before_and_after_the_queue() -> None:
     decoded = decode_record(encode_record(replace(step(), prompt_source=PromptSource.RETRY)))
     assert isinstance(decoded, Step)
     assert decoded.prompt_source is PromptSource.RETRY
     assert decoded.finish_reason is step().finish_reason
+
+
+def test_experts_of_a_later_turn_keep_their_first_token() -> None:
+    sent = replace(step(), routed_experts=RoutedExperts(6, np.arange(12, dtype=np.uint8).reshape(3, 2, 2)))
+    assert comparable(decode_record(encode_record(sent))) == comparable(sent)
 
 
 def test_an_oversized_record_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +154,7 @@ def test_an_oversized_record_is_neither_sent_nor_read(monkeypatch: pytest.Monkey
 async def test_a_long_rollout_sends_everything_once(
     tmp_path: Path, tiny_model: Path, mode: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """200 turns, 200 images: 1.15 times what must be sent, counted in logical tokens and bare text."""
+    """200 turns with an image each need at most 1.15 times the least number of bytes."""
     pool = shared_pool(tiny_model, "qwen3-vl")
     assert pool.geometry is not None
     parts = [{"type": "image", "image": Image.new("RGB", (32, 32), (number, 0, 0))} for number in range(TURNS)]

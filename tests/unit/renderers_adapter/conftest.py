@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from renderers_adapter.tokenizer import load_tokenizer
 
 
 class Harmony:
-    """Writes what gpt-oss's own library writes around a message, without its vocabulary, which cannot be shipped.
+    """Writes the same tokens around a message as the library of gpt-oss, whose vocabulary cannot be shipped.
 
     It writes less for system and developer messages, so tests with it do not prove the library's format for them.
     """
@@ -43,7 +44,7 @@ class Harmony:
 
 
 @pytest.fixture
-def fitted(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RendererAdapter]:
+def adapter_for(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RendererAdapter]:
     def fit(family: str) -> RendererAdapter:
         if family == "gpt-oss":
             from renderers import gpt_oss
@@ -55,9 +56,8 @@ def fitted(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def fit_to(directory: Path, tiny_model: Path, family: str) -> RendererAdapter:
-    """The small tokenizer with whatever special tokens this family's renderer asks for."""
-    for file in tiny_model.iterdir():
-        (directory / file.name).write_bytes(file.read_bytes())
+    """Return an adapter on the small tokenizer with the special tokens that this family's renderer needs."""
+    shutil.copytree(tiny_model, directory, dirs_exist_ok=True)
     (directory / "preprocessor_config.json").write_text(
         json.dumps(
             {
@@ -93,4 +93,4 @@ def add_tokens(file: Path, tokens: Sequence[str]) -> None:
 
 
 _WANTED_TOKENS: dict[str, list[str]] = {}
-"""The special tokens that each family's renderer asks for, one after another."""
+"""The special tokens that each family's renderer needs, as found so far."""

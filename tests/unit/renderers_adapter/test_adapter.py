@@ -3,20 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from renderers_adapter.adapter import BridgeRefusalReason, BridgeRefused, RendererAdapter
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.families import UnknownRenderer
 from renderers_adapter.rendered import UnsupportedConversation
-from renderers_adapter.tokens import LogicalIds, as_logical_ids, concat_ids
-
-IMAGE = {"type": "image", "hash": "0" * 32}
-
-
-def user(*content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+from renderers_adapter.tokens import LogicalIds, as_logical_ids
+from tests.unit.renderers_adapter.conversations import IMAGE, SYSTEM, joined, rendered_ids, user
 
 
 def assistant(text: str) -> dict[str, Any]:
@@ -27,23 +20,16 @@ def completion(adapter: RendererAdapter, text: str) -> LogicalIds:
     return as_logical_ids([*adapter.tokenizer.encode(text), adapter.stop_token_ids[0]])
 
 
-def whole(adapter: RendererAdapter, messages: list[dict[str, Any]]) -> LogicalIds:
-    rendered = adapter.render(messages, None)
-    return concat_ids(*(segment.ids for segment in rendered.segments), rendered.generation_prompt)
-
-
 def test_a_bridge_adds_exactly_what_a_full_render_would(adapter: RendererAdapter) -> None:
-    first = [{"role": "system", "content": "Be brief."}, user(IMAGE, "What colour?")]
+    first = [SYSTEM, user(IMAGE, "What colour?")]
     tail = [user("And this?", IMAGE)]
     rendered = adapter.render(first, None)
     answer = completion(adapter, "red")
 
     bridged = adapter.bridge(rendered.generation_prompt, answer, tail, None)
 
-    joined = concat_ids(
-        whole(adapter, first), answer, *(segment.ids for segment in bridged.segments), bridged.generation_prompt
-    )
-    assert np.array_equal(joined, whole(adapter, [*first, assistant("red"), *tail]))
+    added = [*answer.tolist(), *joined(bridged.segments), *bridged.generation_prompt.tolist()]
+    assert [*rendered_ids(adapter, first), *added] == rendered_ids(adapter, [*first, assistant("red"), *tail])
 
 
 def test_bridge_and_render_attribute_the_same_tokens_to_the_same_message(adapter: RendererAdapter) -> None:
@@ -56,14 +42,14 @@ def test_bridge_and_render_attribute_the_same_tokens_to_the_same_message(adapter
     assert full.segments[1].ids.tolist() == [*rendered.generation_prompt.tolist(), *completion(adapter, "red").tolist()]
 
 
-def test_content_spans_hold_the_text_and_the_images_alone(adapter: RendererAdapter) -> None:
+def test_content_spans_contain_only_the_text_and_the_images(adapter: RendererAdapter) -> None:
     (segment,) = adapter.render([user("hello ", IMAGE, " there")], None).segments
     body = [token for start, end in segment.content_spans for token in segment.ids[start:end].tolist()]
     assert adapter.tokenizer.decode(body, skip_special_tokens=False) == "hello <|image_pad|> there"
     assert segment.ids[list(segment.image_offsets)].tolist() == [adapter.pad_id]
 
 
-def test_a_completion_that_was_cut_is_closed_by_the_bridge(adapter: RendererAdapter) -> None:
+def test_the_bridge_closes_a_completion_that_was_cut(adapter: RendererAdapter) -> None:
     rendered = adapter.render([user("Say much")], None)
     cut = as_logical_ids(adapter.tokenizer.encode("and so on"))
     bridged = adapter.bridge(rendered.generation_prompt, cut, [user("Go on")], None)
@@ -85,7 +71,7 @@ def test_an_assistant_message_in_the_tail_needs_a_full_render(adapter: RendererA
         [user("a"), {"role": "assistant", "content": [IMAGE]}, user("b")],
     ],
 )
-def test_what_render_and_bridge_treat_differently_is_refused(
+def test_messages_that_render_and_bridge_treat_differently_are_refused(
     adapter: RendererAdapter, messages: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(UnsupportedConversation):
@@ -102,11 +88,6 @@ def test_parse_reads_text_and_tool_calls(adapter: RendererAdapter) -> None:
         ("add", {"a": 1}, None),
         ("", {}, "invalid_json"),
     ]
-
-
-def test_an_unknown_renderer_is_refused_with_the_known_ones(tiny_model: Path) -> None:
-    with pytest.raises(UnknownRenderer, match="qwen3-vl"):
-        RendererAdapter.open(tiny_model, "qwen9")
 
 
 def test_a_model_without_a_processor_configuration_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The limit on decoding memory: never exceeded, first come first served, and whoever gives up leaves the queue."""
+"""The limit on decoding memory: it is never exceeded, and waiters are served in order until they give up."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_large_image_is_not_overtaken_by_small_ones_that_came_later() -> None:
+async def test_small_images_that_come_later_wait_for_a_large_one() -> None:
     memory, order = DecodingMemory(10), []
     release = asyncio.Event()
 
@@ -42,7 +42,7 @@ async def test_a_large_image_is_not_overtaken_by_small_ones_that_came_later() ->
     assert order == ["first", "large", "small", "last"]
 
 
-async def test_a_cancelled_waiter_leaves_the_queue_and_lets_the_next_one_in() -> None:
+async def test_a_cancelled_waiter_leaves_the_queue_and_the_next_one_goes_on() -> None:
     memory = DecodingMemory(10)
 
     async def decode(n_bytes: int) -> None:
@@ -61,7 +61,7 @@ async def test_a_cancelled_waiter_leaves_the_queue_and_lets_the_next_one_in() ->
         pass
 
 
-async def test_a_thread_stops_waiting_when_it_is_told_to() -> None:
+async def test_a_thread_stops_waiting_at_its_stop_signal() -> None:
     memory, stop = DecodingMemory(10), Future[None]()
 
     def decode() -> None:
@@ -78,7 +78,7 @@ async def test_a_thread_stops_waiting_when_it_is_told_to() -> None:
         assert waiting(memory) == []
 
 
-def test_a_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding_memory, "_LONGEST_WAIT", 0.01)
     memory = DecodingMemory(10)
     with memory.hold(6), pytest.raises(DecodingMemoryError, match=r"5 bytes .* may use 10"), memory.hold(5):
@@ -87,7 +87,7 @@ def test_a_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_what_many_threads_hold_together_never_exceeds_the_limit() -> None:
+def test_many_threads_together_never_exceed_the_limit() -> None:
     memory, lock, held, most = DecodingMemory(10), threading.Lock(), 0, 0
 
     def decode(n_bytes: int) -> None:
@@ -98,7 +98,7 @@ def test_what_many_threads_hold_together_never_exceeds_the_limit() -> None:
                 most = max(most, held)
             with lock:
                 held -= n_bytes
-            raise ZeroDivisionError  # memory comes back after an error too
+            raise ZeroDivisionError  # memory is freed after an error, too
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(decode, [1, 7, 3, 10, 2, 5] * 50, timeout=DEADLINE))
@@ -107,6 +107,6 @@ def test_what_many_threads_hold_together_never_exceeds_the_limit() -> None:
         pass
 
 
-def test_nothing_larger_than_the_limit_may_be_asked_for() -> None:
+def test_a_request_larger_than_the_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="11 bytes are more than the limit of 10"), DecodingMemory(10).hold(11):
         pass

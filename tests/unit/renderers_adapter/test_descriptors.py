@@ -1,4 +1,4 @@
-"""Envelopes and sidecars: what they say, and that nothing processed ever gets into one."""
+"""Descriptors and sidecars: their fields, and that they never contain processed data."""
 
 import copy
 from typing import Any
@@ -24,22 +24,22 @@ FINGERPRINT = "0123456789abcdef" * 2
 PAYLOAD = {"image_grid_thw": [[1, 4, 6]]}
 
 
-def an_item(**changes: Any) -> dict[str, Any]:
+def make_item(**changes: Any) -> dict[str, Any]:
     fields = {"family": "qwen_vl", "fingerprint": FINGERPRINT, "payload": PAYLOAD, "raw_image_id": "a.png"}
     return raw_mm_item(**{**fields, **changes})
 
 
-def a_sidecar(**changes: Any) -> Sidecar:
+def make_sidecar(**changes: Any) -> Sidecar:
     fields: dict[str, Any] = {
         "hashes": ("ab" * 16, "cd" * 16),
         "placeholders": (PlaceholderRange(3, 6), PlaceholderRange(9, 6)),
-        "items": (an_item(), an_item(raw_image_id="b.png")),
+        "items": (make_item(), make_item(raw_image_id="b.png")),
     }
     return Sidecar({"image": ModalitySidecar(**{**fields, **changes})})
 
 
-def test_an_offloaded_image_is_named_by_its_asset() -> None:
-    assert an_item() == {
+def test_the_descriptor_of_an_offloaded_image_names_its_asset() -> None:
+    assert make_item() == {
         "kind": "prime_raw_mm_item",
         "version": 1,
         "modality": "image",
@@ -50,8 +50,8 @@ def test_an_offloaded_image_is_named_by_its_asset() -> None:
     }
 
 
-def test_an_inline_image_carries_its_uri_and_the_engines_modality() -> None:
-    item = an_item(raw_image_id=None, raw_uri="data:image/png;base64,AAAA", vllm_modality="vision_chunk")
+def test_the_descriptor_of_an_inline_image_has_its_uri_and_the_engines_modality() -> None:
+    item = make_item(raw_image_id=None, raw_uri="data:image/png;base64,AAAA", vllm_modality="vision_chunk")
     assert (item["raw_uri"], item["vllm_modality"]) == ("data:image/png;base64,AAAA", "vision_chunk")
     assert "raw_image_id" not in item
     parsed = parse_raw_mm_item(item)
@@ -76,7 +76,7 @@ def test_an_inline_image_carries_its_uri_and_the_engines_modality() -> None:
 )
 def test_an_unsafe_field_is_named_when_building(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DescriptorError, match=complaint):
-        an_item(**changes)
+        make_item(**changes)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_an_unsafe_field_is_named_when_building(changes: dict[str, Any], complai
         ({"family": 7}, "family"),
     ],
 )
-def test_a_foreign_envelope_is_refused_when_reading(changes: dict[str, Any], complaint: str) -> None:
+def test_an_unknown_descriptor_is_refused_when_reading(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DescriptorError, match=complaint):
-        parse_raw_mm_item({**an_item(), **changes})
+        parse_raw_mm_item({**make_item(), **changes})
 
 
-def test_something_else_is_no_envelope() -> None:
+def test_a_list_is_not_a_descriptor() -> None:
     with pytest.raises(DescriptorError, match="must be a raw descriptor"):
         parse_raw_mm_item(["kind"])
 
@@ -122,13 +122,13 @@ PROCESSED = [
 @pytest.mark.parametrize(("payload", "path"), PROCESSED)
 def test_processed_payloads_are_refused_when_building_with_their_path(payload: dict[str, Any], path: str) -> None:
     with pytest.raises(ProcessedPayloadError) as caught:
-        an_item(payload=payload)
+        make_item(payload=payload)
     assert caught.value.path == "item.payload" + path
 
 
 @pytest.mark.parametrize(("payload", "path"), PROCESSED)
 def test_processed_payloads_are_refused_when_encoding(payload: dict[str, Any], path: str) -> None:
-    sidecar = a_sidecar()
+    sidecar = make_sidecar()
     sidecar.modalities["image"].items[1]["payload"].update(payload)
     with pytest.raises(ProcessedPayloadError) as caught:
         sidecar.encode()
@@ -137,7 +137,7 @@ def test_processed_payloads_are_refused_when_encoding(payload: dict[str, Any], p
 
 @pytest.mark.parametrize(("payload", "path"), PROCESSED)
 def test_processed_payloads_are_refused_when_decoding(payload: dict[str, Any], path: str) -> None:
-    encoded = a_sidecar().encode()
+    encoded = make_sidecar().encode()
     encoded["image"]["items"][0] = {**encoded["image"]["items"][0], "payload": payload}
     with pytest.raises(ProcessedPayloadError) as caught:
         Sidecar.decode(encoded)
@@ -159,7 +159,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_what_json_can_write_is_accepted(value: Any) -> None:
+def test_every_json_value_is_accepted(value: Any) -> None:
     reject_processed(value)
 
 
@@ -184,8 +184,8 @@ def test_a_processed_key_is_found_at_any_depth(value: Any, key: str, data: st.Da
 
 
 def test_a_sidecar_survives_encoding_and_decoding() -> None:
-    assert Sidecar.decode(a_sidecar().encode()) == a_sidecar()
-    assert a_sidecar().encode()["image"]["placeholders"] == [{"offset": 3, "length": 6}, {"offset": 9, "length": 6}]
+    assert Sidecar.decode(make_sidecar().encode()) == make_sidecar()
+    assert make_sidecar().encode()["image"]["placeholders"] == [{"offset": 3, "length": 6}, {"offset": 9, "length": 6}]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +196,13 @@ def test_a_sidecar_survives_encoding_and_decoding() -> None:
         ({"placeholders": (PlaceholderRange(3, 6), PlaceholderRange(8, 6))}, r"placeholders\[1\].*ends at 9"),
         ({"placeholders": (PlaceholderRange(-1, 3), PlaceholderRange(9, 6))}, r"placeholders\[0\]"),
         ({"placeholders": (PlaceholderRange(3, 6), PlaceholderRange(9, 0))}, r"placeholders\[1\]"),
-        ({"items": (an_item(), an_item(modality="video"))}, r"items\[1\].modality"),
-        ({"items": (an_item(), {})}, r"items\[1\]"),
+        ({"items": (make_item(), make_item(modality="video"))}, r"items\[1\].modality"),
+        ({"items": (make_item(), {})}, r"items\[1\]"),
     ],
 )
 def test_a_sidecar_that_does_not_fit_together_is_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DescriptorError, match=complaint):
-        a_sidecar(**changes)
+        make_sidecar(**changes)
 
 
 @pytest.mark.parametrize(
@@ -213,14 +213,14 @@ def test_a_sidecar_that_does_not_fit_together_is_refused(changes: dict[str, Any]
         {"image": []},
         {"image": {}},
         {"image": {"hashes": "ab", "placeholders": [], "items": []}},
-        {"image": {"hashes": ["ab" * 16], "placeholders": [{"offset": 0}], "items": [an_item()]}},
-        {"image": {"hashes": ["ab" * 16], "placeholders": [7], "items": [an_item()]}},
-        {"image": {"hashes": [7], "placeholders": [{"offset": 0, "length": 1}], "items": [an_item()]}},
-        {"image": {"hashes": ["ab" * 16], "placeholders": [{"offset": True, "length": 1}], "items": [an_item()]}},
+        {"image": {"hashes": ["ab" * 16], "placeholders": [{"offset": 0}], "items": [make_item()]}},
+        {"image": {"hashes": ["ab" * 16], "placeholders": [7], "items": [make_item()]}},
+        {"image": {"hashes": [7], "placeholders": [{"offset": 0, "length": 1}], "items": [make_item()]}},
+        {"image": {"hashes": ["ab" * 16], "placeholders": [{"offset": True, "length": 1}], "items": [make_item()]}},
         {"a b": {"hashes": [], "placeholders": [], "items": []}},
     ],
 )
-def test_what_is_no_sidecar_is_refused_when_decoding(encoded: Any) -> None:
+def test_a_malformed_sidecar_is_refused_when_decoding(encoded: Any) -> None:
     with pytest.raises(DescriptorError, match=r"sidecar"):
         Sidecar.decode(encoded)
 

@@ -1,7 +1,8 @@
-"""Every family by its name: a bridge equals the full render, or is refused; Qwen2(.5)-VL is written by Qwen3-VL's."""
+"""Every family: a bridge equals the full render, or is refused; Qwen2-VL and 2.5-VL use the renderer of Qwen3-VL."""
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,17 @@ import pytest
 from renderers_adapter.adapter import BridgeRefusalReason, BridgeRefused, RendererAdapter, RendererMismatch
 from renderers_adapter.families import FAMILIES, UnknownRenderer, get_family
 from renderers_adapter.rendered import UnsupportedConversation
-from renderers_adapter.tokens import LogicalIds, as_logical_ids, concat_ids
+from renderers_adapter.tokens import LogicalIds, as_logical_ids
+from tests.unit.renderers_adapter.conversations import IMAGE, SYSTEM, joined, rendered_ids, user
 
-IMAGE = {"type": "image", "hash": "0" * 32}
-SYSTEM = {"role": "system", "content": "Be brief."}
 CLOSES_WITH_MORE = {"laguna-m.1", "laguna-xs.2"}
-"""Their full render puts a line break after a past answer, which their bridge leaves out; what is said is the same."""
+"""Families whose full render has a line break after a past answer. Their bridge has none."""
 
 FORGETS_REASONING = {
     *("deepseek-r1", "glm-4.5", "glm-5", "glm-5.1", "gpt-oss", "hy3", "kimi-k2.5", "minimax-m2", "nemotron-3"),
     *("nemotron-3-ultra", "nemotron-3.5", "qwen3", "qwen3.5", "qwen3.6"),
 }
-"""Their templates drop reasoning from history at a new question, so that what follows is rendered whole."""
+"""Families whose template drops reasoning from the history at a new question, so the prompt is rendered whole."""
 
 TOOLS = [
     {
@@ -46,25 +46,17 @@ CALL = {
 RESULT = {"role": "tool", "tool_call_id": "functions.add:0", "name": "add", "content": "3"}
 
 
-def user(*content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
-
-
-def joined(segments: Sequence[Any]) -> list[int]:
-    return [token for segment in segments for token in segment.ids.tolist()]
-
-
 def sampled_part(opening: LogicalIds, past: Any) -> LogicalIds:
-    """What was sampled of a past answer: all that is not the opening, where its history begins so."""
+    """Return the tokens of a past answer without the opening, if they begin with it."""
     has_prompt = past.ids[: len(opening)].tolist() == opening.tolist()
     return as_logical_ids(past.ids[len(opening) :] if has_prompt else past.ids)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_family_bridges_a_question_as_it_renders_it_or_says_that_it_forgets_reasoning(
-    fitted: Callable[[str], RendererAdapter], family: str
+def test_the_bridge_of_a_question_equals_the_full_render_or_is_refused_for_dropped_reasoning(
+    adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
-    adapter = fitted(family)
+    adapter = adapter_for(family)
     plain = {"role": "user", "content": "Colour?"}
     pictured = user(IMAGE, "Colour?") if adapter.pad_id is not None else plain
     begin, answer, tail = [SYSTEM, pictured], {"role": "assistant", "content": "red"}, [dict(pictured)]
@@ -87,15 +79,15 @@ def test_a_family_bridges_a_question_as_it_renders_it_or_says_that_it_forgets_re
 
 
 @pytest.mark.parametrize("family", sorted(name for name, family in FAMILIES.items() if family.supports_tools))
-def test_a_family_calls_a_tool_and_goes_on_from_its_result(
-    fitted: Callable[[str], RendererAdapter], family: str
+def test_a_tool_call_is_parsed_and_its_result_is_bridged(
+    adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
-    adapter = fitted(family)
+    adapter = adapter_for(family)
     begin = [SYSTEM, {"role": "user", "content": "1 + 2?"}]
     first, whole = adapter.render(begin, TOOLS), adapter.render([*begin, CALL, RESULT], TOOLS)
     assert joined(first.segments) == joined(whole.segments[:2])
     completion_ids = sampled_part(first.generation_prompt, whole.segments[2])
-    if family == "deepseek-r1":  # its history is without reasoning, which its opening begins
+    if family == "deepseek-r1":  # its opening starts reasoning that its history does not have
         completion_ids = as_logical_ids([*adapter.tokenizer.encode("hm</think>"), *completion_ids.tolist()[1:]])
     (call,) = adapter.parse(first.generation_prompt, completion_ids, TOOLS).tool_calls
     assert (call.name, call.arguments, call.error) == ("add", {"a": 1, "b": 2}, None)
@@ -111,14 +103,16 @@ def test_a_family_calls_a_tool_and_goes_on_from_its_result(
     assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
 
 
-def test_gpt_oss_wants_the_name_of_the_tool_that_a_result_is_of(fitted: Callable[[str], RendererAdapter]) -> None:
-    adapter = fitted("gpt-oss")
+def test_gpt_oss_needs_the_name_of_the_tool_in_a_result(adapter_for: Callable[[str], RendererAdapter]) -> None:
+    adapter = adapter_for("gpt-oss")
     nameless = {key: value for key, value in RESULT.items() if key != "name"}
     with pytest.raises(UnsupportedConversation, match="message 3 is a tool's result without `name`"):
         adapter.render([SYSTEM, user("1 + 2?"), CALL, nameless], TOOLS)
 
 
-def test_gpt_oss_says_which_file_it_lacks(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_gpt_oss_names_the_missing_file(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path))
     with pytest.raises(RendererMismatch, match=r"o200k_base\.tiktoken, was neither found.*TIKTOKEN_ENCODINGS_BASE"):
         RendererAdapter.open(tiny_model, "gpt-oss")
@@ -126,9 +120,9 @@ def test_gpt_oss_says_which_file_it_lacks(tmp_path: Path, tiny_model: Path, monk
 
 @pytest.mark.parametrize("family", ["qwen3.5", "qwen3.6", "kimi-k2.5"])
 def test_reasoning_is_dropped_at_a_new_question_and_kept_for_a_tool(
-    fitted: Callable[[str], RendererAdapter], family: str
+    adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
-    adapter = fitted(family)
+    adapter = adapter_for(family)
     opening = adapter.render([user("Hi")], None).generation_prompt
     completion_ids = as_logical_ids([*adapter.tokenizer.encode("hm</think>red"), adapter.stop_token_ids[0]])
     with pytest.raises(BridgeRefused) as refusal:
@@ -147,12 +141,12 @@ def test_a_template_argument_changes_what_is_kept(tiny_model: Path) -> None:
     assert len(no_thinking.bridge(opening, completion_ids, [user("Sure?")], None).segments) == 1
 
 
-def test_an_argument_that_no_template_of_the_family_has_is_refused(tiny_model: Path) -> None:
+def test_an_unknown_template_argument_is_refused(tiny_model: Path) -> None:
     with pytest.raises(RendererMismatch, match=r"enable_thinking.*correct model.template"):
         RendererAdapter.open(tiny_model, "qwen3-vl", {"enable_thinking": True})
 
 
-def test_an_argument_that_counts_through_a_conversation_is_refused(tiny_model: Path) -> None:
+def test_a_template_argument_that_numbers_images_is_refused(tiny_model: Path) -> None:
     with pytest.raises(RendererMismatch, match="'add_vision_id' numbers the images"):
         RendererAdapter.open(tiny_model, "qwen3-vl", {"add_vision_id": True})
 
@@ -178,14 +172,14 @@ def test_another_family_is_never_suggested(written: str, suggested: str | None) 
     assert re.findall(r"Did you mean '(.*?)'", str(refusal.value)) == ([suggested] if suggested else [])
 
 
-def test_our_names_are_those_of_the_renderers_package() -> None:
+def test_every_renderer_of_the_renderers_package_has_a_family() -> None:
     from renderers.configs import _CONFIG_BY_NAME
 
     ours = {family.renderer for family in FAMILIES.values()}
     assert ours == set(_CONFIG_BY_NAME) - {"auto", "default", "custom"}
 
 
-def test_the_documentation_says_of_each_family_what_becomes_of_a_new_question(repository: Path) -> None:
+def test_the_documentation_says_for_each_family_how_a_new_question_is_rendered(repository: Path) -> None:
     lines = (repository / "docs" / "traces.md").read_text("utf-8").splitlines()
     rows = [line.split("|")[1:4] for line in lines if line.startswith("| `") and line.count("|") == 4]
     documented = {name: (sees, asked) for names, sees, asked in rows for name in re.findall(r"`([^`]+)`", names)}
@@ -196,7 +190,7 @@ def test_the_documentation_says_of_each_family_what_becomes_of_a_new_question(re
 
 
 def qwen2_vl_template(messages: Sequence[dict[str, Any]]) -> str:
-    """What Qwen2-VL and Qwen2.5-VL write for a conversation, and then the opening of the answer."""
+    """Return what the template of Qwen2-VL and Qwen2.5-VL writes, with the opening of the answer."""
     text = ""
     for index, message in enumerate(messages):
         if index == 0 and message["role"] != "system":
@@ -213,9 +207,8 @@ def qwen2_vl_template(messages: Sequence[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def qwen2(tmp_path: Path, tiny_model: Path) -> RendererAdapter:
-    """With a tokenizer that has neither tool nor reasoning markup, as theirs."""
-    for file in tiny_model.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    """An adapter on a tokenizer without tokens for tools and reasoning, like that of Qwen2-VL."""
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "tokenizer.json"
     tokenizer = json.loads(file.read_text("utf-8"))
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["special"]]
@@ -232,31 +225,23 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-def test_below_a_system_message_qwen2_vl_is_written_as_its_own_template_writes_it(
+def test_a_conversation_with_a_system_message_is_rendered_like_the_template_of_qwen2_vl(
     qwen2: RendererAdapter, conversation: list[dict[str, Any]]
 ) -> None:
-    rendered = qwen2.render(conversation, None)
-    expected = qwen2.tokenizer.encode(qwen2_vl_template(conversation))
-    assert [*joined(rendered.segments), *rendered.generation_prompt.tolist()] == expected
+    assert rendered_ids(qwen2, conversation) == qwen2.tokenizer.encode(qwen2_vl_template(conversation))
 
 
-def test_a_bridge_of_qwen2_vl_continues_its_own_template(qwen2: RendererAdapter) -> None:
+def test_a_bridge_of_qwen2_vl_equals_its_template(qwen2: RendererAdapter) -> None:
     begin, tail = CONVERSATIONS[0], [user("And this?", IMAGE)]
     first = qwen2.render(begin, None)
-    completion_ids: LogicalIds = as_logical_ids([*qwen2.tokenizer.encode("red"), qwen2.stop_token_ids[0]])
+    completion_ids = as_logical_ids([*qwen2.tokenizer.encode("red"), qwen2.stop_token_ids[0]])
     bridged = qwen2.bridge(first.generation_prompt, completion_ids, tail, None)
-    parts = (
-        *(s.ids for s in first.segments),
-        first.generation_prompt,
-        completion_ids,
-        *(s.ids for s in bridged.segments),
-        bridged.generation_prompt,
-    )
+    added = [*completion_ids.tolist(), *joined(bridged.segments), *bridged.generation_prompt.tolist()]
     expected = qwen2_vl_template([*begin, {"role": "assistant", "content": "red"}, *tail])
-    assert concat_ids(*parts).tolist() == qwen2.tokenizer.encode(expected)
+    assert [*rendered_ids(qwen2, begin), *added] == qwen2.tokenizer.encode(expected)
 
 
-def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapter) -> None:
+def test_a_token_that_the_tokenizer_does_not_have_is_never_written(qwen2: RendererAdapter) -> None:
     opening = qwen2.render(CONVERSATIONS[0], None).generation_prompt
     unclosed = as_logical_ids(qwen2.tokenizer.encode("<think>\nhm"))
     with pytest.raises(BridgeRefused):
@@ -271,7 +256,7 @@ def test_a_token_that_the_tokenizer_lacks_is_never_written(qwen2: RendererAdapte
         ([SYSTEM, user("a"), {"role": "tool", "content": "b"}], None, "does not support tools"),
     ],
 )
-def test_what_qwen2_vl_would_write_differently_is_refused(
+def test_messages_that_the_template_of_qwen2_vl_writes_differently_are_refused(
     qwen2: RendererAdapter, conversation: list[dict[str, Any]], tools: Any, expected_text: str
 ) -> None:
     with pytest.raises(UnsupportedConversation, match=expected_text):

@@ -1,4 +1,4 @@
-"""Every family plays whole rollouts by its name: pictures, tools, questions; the records are exact for each."""
+"""Every family plays whole rollouts with pictures, tools and questions, and the records are exact."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +16,8 @@ from rollout.records.messages import MessageError, ToolCall
 from rollout.trainer import check, samples
 from tests.programs.engine_double import ScriptedAnswer
 from tests.programs.in_process import InProcessRollout
+from tests.unit.renderers_adapter.conversations import SYSTEM
 
-SYSTEM = {"role": "system", "content": "Be brief."}
 TOOLS = [
     {
         "type": "function",
@@ -35,14 +35,14 @@ def picture(color: str, width: int) -> dict[str, Any]:
 
 
 def user(*parts: Any) -> dict[str, Any]:
-    """A text alone is plain content: the renderer of prime-qwen3 refuses lists."""
+    """Return a user message; a single text stays a string, because the renderer of prime-qwen3 refuses lists."""
     if len(parts) == 1 and isinstance(parts[0], str):
         return {"role": "user", "content": parts[0]}
     return {"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}
 
 
 class FamilyRollout(InProcessRollout):
-    """A rollout of a family, with an engine that knows its pictures and says what it is told to."""
+    """A rollout of a family, with an engine that knows its pictures and gives scripted answers."""
 
     def __init__(self, adapter: RendererAdapter, directory: Path) -> None:
         self.adapter = adapter
@@ -66,22 +66,22 @@ class FamilyRollout(InProcessRollout):
         return [*self.adapter.tokenizer.encode(text), self.adapter.stop_token_ids[0]]
 
     def call(self, asked: list[Any]) -> list[int]:
-        """A call of the tool, as the family's own history of one shows it after the opening."""
+        """Return a tool call in the family's own format, without the opening."""
         call = {"id": "functions.look:0", "function": {"name": "look", "arguments": {"n": 1}}}
         assistant_message = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]}
         opening: list[int] = self.adapter.render(asked, TOOLS).generation_prompt.tolist()
         history: list[int] = self.adapter.render([*asked, assistant_message], TOOLS).segments[-1].ids.tolist()
         if history[: len(opening)] == opening:
             return history[len(opening) :]
-        # A history may be without the reasoning that the opening begins.
+        # The opening begins reasoning, and the history has none.
         return [*self.adapter.tokenizer.encode("hm</think>"), *history[1:]]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 async def test_a_family_plays_a_whole_rollout(
-    fitted: Callable[[str], RendererAdapter], tmp_path: Path, family: str
+    adapter_for: Callable[[str], RendererAdapter], tmp_path: Path, family: str
 ) -> None:
-    played = FamilyRollout(fitted(family), tmp_path / "images")
+    played = FamilyRollout(adapter_for(family), tmp_path / "images")
     await played.begin()
     sees, takes_tools = played.pool.geometry is not None, FAMILIES[family].supports_tools
     red, blue = ([picture("red", 800)], [picture("blue", 100)]) if sees else ([], [])
@@ -116,10 +116,10 @@ async def test_a_family_plays_a_whole_rollout(
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a good one"])
 @pytest.mark.parametrize("family", sorted(name for name in FAMILIES if FAMILIES[name].supports_tools))
-async def test_the_answer_to_a_call_that_cannot_be_read_is_taken_by_every_family(
-    fitted: Callable[[str], RendererAdapter], tmp_path: Path, family: str, beside: bool
+async def test_every_family_accepts_the_answer_to_a_call_that_cannot_be_read(
+    adapter_for: Callable[[str], RendererAdapter], tmp_path: Path, family: str, beside: bool
 ) -> None:
-    played = FamilyRollout(fitted(family), tmp_path / "images")
+    played = FamilyRollout(adapter_for(family), tmp_path / "images")
     await played.begin()
     asked: list[dict[str, Any]] = [SYSTEM, {"role": "user", "content": "Look."}]
     good = played.call(asked)

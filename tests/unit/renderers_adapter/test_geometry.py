@@ -1,4 +1,4 @@
-"""Placeholder counts: the printed table, the rules at the edges, and where the knobs come from."""
+"""Placeholder counts: a table of sizes, the limits, and the settings of the processor."""
 
 import hashlib
 from collections.abc import Iterator
@@ -67,20 +67,20 @@ sides = st.integers(min_value=1, max_value=20_000)
 
 
 @pytest.mark.parametrize(("family", "config", "height", "width", "expected"), CASES)
-def test_layouts_are_those_of_the_table(
+def test_layouts_equal_the_table(
     family: str, config: dict[str, Any], height: int, width: int, expected: tuple[int, int, int]
 ) -> None:
     layout = geometry_for(family, config).layout(width=width, height=height)
     assert (*layout.grid, layout.tokens) == (1, *expected)
 
 
-def test_the_thinnest_image_that_qwen_takes() -> None:
+def test_qwen_refuses_an_image_that_is_too_thin() -> None:
     assert geometry_for("qwen_vl", QWEN25_VL).layout(width=2000, height=10).tokens == 29
     with pytest.raises(GeometryError, match="1:200"):
         geometry_for("qwen_vl", QWEN3_VL).layout(width=3201, height=16)
 
 
-def test_kimi_takes_what_qwen_finds_too_thin() -> None:
+def test_kimi_accepts_an_image_that_is_too_thin_for_qwen() -> None:
     layout = geometry_for("kimi_k25", KIMI_K25).layout(width=3201, height=16)
     assert (layout.grid, layout.tokens) == ((1, 2, 230), 115)
 
@@ -111,7 +111,7 @@ def test_kimi_stays_within_its_side_limit(width: int, height: int) -> None:
 
 
 @given(width=st.integers(1, 2000), height=st.integers(10, 2000))
-def test_a_payload_gives_its_grid_back(width: int, height: int) -> None:
+def test_the_grid_can_be_read_from_a_payload(width: int, height: int) -> None:
     for geometry in (geometry_for("qwen_vl", QWEN3_VL), geometry_for("kimi_k25", KIMI_K25)):
         layout = geometry.layout(width=max(width, height // 200 + 1), height=height)
         payload = geometry.payload(layout)
@@ -125,7 +125,7 @@ def test_a_payload_gives_its_grid_back(width: int, height: int) -> None:
     [{}, {"image_grid_thw": []}, {"image_grid_thw": [[1, 2]]}, {"image_grid_thw": [[1, 0, 2]]},
      {"image_grid_thw": [[1, 2, True]]}, {"image_grid_thw": "1x2x3"}, {"grid_thws": [[1, 2, 2]]}],
 )  # fmt: skip
-def test_a_foreign_payload_is_refused(payload: dict[str, Any]) -> None:
+def test_a_payload_in_another_form_is_refused(payload: dict[str, Any]) -> None:
     with pytest.raises(GeometryError, match="image_grid_thw"):
         geometry_for("qwen_vl", QWEN3_VL).grid(payload)
 
@@ -153,7 +153,7 @@ def test_qwen_reads_a_nested_processor_configuration() -> None:
     assert geometry_for("qwen_vl", {"image_processor": QWEN3_VL}) == geometry_for("qwen_vl", QWEN3_VL)
 
 
-def test_explicit_pixel_bounds_win_over_the_size_entry() -> None:
+def test_explicit_pixel_bounds_replace_the_size_entry() -> None:
     config = {**QWEN3_VL, "min_pixels": 1024, "max_pixels": 4096}
     assert QwenVLGeometry.from_processor_config(config).max_pixels == 4096
 
@@ -170,12 +170,12 @@ def test_explicit_pixel_bounds_win_over_the_size_entry() -> None:
         ("kimi_k25", {**KIMI_K25, "size": {"max_height": 512, "max_width": 256}}, "max_width"),
     ],
 )
-def test_an_unusable_knob_is_named(family: str, config: dict[str, Any], key: str) -> None:
+def test_the_error_of_an_invalid_setting_names_it(family: str, config: dict[str, Any], key: str) -> None:
     with pytest.raises(GeometryError, match=key):
         geometry_for(family, config)
 
 
-def test_the_fingerprint_is_the_hash_of_sorted_knobs() -> None:
+def test_the_fingerprint_is_the_hash_of_the_sorted_settings() -> None:
     text = (
         "image-layout:v1:qwen_vl:max_pixels=16777216:merge_size=2:min_pixels=65536:patch_size=16:temporal_patch_size=2"
     )
@@ -192,7 +192,7 @@ def test_a_fingerprint_needs_a_family_name() -> None:
         layout_fingerprint("a:b", {})
 
 
-def test_an_unknown_family_says_what_happens_without_geometry() -> None:
+def test_the_error_of_an_unknown_family_says_what_happens_without_geometry() -> None:
     with pytest.raises(UnknownFamily, match=r"Did you mean 'qwen_vl'\?.*engine's own expansion"):
         geometry_for("qwen-vl", QWEN3_VL)
 
@@ -204,7 +204,7 @@ def test_another_family_is_not_suggested() -> None:
 
 
 class ThirdPartyGeometry(QwenVLGeometry):
-    """What another distribution would ship."""
+    """A geometry of another distribution."""
 
     family = "third_party"
 
@@ -230,6 +230,6 @@ def test_a_third_party_registers_a_family_by_entry_point(third_party: None) -> N
     assert known_families() == ("broken", "kimi_k25", "qwen_vl", "third_party")
 
 
-def test_an_entry_point_that_is_no_geometry_is_named(third_party: None) -> None:
+def test_an_entry_point_that_is_not_a_geometry_is_refused_by_name(third_party: None) -> None:
     with pytest.raises(GeometryError, match="json:dumps"):
         geometry_for("broken", QWEN3_VL)

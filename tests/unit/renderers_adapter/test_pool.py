@@ -1,4 +1,4 @@
-"""The pool: one load however many ask, one text at a time per renderer, and nobody stands still for a long one."""
+"""The pool: a model is loaded once, a renderer encodes one text at a time, and a long text does not block the loop."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ def user(text: str) -> list[dict[str, Any]]:
 
 
 class WatchedAdapter(RendererAdapter):
-    """Counts how many encode at once, in all and in one renderer, and where; a gate may hold them up."""
+    """Records how many renderers encode at the same time and in which threads; `gate` makes a long text wait."""
 
     together = 0
     most = 0
@@ -67,7 +67,7 @@ def pool_of(adapter: RendererAdapter, kind: type[WatchedAdapter], size: int) -> 
     return RendererPool(first, size=size)
 
 
-def test_a_model_is_loaded_once_however_many_ask(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_loaded_once_for_many_threads(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
     opened = RendererAdapter.open
 
@@ -92,7 +92,7 @@ def test_a_load_that_failed_is_tried_again(tiny_model: Path, monkeypatch: pytest
     assert not pools._pools
 
 
-async def test_short_texts_are_encoded_on_the_loop_and_long_ones_beside_it(
+async def test_short_texts_are_encoded_on_the_loop_and_long_ones_in_a_thread(
     adapter: RendererAdapter, watched: type[WatchedAdapter]
 ) -> None:
     pool = pool_of(adapter, watched, 2)
@@ -112,7 +112,7 @@ async def test_short_texts_are_encoded_on_the_loop_and_long_ones_beside_it(
     ],
     ids=["reasoning", "a call", "a part", "a tool"],
 )
-async def test_whatever_makes_a_text_long_counts(
+async def test_every_part_of_a_conversation_counts_as_long_text(
     adapter: RendererAdapter, watched: type[WatchedAdapter], messages: list[dict[str, Any]], tools: Any
 ) -> None:
     await pool_of(adapter, watched, 1).render(messages, tools)
@@ -133,7 +133,7 @@ async def test_the_loop_goes_on_while_a_long_text_is_encoded(
     assert len((await long).segments) == 1
 
 
-async def test_a_renderer_does_one_thing_at_a_time_and_there_are_never_more_than_its_size(
+async def test_a_renderer_encodes_one_text_at_a_time_and_the_pool_has_a_maximum_size(
     adapter: RendererAdapter, watched: type[WatchedAdapter]
 ) -> None:
     pool = pool_of(adapter, watched, 3)
@@ -142,7 +142,7 @@ async def test_a_renderer_does_one_thing_at_a_time_and_there_are_never_more_than
     assert watched.most <= 3
 
 
-async def test_a_refused_bridge_gives_its_renderer_back(adapter: RendererAdapter) -> None:
+async def test_a_refused_bridge_returns_its_renderer_to_the_pool(adapter: RendererAdapter) -> None:
     pool = RendererPool(adapter, size=1)
     opening = adapter.render(user("Hi"), None).generation_prompt
     for _ in range(2):
@@ -151,7 +151,7 @@ async def test_a_refused_bridge_gives_its_renderer_back(adapter: RendererAdapter
     assert len((await pool.render(user("Hi"), None)).segments) == 1
 
 
-def test_text_only_models_have_the_same_contract(tiny_model: Path) -> None:
+def test_a_text_model_has_a_pool_without_geometry(tiny_model: Path) -> None:
     pool = shared_pool(tiny_model, "qwen3")
     assert (pool.geometry, pool.pad_id) == (None, None)
     assert pool.stop_token_ids == shared_pool(tiny_model, "qwen3-vl").stop_token_ids

@@ -8,17 +8,11 @@ import pytest
 import renderers_adapter
 from renderers_adapter import RawMMRef, Sidecar, format_ref, geometry_for, layout_fingerprint, parse_ref, raw_mm_item
 
-PROCESSOR = {
-    "patch_size": 16,
-    "merge_size": 2,
-    "temporal_patch_size": 2,
-    "min_pixels": 65536,
-    "max_pixels": 16777216,
-}
+PROCESSOR = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 65536, "max_pixels": 16777216}
 FILE = "a" * 64 + ".png"
 
 
-def test_a_reference_is_written_and_read_with_the_public_names_alone() -> None:
+def test_a_reference_is_written_and_read_with_public_names_only() -> None:
     geometry = geometry_for("qwen_vl", PROCESSOR)
     layout = geometry.layout(width=800, height=600)
     assert (layout.grid, layout.tokens) == ((1, 38, 50), 475)
@@ -31,7 +25,7 @@ def test_a_reference_is_written_and_read_with_the_public_names_alone() -> None:
     assert parse_ref(format_ref(ref)) == ref
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert [name for name in renderers_adapter.__all__ if not hasattr(renderers_adapter, name)] == []
 
 

@@ -1,4 +1,4 @@
-"""References on the wire: both versions, the safe fields, and that no text makes the parser fall over."""
+"""References on the wire: both versions, the allowed fields, and that every wrong text is a named error."""
 
 import base64
 import json
@@ -60,7 +60,7 @@ def test_a_reference_survives_the_wire(ref: RawMMRef) -> None:
 
 
 @given(refs)
-def test_both_versions_say_the_same(ref: RawMMRef) -> None:
+def test_both_versions_have_the_same_meaning(ref: RawMMRef) -> None:
     text = v2(
         run_id=ref.run_id,
         family=ref.family,
@@ -158,7 +158,7 @@ near_misses = st.builds(
 
 
 @given(texts | near_misses | st.builds(lambda value: "mmraw:v3:" + encoded(value), payloads))
-def test_no_text_makes_the_parser_raise_anything_else(text: str) -> None:
+def test_the_parser_raises_only_its_own_error(text: str) -> None:
     try:
         parse_ref(text)
     except RefError:
@@ -166,6 +166,6 @@ def test_no_text_makes_the_parser_raise_anything_else(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, b"mmraw:v3:", 7])
-def test_what_is_not_text_is_a_named_error(value: Any) -> None:
+def test_a_reference_that_is_not_text_is_a_named_error(value: Any) -> None:
     with pytest.raises(RefError, match="text"):
         parse_ref(value)

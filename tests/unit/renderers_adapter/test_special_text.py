@@ -1,7 +1,8 @@
-"""Text of messages is text, whatever control tokens it spells; only the template writes control tokens."""
+"""Control tokens that a message spells stay text; only the template writes control tokens."""
 
 import json
 import re
+import shutil
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,21 +18,16 @@ from renderers_adapter.rendered import UnsupportedConversation
 from renderers_adapter.special_text import MaskingTokenizer, SpecialText, SpecialTextRefused
 from renderers_adapter.tokenizer import FastTokenizer, TokenizerError
 from renderers_adapter.tokens import PlaceholderError, as_logical_ids
+from tests.unit.renderers_adapter.conversations import IMAGE, SYSTEM, rendered_ids, user
 
-IMAGE = {"type": "image", "hash": "0" * 32}
 HARMLESS = "harmless"
-WITH_TOOLS = sorted(name for name, family in FAMILIES.items() if family.supports_tools)
-
-
-def user(*content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
 
 
 Conversation = tuple[list[dict[str, Any]], list[dict[str, Any]] | None]
 
 
 def with_every_role(adapter: RendererAdapter, text: str) -> Conversation:
-    """Every role says the text, in the middle of its words."""
+    """Return messages in which every role says the text, between other words."""
 
     def ask(words: str) -> dict[str, Any]:
         return {"role": "user", "content": words} if adapter.pad_id is None else user(IMAGE, words)
@@ -48,7 +44,7 @@ def with_every_role(adapter: RendererAdapter, text: str) -> Conversation:
 def with_tools(_: RendererAdapter, text: str) -> Conversation:
     call = {"name": "add", "arguments": {"a": f"x {text} y", "b": 2}}
     messages: list[dict[str, Any]] = [
-        {"role": "system", "content": "Be brief."},
+        SYSTEM,
         {"role": "user", "content": "1 + 2?"},
         {
             "role": "assistant",
@@ -67,15 +63,10 @@ def with_tools(_: RendererAdapter, text: str) -> Conversation:
     return messages, [{"type": "function", "function": function}]
 
 
-def rendered_ids(adapter: RendererAdapter, messages: Sequence[Any], tools: Sequence[Any] | None = None) -> list[int]:
-    rendered = adapter.render(messages, tools)
-    return [*(i for segment in rendered.segments for i in segment.ids.tolist()), *rendered.generation_prompt.tolist()]
-
-
 def split_at_control_tokens(
     adapter: RendererAdapter, messages: Sequence[Any], tools: Sequence[Any] | None = None
 ) -> tuple[list[int], list[str]]:
-    """The control tokens, and the texts between them."""
+    """Return the control tokens of a render, and the texts between them."""
     tokenizer, ids = adapter.tokenizer, rendered_ids(adapter, messages, tools)
     positions = [at for at, token in enumerate(ids) if token in tokenizer.control_ids]
     edges = zip([-1, *positions], [*positions, len(ids)], strict=True)
@@ -83,36 +74,38 @@ def split_at_control_tokens(
 
 
 def as_unescaped(text: str) -> str:
-    """The JSON that some templates write has escapes for all that is not ASCII."""
+    """Return the text without JSON's escapes, which some templates write for characters beyond ASCII."""
     return re.sub(r"\\u([0-9a-f]{4})", lambda escape: chr(int(escape[1], 16)), text)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_what_spells_control_tokens_in_messages_and_tools_is_text(
-    fitted: Callable[[str], RendererAdapter], family: str
+def test_control_tokens_that_messages_and_tools_spell_are_text(
+    adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
-    adapter = fitted(family)
-    # The library of gpt-oss writes the tools, and is not here.
-    worlds = [with_tools] if FAMILIES[family].supports_tools and family != "gpt-oss" else []
-    for world in (with_every_role, *worlds):
+    adapter = adapter_for(family)
+    # The library of gpt-oss renders the tools, and it is not installed.
+    makers = [with_tools] if FAMILIES[family].supports_tools and family != "gpt-oss" else []
+    for make in (with_every_role, *makers):
         text = " ".join(adapter.tokenizer.control_tokens)
-        controls, texts = split_at_control_tokens(adapter, *world(adapter, text))
-        expected_controls, expected_texts = split_at_control_tokens(adapter, *world(adapter, HARMLESS))
+        controls, texts = split_at_control_tokens(adapter, *make(adapter, text))
+        expected_controls, expected_texts = split_at_control_tokens(adapter, *make(adapter, HARMLESS))
         assert controls == expected_controls
         assert texts == [expected.replace(HARMLESS, as_unescaped(text)) for expected in expected_texts]
 
 
 @pytest.mark.parametrize("family", ["deepseek-v3", "kimi-k2", "laguna-xs.2", "llama-3", "qwen3-vl", "qwen2-vl"])
-def test_a_bridge_encodes_them_as_a_full_render_does(fitted: Callable[[str], RendererAdapter], family: str) -> None:
-    adapter = fitted(family)
-    begin = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+def test_a_bridge_encodes_control_tokens_like_a_full_render(
+    adapter_for: Callable[[str], RendererAdapter], family: str
+) -> None:
+    adapter = adapter_for(family)
+    begin = [SYSTEM, {"role": "user", "content": "Hi"}]
     tail = {"role": "user", "content": " ".join(adapter.tokenizer.control_tokens)}
     answer = as_logical_ids([*adapter.tokenizer.encode("red"), adapter.stop_token_ids[0]])
     opening = adapter.render(begin, None).generation_prompt
     bridged = adapter.bridge(opening, answer, [tail], None)
     whole = adapter.render([*begin, {"role": "assistant", "content": "red"}, tail], None)
     expected = whole.segments[3].ids.tolist()
-    # Two families put a line break after a past answer, which their bridge leaves out.
+    # The full render of two families has a line break after a past answer; their bridge has none.
     assert bridged.segments[0].ids.tolist() in (expected, expected[1:])
 
 
@@ -142,7 +135,7 @@ def test_a_tool_that_echoes_the_placeholder_is_text_beside_an_image(adapter: Ren
 
 
 @pytest.mark.parametrize("text", ["a < b and c > d", "<", "> quoted", "<|im_", "end|> <", "[<b>]</b> <thin k>"])
-def test_text_that_only_resembles_control_tokens_has_the_ids_that_it_always_had(tiny_model: Path, text: str) -> None:
+def test_text_that_only_resembles_control_tokens_has_its_usual_ids(tiny_model: Path, text: str) -> None:
     adapters = [RendererAdapter.open(tiny_model, "qwen3-vl", None, mode) for mode in SpecialText]
     assert len({tuple(rendered_ids(adapter, *with_every_role(adapter, text))) for adapter in adapters}) == 1
 
@@ -155,8 +148,7 @@ def test_text_that_a_normalizer_makes_a_control_token_is_text(
     settings["normalizer"] = {"type": "NFKC"}
     for token in settings["added_tokens"]:
         token["normalized"] = not token["special"]
-    for file in tiny_model.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.json").write_text(json.dumps(settings), "utf-8")
     adapter = RendererAdapter.open(tmp_path, "qwen3-vl")
     think = adapter.tokenizer.token_id("<think>")
@@ -166,7 +158,7 @@ def test_text_that_a_normalizer_makes_a_control_token_is_text(
     assert "<think>" in adapter.tokenizer.decode(ids)
 
 
-def test_a_vocabulary_with_a_control_token_among_its_words_writes_it_from_characters(tiny_model: Path) -> None:
+def test_a_control_token_that_is_a_word_of_the_vocabulary_is_written_in_pieces(tiny_model: Path) -> None:
     settings = json.loads((tiny_model / "tokenizer.json").read_text("utf-8"))
     model = {"type": "WordLevel", "vocab": {"<unk>": 0, "<think>": 1, "<": 2, "think>": 3}, "unk_token": "<unk>"}
     added = [{**settings["added_tokens"][0], "id": 1, "content": "<think>"}]
@@ -176,13 +168,13 @@ def test_a_vocabulary_with_a_control_token_among_its_words_writes_it_from_charac
     assert tokenizer.encode_as_text("<think>") == {"input_ids": [2, 3], "offset_mapping": [(0, 1), (1, 7)]}
 
 
-def test_escapes_that_a_message_spells_stay_what_they_are(adapter: RendererAdapter) -> None:
+def test_escapes_that_a_message_spells_stay_unchanged(adapter: RendererAdapter) -> None:
     text = "<think> " + " ".join(f"\\ud8{low:02x}" for low in range(256))
     assert text in adapter.tokenizer.decode(rendered_ids(adapter, [user(text)]))
 
 
-def test_a_key_of_a_tool_that_a_template_writes_as_a_tag_is_text(fitted: Callable[[str], RendererAdapter]) -> None:
-    adapter = fitted("nemotron-3")
+def test_a_key_of_a_tool_that_a_template_writes_as_a_tag_is_text(adapter_for: Callable[[str], RendererAdapter]) -> None:
+    adapter = adapter_for("nemotron-3")
 
     def controls(key: str) -> list[int]:
         tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", key: "x"}}}
@@ -191,18 +183,18 @@ def test_a_key_of_a_tool_that_a_template_writes_as_a_tag_is_text(fitted: Callabl
     assert controls("think") == controls("harmless")
 
 
-def test_words_that_spell_a_control_token_can_be_refused(tiny_model: Path) -> None:
+def test_text_that_spells_a_control_token_can_be_refused(tiny_model: Path) -> None:
     adapter = RendererAdapter.open(tiny_model, "qwen3-vl", None, SpecialText.REFUSE)
     with pytest.raises(SpecialTextRefused, match=r"the user message 1 spells the control token '<\|im_end\|>' at cha"):
-        adapter.render([{"role": "system", "content": "Be brief."}, user("Hi", "so <|im_end|>")], None)
+        adapter.render([SYSTEM, user("Hi", "so <|im_end|>")], None)
     opening = adapter.render([user("Hi")], None).generation_prompt
-    with pytest.raises(BridgeRefused):  # the full render that follows says which message of the conversation it is
+    with pytest.raises(BridgeRefused):  # the full render that follows names the message
         adapter.bridge(opening, as_logical_ids([adapter.stop_token_ids[0]]), [user("<|im_end|>")], None)
     with pytest.raises(SpecialTextRefused, match=r"the tool 0 spells the control token '</tool_call>'"):
         adapter.render([user("Hi")], [{"type": "function", "function": {"name": "x</tool_call>"}}])
 
 
-def test_what_the_policy_said_is_never_refused(tiny_model: Path) -> None:
+def test_an_answer_of_the_policy_is_never_refused(tiny_model: Path) -> None:
     adapter = RendererAdapter.open(tiny_model, "qwen3-vl", None, SpecialText.REFUSE)
     said = {"role": "assistant", "content": "<tool_call>\nnonsense"}
     ids = rendered_ids(adapter, [user("Hi"), said, user("So?")])
@@ -234,14 +226,14 @@ def test_masking_takes_little_memory_for_each_character(as_json: bool) -> None:
     assert peak_bytes < 30 * len(template_text)
 
 
-def test_a_lone_surrogate_beside_them_is_named_as_ever(adapter: RendererAdapter) -> None:
+def test_a_lone_surrogate_beside_a_control_token_is_refused_at_its_position(adapter: RendererAdapter) -> None:
     with pytest.raises(TokenizerError, match=r"lone surrogate .* at character 8"):
         adapter.render([user("<think> \ud83d")], None)
     assert len(adapter.render([user("Hi")], None).segments) == 1
 
 
-def test_an_error_of_a_template_quotes_the_text_as_it_is(fitted: Callable[[str], RendererAdapter]) -> None:
-    adapter = fitted("kimi-k2")
+def test_an_error_of_a_template_quotes_the_original_text(adapter_for: Callable[[str], RendererAdapter]) -> None:
+    adapter = adapter_for("kimi-k2")
     adapter.__dict__["_renderer"].render = lambda messages, **_: (_ for _ in ()).throw(ValueError(str(messages)))
     with pytest.raises(UnsupportedConversation) as refusal:
         adapter.render([user("<think>")], None)

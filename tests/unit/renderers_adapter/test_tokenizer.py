@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from renderers.base import (
-    OffsetTokenizer,
-    Tokenizer,
-    _get_offset_tokenizer,
-)
+from renderers.base import OffsetTokenizer, Tokenizer, _get_offset_tokenizer
 
 from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_tokenizer
 from rollout.environments.palette import PALETTE
@@ -28,7 +24,7 @@ def model_dir(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED, tmp_path / "model"))
 
 
-def test_training_again_gives_the_shipped_bytes() -> None:
+def test_training_again_gives_the_same_bytes() -> None:
     spec = importlib.util.spec_from_file_location("train_tokenizer", REPOSITORY / "scripts" / "train_tokenizer.py")
     assert spec is not None
     assert spec.loader is not None
@@ -52,18 +48,18 @@ def test_every_character_belongs_to_a_token(text: str) -> None:
 
 
 @pytest.mark.parametrize("word", [*PALETTE, "user", "assistant", "system"])
-def test_a_word_that_answers_rely_on_is_one_token_bare_and_after_a_space(word: str) -> None:
+def test_a_word_of_answers_is_one_token_with_and_without_a_space(word: str) -> None:
     assert len(TINY.encode(word)) == 1
     assert len(TINY.encode(f" {word}")) == 1
     assert TINY.encode(f"{word}\n")[0] == TINY.encode(word)[0]
 
 
-def test_half_a_character_is_named() -> None:
+def test_half_a_character_is_refused_at_its_position() -> None:
     with pytest.raises(TokenizerError, match=r"lone surrogate \('\\ud83d'\) at character 3"):
         TINY.encode("red\ud83d")
 
 
-def test_special_tokens_are_one_id_each_and_left_out_of_a_decoded_text_on_demand() -> None:
+def test_special_tokens_are_one_id_each_and_can_be_skipped_in_decoded_text() -> None:
     text = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>a<|im_end|><tool_call>"
     ids = TINY.encode(text)
     assert ids.count(TINY.token_id("<|image_pad|>")) == 1
@@ -87,7 +83,7 @@ def test_tokens_and_ids_are_found_by_name() -> None:
         TINY.token_id("<|nothing|>")
 
 
-def test_the_file_itself_loads_like_its_directory(model_dir: Path) -> None:
+def test_a_tokenizer_is_loaded_from_its_file_or_its_directory(model_dir: Path) -> None:
     by_file = load_tokenizer(str(model_dir / "tokenizer.json"))
     assert by_file.eos_token_id == load_tokenizer(model_dir).eos_token_id
     assert by_file.name_or_path == str(model_dir / "tokenizer.json")
@@ -103,7 +99,7 @@ def test_the_configuration_may_be_missing_or_give_tokens_as_objects(model_dir: P
     assert load_tokenizer(model_dir).eos_token_id is None
 
 
-def test_truncation_and_padding_saved_with_a_tokenizer_do_not_touch_a_prompt(model_dir: Path) -> None:
+def test_truncation_and_padding_of_a_saved_tokenizer_do_not_change_a_prompt(model_dir: Path) -> None:
     saved = json.loads((model_dir / "tokenizer.json").read_text(encoding="utf-8"))
     saved["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     saved["padding"] = {
@@ -138,12 +134,12 @@ def test_threads_share_one_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/tokenizer.json"])
-def test_a_path_that_does_not_exist_is_named(tmp_path: Path, name: str) -> None:
+def test_the_error_of_a_missing_path_names_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(TokenizerError, match=r"nowhere.*does not exist"):
         load_tokenizer(tmp_path / name)
 
 
-def test_a_directory_without_a_tokenizer_says_which_file_it_lacks(tmp_path: Path) -> None:
+def test_the_error_of_a_directory_without_a_tokenizer_names_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json does not exist"):
         load_tokenizer(tmp_path)
 
@@ -158,7 +154,7 @@ def test_a_directory_without_a_tokenizer_says_which_file_it_lacks(tmp_path: Path
         ("tokenizer_config.json", '{"eos_token": "<|missing|>"}', "no token '<.missing.>'"),
     ],
 )
-def test_a_broken_file_is_named(model_dir: Path, file: str, text: str, complaint: str) -> None:
+def test_the_error_of_a_broken_file_names_it(model_dir: Path, file: str, text: str, complaint: str) -> None:
     (model_dir / file).write_text(text)
     with pytest.raises(TokenizerError, match=complaint) as caught:
         load_tokenizer(model_dir)

@@ -1,4 +1,4 @@
-"""Logical to expanded ids: the one derivation, against a plain one."""
+"""From logical to expanded ids, compared with a simple loop."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def runs(draw: st.DrawFn) -> TokenRun:
 
 
 @given(st.lists(runs(), max_size=6))
-def test_expansion_equals_writing_it_out(path: list[TokenRun]) -> None:
+def test_expansion_equals_a_simple_loop(path: list[TokenRun]) -> None:
     ids: list[int] = []
     sampled: list[bool] = []
     types: list[int] = []
@@ -68,7 +68,7 @@ def test_extending_a_path_equals_expanding_all_of_it(path: list[TokenRun], cut: 
 
 
 @given(st.lists(runs(), max_size=6), st.integers(0, 6))
-def test_the_beginning_of_a_path_is_the_shorter_path_in_the_same_memory(path: list[TokenRun], cut: int) -> None:
+def test_the_first_runs_of_a_path_equal_the_shorter_path_and_share_its_memory(path: list[TokenRun], cut: int) -> None:
     whole, cut = expand(path, pad_id=PAD), min(cut, len(path))
     beginning = whole.first_runs(cut)
     assert_same(beginning, expand(path[:cut], pad_id=PAD))
@@ -81,7 +81,7 @@ def assert_same(path: ExpandedPath, other: ExpandedPath) -> None:
 
 
 @given(runs())
-def test_an_offset_within_a_run_moves_with_the_images_before_it(run: TokenRun) -> None:
+def test_an_offset_within_a_run_grows_by_the_images_before_it(run: TokenRun) -> None:
     expanded = expand([run], pad_id=PAD).ids.tolist()
     for offset, token in enumerate(run.ids.tolist()):
         assert expanded[run.expanded_offset(offset)] == token
@@ -103,6 +103,6 @@ def test_pads_and_images_that_do_not_match_are_refused(ids: list[int], slots: tu
         expand([TokenRun(as_logical_ids(ids), len(ids), images=slots)], pad_id=PAD)
 
 
-def test_a_log_prob_that_is_missing_is_refused() -> None:
+def test_a_missing_log_prob_is_refused() -> None:
     with pytest.raises(AdapterError, match="2 sampled tokens but 0 log-probs"):
         expand([TokenRun(as_logical_ids([1, 2, 3]), 1)], pad_id=PAD)

@@ -1,4 +1,4 @@
-"""Looking after stored images: counting, verifying, and removing only what nobody needs."""
+"""Stored images are counted, verified, and removed if no record refers to them."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def encode(kind: str, color: str) -> bytes:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run directory with three images that are two hours old, and a file that is no asset."""
+    """Return the directory of a run with three images, two hours old, and a file that is not an image."""
     policy = ImagePolicy(mode="offload", directory=tmp_path / "assets" / "images")
     images = [encode("PNG", "red"), encode("JPEG", "red"), encode("PNG", "blue")]
     prepare_images([{"role": "user", "content": [{"type": "image", "image": data} for data in images]}], policy)
@@ -39,14 +39,14 @@ def assets_of(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "assets" / "images").iterdir() if path.name != "notes.txt")
 
 
-def test_stats_count_assets_and_foreign_files_apart(run: Path) -> None:
+def test_stats_count_images_and_other_files_separately(run: Path) -> None:
     stats = asset_stats(run)
     sizes = [(run / "assets" / "images" / name).stat().st_size for name in assets_of(run)]
     assert (stats.files, stats.n_bytes, stats.foreign) == (3, sum(sizes), 1)
     assert stats.by_extension == {".png": 2, ".jpg": 1}
 
 
-def test_verify_names_what_has_changed(run: Path) -> None:
+def test_verify_names_a_changed_image(run: Path) -> None:
     assert verify_assets(run).problems == ()
     changed = assets_of(run)[1]
     (run / "assets" / "images" / changed).write_bytes(b"changed")
@@ -55,7 +55,7 @@ def test_verify_names_what_has_changed(run: Path) -> None:
     assert [problem.file_name for problem in report.problems] == [changed]
 
 
-def test_garbage_is_what_nothing_refers_to(run: Path) -> None:
+def test_images_without_a_reference_are_removed(run: Path) -> None:
     kept, *garbage = assets_of(run)
     sizes = [(run / "assets" / "images" / name).stat().st_size for name in garbage]
     report = collect_garbage(run, {kept}, grace_seconds=HOUR, dry_run=False)
@@ -65,7 +65,7 @@ def test_garbage_is_what_nothing_refers_to(run: Path) -> None:
     assert (run / "assets" / "images" / "notes.txt").exists()
 
 
-def test_what_is_younger_than_the_grace_time_is_kept(run: Path) -> None:
+def test_an_image_that_is_younger_than_the_grace_time_is_kept(run: Path) -> None:
     young = assets_of(run)[0]
     os.utime(run / "assets" / "images" / young)
     report = collect_garbage(run, (), grace_seconds=HOUR, dry_run=False)
@@ -81,7 +81,7 @@ def test_a_dry_run_removes_nothing(run: Path) -> None:
     assert assets_of(run) == before
 
 
-def test_garbage_is_not_collected_while_any_process_holds_the_run(run: Path) -> None:
+def test_no_image_is_removed_while_a_process_uses_the_run(run: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from rollout.rundir.assets import hold_run_lock\n"
         "with hold_run_lock(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.readline()"
@@ -100,7 +100,7 @@ def test_garbage_is_not_collected_while_any_process_holds_the_run(run: Path) -> 
     assert len(collect_garbage(run, (), grace_seconds=0, dry_run=True).removed) == 3
 
 
-def test_a_run_does_not_start_while_its_garbage_is_collected(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_does_not_start_while_its_images_are_removed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused: list[RunHeldError] = []
 
     def start_a_run(path: str) -> None:
@@ -114,11 +114,11 @@ def test_a_run_does_not_start_while_its_garbage_is_collected(run: Path, monkeypa
 
 
 @pytest.mark.parametrize("ask", [asset_stats, verify_assets])
-def test_a_directory_without_images_is_named(ask: Any, tmp_path: Path) -> None:
+def test_a_directory_without_images_is_refused(ask: Any, tmp_path: Path) -> None:
     with pytest.raises(ImageStoreError, match="Use the directory of a run"):
         ask(tmp_path)
 
 
-def test_a_run_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_directory_of_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageStoreError, match="cannot be locked"):
         collect_garbage(tmp_path / "missing", (), grace_seconds=0, dry_run=True)

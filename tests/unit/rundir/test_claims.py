@@ -1,4 +1,4 @@
-"""Claims: no two attempts share a number, and what is done stays done."""
+"""Claims: no two attempts have the same number, and a rollout with an outcome stays done."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def test_attempts_are_numbered_in_turn(tmp_path: Path) -> None:
     assert claims.attempt_history("another") == AttemptHistory(0, 0)
 
 
-def test_an_attempt_that_was_handed_back_keeps_its_number_and_is_not_counted(tmp_path: Path) -> None:
+def test_a_returned_attempt_keeps_its_number_and_is_not_counted(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
     first = claims.claim_next_attempt("r")
     claims.mark_returned(first)
@@ -42,9 +42,7 @@ def test_an_attempt_that_was_handed_back_keeps_its_number_and_is_not_counted(tmp
     assert (second.attempt_number, second.attempts_used) == (2, 1)
 
 
-def test_an_attempt_that_the_infrastructure_failed_counts_and_is_not_taken_for_the_death_of_a_worker(
-    tmp_path: Path,
-) -> None:
+def test_a_failed_attempt_counts_and_is_not_unreported(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
     claims.mark_failed(claims.claim_next_attempt("r"))
     claims.claim_next_attempt("r")
@@ -52,7 +50,7 @@ def test_an_attempt_that_the_infrastructure_failed_counts_and_is_not_taken_for_t
     assert claims.attempt_history("r") == AttemptHistory(attempts_used=2, unreported_attempts=1)
 
 
-def test_claims_made_together_never_share_a_number(tmp_path: Path) -> None:
+def test_concurrent_claims_have_different_numbers(tmp_path: Path) -> None:
     numbers: Counter[int] = Counter()
     lock = threading.Lock()
 
@@ -71,7 +69,7 @@ def test_claims_made_together_never_share_a_number(tmp_path: Path) -> None:
     assert numbers == Counter(range(1, 81))
 
 
-def test_the_first_outcome_stays(tmp_path: Path) -> None:
+def test_the_first_outcome_is_kept(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
     first, second = claims.claim_next_attempt("r"), claims.claim_next_attempt("r")
     assert not claims.is_done("r")
@@ -84,7 +82,7 @@ def test_the_first_outcome_stays(tmp_path: Path) -> None:
 
 
 @given(names=st.sets(st.text(min_size=1, max_size=300), min_size=2, max_size=6))
-def test_any_name_of_a_rollout_can_be_claimed_and_none_is_taken_for_another(
+def test_rollouts_with_any_names_have_separate_claims(
     tmp_path_factory: pytest.TempPathFactory, names: set[str]
 ) -> None:
     claims = Claims(tmp_path_factory.mktemp("claims"))
@@ -93,7 +91,7 @@ def test_any_name_of_a_rollout_can_be_claimed_and_none_is_taken_for_another(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"7", b"\xff", b'{"rollout": "r"}', outcome_bytes(status="lost")])
-def test_a_rollout_whose_outcome_is_damaged_stays_done_and_this_is_told_once(tmp_path: Path, content: bytes) -> None:
+def test_a_rollout_with_a_damaged_outcome_stays_done_and_is_logged_once(tmp_path: Path, content: bytes) -> None:
     claims = Claims(tmp_path)
     claims.record_outcome(outcome("r", claims.claim_next_attempt("r").attempt_number))
     claims.record_outcome(outcome("s", claims.claim_next_attempt("s").attempt_number))
@@ -114,7 +112,7 @@ def test_a_rollout_whose_outcome_is_damaged_stays_done_and_this_is_told_once(tmp
         ({"status": "ok", "reward": 0.5}, ("ok", "none", 0.5)),
     ],
 )
-def test_an_outcome_from_before_there_were_limits_is_read_in_todays_terms(
+def test_an_outcome_in_the_old_format_without_a_limit_is_read(
     tmp_path: Path, old: dict[str, Any], ending: tuple[str, str, float | None]
 ) -> None:
     claims = Claims(tmp_path)
@@ -125,9 +123,7 @@ def test_an_outcome_from_before_there_were_limits_is_read_in_todays_terms(
     assert (outcome.status, outcome.limit, outcome.reward) == ending
 
 
-def test_an_outcome_for_which_there_is_no_room_is_not_recorded_in_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outcome_on_a_full_disk_is_not_recorded_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claims = Claims(tmp_path)
     claim = claims.claim_next_attempt("r")
 
@@ -143,7 +139,7 @@ def test_an_outcome_for_which_there_is_no_room_is_not_recorded_in_part(
     assert not claims.is_done("r")
 
 
-def test_a_rollout_whose_worker_dies_while_it_records_the_outcome_can_be_claimed_again(
+def test_a_rollout_can_be_claimed_again_if_its_worker_dies_while_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claims = Claims(tmp_path)
@@ -159,7 +155,7 @@ def test_a_rollout_whose_worker_dies_while_it_records_the_outcome_can_be_claimed
     assert claims.outcome("r") == outcome("r", 2)
 
 
-def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ClaimsError, match="cannot be created"):
         Claims(tmp_path / "file" / "claims")

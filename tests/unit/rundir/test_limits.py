@@ -1,4 +1,4 @@
-"""What is said if a limit stopped every rollout."""
+"""The warning for a run in which a limit stopped every rollout."""
 
 from pathlib import Path
 
@@ -18,17 +18,13 @@ def config(repository: Path) -> Config:
     [
         ({}, {}, None),
         ({"tokens": 3}, {"ok": 4}, None),
-        (
-            {"tokens": 3},
-            {"ok": 3, "abandoned": 1},
-            "length limit of an answer: raise engine.sampling.max_tokens (now",
-        ),
+        ({"tokens": 3}, {"ok": 3, "abandoned": 1}, "length limit of an answer: raise engine.sampling.max_tokens (now"),
         ({"turns": 1}, {"ok": 1}, "stopped by the environment's limit of turns"),
         ({"time": 2}, {"failed": 2}, "a time limit: raise worker.turn_timeout (now 600 s), worker.rollout_timeout"),
         ({"tokens": 2, "context": 1}, {"ok": 2, "unscored": 1}, "stopped by a limit: 2 by the length limit"),
     ],
 )
-def test_what_is_said_if_a_limit_stopped_every_rollout(
+def test_a_warning_names_the_limits_that_stopped_every_rollout(
     config: Config, limit_counts: dict[str, int], status_counts: dict[str, int], expected: str | None
 ) -> None:
     warning = warn_if_all_limited(limit_counts, status_counts, config)

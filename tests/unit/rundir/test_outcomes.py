@@ -1,6 +1,9 @@
 """The totals of outcomes."""
 
 import random
+import threading
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ def failed(rollout: str, message: str, line: int = 7) -> Outcome:
     return outcome(rollout, status="failed", error={"type": "ValueError", "message": message}, traceback=traceback)
 
 
-def test_a_report_has_what_all_rollouts_did() -> None:
+def test_a_report_sums_up_all_rollouts() -> None:
     work = {"turns": 2, "images": 1, "tokens": 30, "queue_bytes": 500, "retries": 1, "request_retries": 3}
     report = totals_of(
         outcome("a", reward=1.0, **work, retry_reason="no judge"),
@@ -77,11 +80,29 @@ def test_an_error_is_kept_once_with_the_first_rollout_that_ended_with_it() -> No
     assert totals.errors.rollouts == 4
 
 
-def test_errors_that_are_all_different_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_different_errors_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.rundir.outcomes._MAX_DISTINCT_ERRORS", 2)
     totals = totals_of(*(failed(str(number), f"bad {number}") for number in range(5)), failed("6", "bad 0"))
     assert [(error.message, error.rollouts) for error in totals.errors.distinct()] == [("bad 0", 2), ("bad 1", 1)]
     assert totals.errors.rollouts == 6
+
+
+def test_many_errors_of_one_status_do_not_hide_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.rundir.outcomes._MAX_DISTINCT_ERRORS", 2)
+    unscored = (replace(failed(str(number), f"{number} tokens"), status="unscored") for number in range(3))
+    totals = totals_of(*unscored, failed("z", "bad"))
+    assert [error.message for error in totals.errors.distinct() if error.status == "failed"] == ["bad"]
+
+
+def test_totals_can_be_read_while_another_thread_adds_outcomes() -> None:
+    totals = OutcomeTotals()
+    outcomes = [outcome(metrics={f"m{number}": 1.0}, reward=1.0) for number in range(2000)]
+    adding = threading.Thread(target=lambda: deque(map(totals.add, outcomes), maxlen=0))
+    adding.start()
+    while adding.is_alive():
+        report = totals.report()
+        assert len(report["metrics"]) == report["rollouts"]
+    adding.join()
 
 
 def test_each_outcome_of_a_run_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

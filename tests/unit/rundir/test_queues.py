@@ -1,4 +1,4 @@
-"""The queues of a run: where they are, and what their consumers lease."""
+"""The queues of a run: their URLs and their kinds of leases."""
 
 from pathlib import Path
 

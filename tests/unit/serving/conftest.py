@@ -29,7 +29,7 @@ def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(media_dir: Path) -> Iterator[httpx.Client]:
-    """One engine for all tests that need no settings of their own."""
+    """An engine that all tests without settings of their own share."""
     settings = EmbeddedSettings(allowed_directories=(media_dir,), weight_version="7", max_model_len=2048)
     with EmbeddedServer(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
@@ -37,7 +37,7 @@ def engine(media_dir: Path) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., bytes]:
-    """The encoded bytes of a square of some colour."""
+    """Draws a square of a colour; returns the encoded bytes."""
 
     def draw(color: str, **settings: Any) -> bytes:
         uri = draw_square(color, ColorCodewordSettings(**settings), seed="a test")
@@ -48,7 +48,7 @@ def picture() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def part() -> Callable[[bytes], Body]:
-    """A content part that holds an image inline."""
+    """Makes a content part with an image inline."""
 
     def inline(data: bytes) -> Body:
         url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
@@ -59,7 +59,7 @@ def part() -> Callable[[bytes], Body]:
 
 @pytest.fixture(scope="session")
 def body(tokenizer: FastTokenizer, part: Callable[[bytes], Body]) -> Callable[..., Body]:
-    """A sound request: one user turn per image, then perhaps a question without one. `sampling` is merged in."""
+    """Makes a valid request: a user turn for each image, then a question if there is one. `sampling` is merged in."""
 
     def build(images: Sequence[bytes] = (), *, question: str = "", **sampling: Any) -> Body:
         turns = [
@@ -86,8 +86,8 @@ def body(tokenizer: FastTokenizer, part: Callable[[bytes], Body]) -> Callable[..
 
 
 @pytest.fixture(scope="session")
-def said(tokenizer: FastTokenizer) -> Callable[[Body], str]:
-    """The text of an answer, without the token that ended it."""
+def answer_text(tokenizer: FastTokenizer) -> Callable[[Body], str]:
+    """Returns the text of an answer, without its end token."""
 
     def text(answer: Body) -> str:
         [choice] = answer["choices"]

@@ -1,6 +1,6 @@
-"""New weights for a running engine: what a pause does to requests in flight, and which weights gave each token.
+"""New weights for a running engine: what a pause does to requests in flight, and which weights sampled each token.
 
-The engine here takes a step when the test says so, so that nothing depends on how fast the machine is.
+The engine takes each step when the test allows it, so the speed of the machine does not matter.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ LENGTH = 4
 
 
 class SteppedEngine:
-    """An engine whose every step is allowed, and then reported."""
+    """An engine that waits for permission before each step, and reports the step."""
 
     def __init__(self) -> None:
-        self.model_card = ModelCard("puppet", Path("puppet"), 64)
+        self.model_card = ModelCard("stepped", Path("stepped"), 64)
         self.allowed = asyncio.Semaphore(0)
         self.written: asyncio.Queue[str] = asyncio.Queue()
         self.prepared: asyncio.Queue[None] = asyncio.Queue()
@@ -50,7 +50,7 @@ class SteppedEngine:
         pass
 
     async def step(self, times: int = 1) -> list[str]:
-        """Let so many tokens be written, and return their versions."""
+        """Allow so many tokens, and return their versions."""
         for _ in range(times):
             self.allowed.release()
         return [await self.written.get() for _ in range(times)]
@@ -69,7 +69,7 @@ class _SteppedJob(Job):
 
 
 class SteppedEngineClient:
-    """A puppet and its endpoint."""
+    """A client of a stepped engine."""
 
     def __init__(self, client: httpx.AsyncClient, engine: SteppedEngine) -> None:
         self.client, self.engine = client, engine
@@ -79,7 +79,7 @@ class SteppedEngineClient:
         return await self.post("/inference/v1/generate", token_ids=[1], sampling_params=sampling, request_id=request_id)
 
     async def start_request(self, request_id: str) -> "asyncio.Task[Body]":
-        """A request that has arrived; whether it may begin is up to the gate."""
+        """Send a request, and return when it has arrived; the gate decides when it starts."""
         task = asyncio.create_task(self.ask(request_id))
         await self.engine.prepared.get()
         return task
@@ -91,15 +91,15 @@ class SteppedEngineClient:
         return answer
 
     async def wait_until_paused(self) -> None:
-        """Wait until the gate is closed, though perhaps not quiet yet."""
+        """Wait until the gate is closed; a step may still run."""
         while True:
             if (await self.client.get("/is_paused")).json() == {"is_paused": True}:
                 return
-            # Nothing else would give way to the pause: all of this is in one process.
+            # The endpoint runs in this event loop, too, so let it run.
             await asyncio.sleep(0)
 
     async def push(self, version: str) -> None:
-        """What comes between pause and resume."""
+        """Load weights and set their version, as a trainer does between pause and resume."""
         await self.post("/collective_rpc", method="reload_weights")
         await self.post("/update_weight_version", new_version=version)
 
@@ -111,15 +111,15 @@ async def _open_client() -> AsyncIterator[SteppedEngineClient]:
     async with (
         asyncio.timeout(60),
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://puppet") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://stepped") as client,
     ):
         yield SteppedEngineClient(client, engine)
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[SteppedEngineClient]:
-    async with _open_client() as world:
-        yield world
+async def stepped() -> AsyncIterator[SteppedEngineClient]:
+    async with _open_client() as stepped:
+        yield stepped
 
 
 def versions(answer: Body) -> list[tuple[str, int, int]]:
@@ -127,106 +127,103 @@ def versions(answer: Body) -> list[tuple[str, int, int]]:
     return [(span["version"], span["start"], span["end"]) for span in choice["weight_versions"]]
 
 
-async def test_keep_freezes_what_is_in_flight_and_goes_on_with_the_new_weights(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    assert await world.engine.step(2) == ["1", "1"]
-    # The step that is under way when the pause comes is finished first, with the weights that it began with.
-    pausing = asyncio.create_task(world.post("/pause?mode=keep"))
-    assert await world.engine.step() == ["1"]
+async def test_keep_freezes_running_requests_and_they_go_on_with_the_new_weights(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    assert await stepped.engine.step(2) == ["1", "1"]
+    # A step that runs when the pause comes ends first, with the old weights.
+    pausing = asyncio.create_task(stepped.post("/pause?mode=keep"))
+    assert await stepped.engine.step() == ["1"]
     await pausing
-    await world.push("2")
+    await stepped.push("2")
     assert not in_flight.done()
-    await world.post("/resume")
-    assert await world.engine.step() == ["2"]
+    await stepped.post("/resume")
+    assert await stepped.engine.step() == ["2"]
     answer = await in_flight
     assert versions(answer) == [("1", 0, 3), ("2", 3, 4)]
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-async def test_wait_lets_what_is_in_flight_finish_and_makes_others_wait(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    await world.engine.step(2)
-    pausing = asyncio.create_task(world.post("/pause?mode=wait"))
-    await world.wait_until_paused()
-    waiting = await world.start_request("late")
+async def test_wait_lets_running_requests_finish_and_makes_new_ones_wait(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    await stepped.engine.step(2)
+    pausing = asyncio.create_task(stepped.post("/pause?mode=wait"))
+    await stepped.wait_until_paused()
+    waiting = await stepped.start_request("late")
     assert not pausing.done()
-    assert await world.engine.step(2) == ["1", "1"]
+    assert await stepped.engine.step(2) == ["1", "1"]
     await pausing
     assert versions(await in_flight) == [("1", 0, LENGTH)]
-    await world.push("2")
-    await world.post("/resume")
-    assert await world.engine.step(LENGTH) == ["2"] * LENGTH
+    await stepped.push("2")
+    await stepped.post("/resume")
+    assert await stepped.engine.step(LENGTH) == ["2"] * LENGTH
     assert versions(await waiting) == [("2", 0, LENGTH)]
 
 
-async def test_abort_ends_what_is_in_flight_with_its_tokens_so_far(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    await world.engine.step(2)
-    await world.post("/pause?mode=abort")
+async def test_abort_ends_running_requests_with_their_tokens_so_far(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    await stepped.engine.step(2)
+    await stepped.post("/pause?mode=abort")
     answer = await in_flight
     assert answer["choices"][0]["finish_reason"] == "abort"
     assert answer["choices"][0]["token_ids"] == [1, 1]
     assert versions(answer) == [("1", 0, 2)]
-    waiting = await world.start_request("late")
-    await world.push("2")
-    await world.post("/resume")
-    await world.engine.step(LENGTH)
+    waiting = await stepped.start_request("late")
+    await stepped.push("2")
+    await stepped.post("/resume")
+    await stepped.engine.step(LENGTH)
     assert versions(await waiting) == [("2", 0, LENGTH)]
 
 
-async def test_who_waits_for_the_end_of_a_pause_can_be_aborted(world: SteppedEngineClient) -> None:
-    await world.post("/pause?mode=wait")
-    waiting = await world.start_request("late")
-    await world.client.post("/inference/v1/abort_requests", json={"request_ids": ["generate-tokens-late"]})
+async def test_a_request_that_waits_for_the_end_of_a_pause_can_be_aborted(stepped: SteppedEngineClient) -> None:
+    await stepped.post("/pause?mode=wait")
+    waiting = await stepped.start_request("late")
+    await stepped.client.post("/inference/v1/abort_requests", json={"request_ids": ["generate-tokens-late"]})
     answer = await waiting
     assert answer["choices"][0]["finish_reason"] == "abort"
     assert versions(answer) == [("1", 0, 0)]
 
 
-async def test_what_is_frozen_can_be_aborted_by_another_pause(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    await world.engine.step()
-    pausing = asyncio.create_task(world.post("/pause?mode=keep"))
-    await world.engine.step()
+async def test_a_frozen_request_can_be_aborted_by_another_pause(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    await stepped.engine.step()
+    pausing = asyncio.create_task(stepped.post("/pause?mode=keep"))
+    await stepped.engine.step()
     await pausing
-    await world.post("/pause?mode=abort")
+    await stepped.post("/pause?mode=abort")
     assert (await in_flight)["choices"][0]["token_ids"] == [1, 1]
 
 
-async def test_a_pause_that_a_resume_overtakes_says_so(world: SteppedEngineClient) -> None:
-    in_flight = await world.start_request("flying")
-    await world.engine.step()
-    pausing = asyncio.create_task(world.post("/pause?mode=wait", status=409))
-    await world.wait_until_paused()
-    await world.post("/resume")
+async def test_a_resume_ends_a_waiting_pause_with_an_error(stepped: SteppedEngineClient) -> None:
+    in_flight = await stepped.start_request("flying")
+    await stepped.engine.step()
+    pausing = asyncio.create_task(stepped.post("/pause?mode=wait", status=409))
+    await stepped.wait_until_paused()
+    await stepped.post("/resume")
     assert "replaced the pause" in (await pausing)["error"]["message"]
-    await world.engine.step(LENGTH - 1)
+    await stepped.engine.step(LENGTH - 1)
     await in_flight
 
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [
-        ("/collective_rpc", {"method": "reload_weights"}),
-        ("/update_weight_version", {"new_version": "2"}),
-    ],
+    [("/collective_rpc", {"method": "reload_weights"}), ("/update_weight_version", {"new_version": "2"})],
 )
 async def test_weights_and_their_version_change_only_during_a_pause(
-    world: SteppedEngineClient, path: str, body: Body
+    stepped: SteppedEngineClient, path: str, body: Body
 ) -> None:
-    refused = await world.post(path, 400, **body)
+    refused = await stepped.post(path, 400, **body)
     assert "POST /pause" in refused["error"]["message"]
-    assert world.engine.reloaded == []
-    assert (await world.client.get("/weight_info")).json() == {"weight_version": "1"}
+    assert stepped.engine.reloaded == []
+    assert (await stepped.client.get("/weight_info")).json() == {"weight_version": "1"}
 
 
-async def test_a_reload_from_a_directory_and_one_that_fails(world: SteppedEngineClient) -> None:
-    await world.post("/pause?mode=wait")
-    await world.post("/collective_rpc", method="reload_weights", kwargs={"weights_path": "somewhere"})
-    failed = await world.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "nowhere"})
+async def test_a_reload_that_fails_leaves_the_engine_paused(stepped: SteppedEngineClient) -> None:
+    await stepped.post("/pause?mode=wait")
+    await stepped.post("/collective_rpc", method="reload_weights", kwargs={"weights_path": "somewhere"})
+    failed = await stepped.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "nowhere"})
     assert failed["error"]["message"] == "there is nothing"
-    assert world.engine.reloaded == [Path("somewhere"), Path("nowhere")]
-    assert (await world.client.get("/is_paused")).json() == {"is_paused": True}
+    assert stepped.engine.reloaded == [Path("somewhere"), Path("nowhere")]
+    assert (await stepped.client.get("/is_paused")).json() == {"is_paused": True}
 
 
 @pytest.mark.parametrize(
@@ -241,19 +238,19 @@ async def test_a_reload_from_a_directory_and_one_that_fails(world: SteppedEngine
         ("/update_weight_version", {}, "new_version"),
     ],
 )
-async def test_what_the_control_surface_does_not_know_is_refused(
-    world: SteppedEngineClient, path: str, body: Body, named: str
+async def test_unknown_control_requests_are_refused(
+    stepped: SteppedEngineClient, path: str, body: Body, named: str
 ) -> None:
-    assert named in (await world.post(path, 400, **body))["error"]["message"]
+    assert named in (await stepped.post(path, 400, **body))["error"]["message"]
 
 
-async def test_a_script_is_made_anew_and_its_version_told(body: Any, picture: Any) -> None:
+async def test_the_embedded_engine_reloads_its_policy_and_reports_the_version(body: Any, picture: Any) -> None:
     with EmbeddedServer(EmbeddedSettings(weight_version="1")) as url:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            world = SteppedEngineClient(client, SteppedEngine())
-            await world.post("/pause?mode=abort")
-            await world.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "/nowhere"})
-            await world.push("2")
-            await world.post("/resume")
-            answer = await world.post("/inference/v1/generate", **body([picture("red")]))
+            stepped = SteppedEngineClient(client, SteppedEngine())
+            await stepped.post("/pause?mode=abort")
+            await stepped.post("/collective_rpc", 500, method="reload_weights", kwargs={"weights_path": "/nowhere"})
+            await stepped.push("2")
+            await stepped.post("/resume")
+            answer = await stepped.post("/inference/v1/generate", **body([picture("red")]))
             assert versions(answer) == [("2", 0, 2)]

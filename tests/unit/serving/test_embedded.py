@@ -1,4 +1,4 @@
-"""What a sound request gets from the embedded engine, over real HTTP."""
+"""The answers of the embedded engine to valid requests, over real HTTP."""
 
 import inspect
 import io
@@ -40,7 +40,7 @@ class Broken:
 
 
 class Ambiguous:
-    """A policy with a candidate that begins another."""
+    """A policy in which one candidate begins like another."""
 
     def answer(self, prompt: str, images: list[Pixels]) -> list[AnswerSlot]:
         return [AnswerSlot({"red": 0.0, "red red": 0.0})]
@@ -55,14 +55,14 @@ class Lazy:
 
 
 class LikesPlaceholders:
-    """A policy that says a placeholder rather than anything else."""
+    """A policy that prefers a placeholder to anything else."""
 
     def answer(self, prompt: str, images: list[Pixels]) -> list[AnswerSlot]:
         return [AnswerSlot({"<|image_pad|>": 9.0, "red": 1.0, "blue": 1.0})]
 
 
 def line_of(policy: type) -> int:
-    """The line that fails; of a policy that returns a wrong slot, the line of its method."""
+    """Return the line that fails, or for a wrong slot the line of the method."""
     lines, first = inspect.getsourcelines(policy)
     wanted = {"Broken": "raise ", "Lazy": "json.loads", "Ambiguous": "def answer"}[policy.__name__]
     return first + next(index for index, line in enumerate(lines) if wanted in line)
@@ -81,19 +81,24 @@ def generate(engine: httpx.Client, body: Body) -> Body:
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])
 @pytest.mark.parametrize("color", PALETTE)
-def test_it_names_the_color_of_the_picture(
-    engine: httpx.Client, body: MakeBody, picture: Picture, said: Callable[[Body], str], color: str, image_format: str
+def test_the_answer_is_the_color_of_the_picture(
+    engine: httpx.Client,
+    body: MakeBody,
+    picture: Picture,
+    answer_text: Callable[[Body], str],
+    color: str,
+    image_format: str,
 ) -> None:
-    assert said(generate(engine, body([picture(color, image_format=image_format)]))) == color
+    assert answer_text(generate(engine, body([picture(color, image_format=image_format)]))) == color
 
 
-def test_a_question_without_image_asks_for_all_of_them_in_order(
-    engine: httpx.Client, body: MakeBody, picture: Picture, said: Callable[[Body], str]
+def test_the_answer_to_a_question_without_an_image_names_all_colors_in_order(
+    engine: httpx.Client, body: MakeBody, picture: Picture, answer_text: Callable[[Body], str]
 ) -> None:
     shown = [picture(color) for color in ("blue", "red", "red", "cyan")]
-    assert said(generate(engine, body(shown, question="All of them?"))) == "blue red red cyan"
-    assert said(generate(engine, body(shown[::-1], question="All of them?"))) == "cyan red red blue"
-    assert said(generate(engine, body(shown))) == "cyan"
+    assert answer_text(generate(engine, body(shown, question="All of them?"))) == "blue red red cyan"
+    assert answer_text(generate(engine, body(shown[::-1], question="All of them?"))) == "cyan red red blue"
+    assert answer_text(generate(engine, body(shown))) == "cyan"
 
 
 def test_the_prompt_is_expanded_by_the_size_of_each_image(
@@ -110,15 +115,15 @@ def test_the_prompt_is_expanded_by_the_size_of_each_image(
     ranges = answer["mm_placeholders"]["image"]
     assert [entry["length"] for entry in ranges] == [64, 64, 475]
     expanded = answer["prompt_token_ids"]
-    lying = {index for entry in ranges for index in range(entry["offset"], entry["offset"] + entry["length"])}
-    assert lying == {index for index, token in enumerate(expanded) if token == pad}
+    covered = {index for entry in ranges for index in range(entry["offset"], entry["offset"] + entry["length"])}
+    assert covered == {index for index, token in enumerate(expanded) if token == pad}
     for entry in reversed(ranges):
         expanded[entry["offset"] : entry["offset"] + entry["length"]] = [pad]
     assert expanded == request["token_ids"]
     assert answer["usage"]["prompt_tokens"] == len(request["token_ids"]) + 64 + 64 + 475 - 3
 
 
-def test_an_image_counts_as_it_lies_after_its_exif_orientation(engine: httpx.Client, body: MakeBody) -> None:
+def test_the_layout_of_an_image_follows_its_exif_orientation(engine: httpx.Client, body: MakeBody) -> None:
     image = Image.new("RGB", (960, 320), PALETTE["green"])
     image.paste(PALETTE["purple"], (0, 0, 480, 320))
     exif = Image.Exif()
@@ -133,7 +138,7 @@ def test_an_image_counts_as_it_lies_after_its_exif_orientation(engine: httpx.Cli
     assert lengths == [300, 300]
 
 
-def test_a_prompt_without_images_stays_as_it_is(engine: httpx.Client, body: MakeBody) -> None:
+def test_a_prompt_without_images_is_not_expanded(engine: httpx.Client, body: MakeBody) -> None:
     request = body(question="Hello?")
     answer = generate(engine, request)
     assert answer["prompt_token_ids"] == request["token_ids"]
@@ -141,7 +146,7 @@ def test_a_prompt_without_images_stays_as_it_is(engine: httpx.Client, body: Make
     assert answer["request_id"].startswith("generate-tokens-")
 
 
-def test_the_expanded_prompt_is_told_on_demand_only(engine: httpx.Client, body: MakeBody, picture: Picture) -> None:
+def test_the_expanded_prompt_is_returned_only_on_demand(engine: httpx.Client, body: MakeBody, picture: Picture) -> None:
     request = body([picture("red")])
     del request["return_token_ids"]
     answer = generate(engine, request)
@@ -149,18 +154,18 @@ def test_the_expanded_prompt_is_told_on_demand_only(engine: httpx.Client, body: 
     assert answer["mm_placeholders"] is None
 
 
-def test_files_are_read_anew_for_every_request(
-    engine: httpx.Client, body: MakeBody, picture: Picture, media_dir: Path, said: Callable[[Body], str]
+def test_files_are_read_again_for_every_request(
+    engine: httpx.Client, body: MakeBody, picture: Picture, media_dir: Path, answer_text: Callable[[Body], str]
 ) -> None:
     file = media_dir / "it changes.png"
     for color in ("red", "blue"):
         file.write_bytes(picture(color))
         request = body([picture(color)])
         request["content_parts"][0]["url"] = file.as_uri()
-        assert said(generate(engine, request)) == color
+        assert answer_text(generate(engine, request)) == color
 
 
-def test_an_answer_ends_with_the_end_token_and_says_which_weights_gave_it(
+def test_an_answer_ends_with_the_end_token_and_has_the_weight_version(
     engine: httpx.Client, body: MakeBody, picture: Picture, tokenizer: FastTokenizer
 ) -> None:
     [choice] = generate(engine, body([picture("red")], max_tokens=2))["choices"]
@@ -188,7 +193,7 @@ def test_any_stop_token_ends_an_answer_and_is_part_of_it(
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", blue)
 
 
-def test_an_answer_fills_the_context_at_most(body: MakeBody, tokenizer: FastTokenizer) -> None:
+def test_an_answer_ends_at_the_end_of_the_context(body: MakeBody, tokenizer: FastTokenizer) -> None:
     request = body(question="Hello?")
     room = len(request["token_ids"]) + 5
     with EmbeddedServer(EmbeddedSettings(policy=named(LongAnswer), max_model_len=room)) as url:
@@ -207,7 +212,9 @@ def test_an_answer_fills_the_context_at_most(body: MakeBody, tokenizer: FastToke
         (Ambiguous, "'red red' begins with the tokens of the candidate 'red'"),
     ],
 )
-def test_a_policy_that_fails_is_the_servers_fault_and_named(body: MakeBody, kind: type, complaint: str) -> None:
+def test_a_policy_that_fails_is_an_error_of_the_server_with_its_line(
+    body: MakeBody, kind: type, complaint: str
+) -> None:
     with EmbeddedServer(EmbeddedSettings(policy=named(kind))) as url:
         response = httpx.post(f"{url}/inference/v1/generate", json=body())
     assert response.status_code == 500
@@ -218,13 +225,13 @@ def test_a_policy_that_fails_is_the_servers_fault_and_named(body: MakeBody, kind
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_a_banned_token_is_not_sampled_and_has_no_part_in_the_logprobs(
-    body: MakeBody, tokenizer: FastTokenizer, said: Callable[[Body], str], temperature: float
+def test_a_banned_token_is_not_sampled_and_does_not_count_in_the_logprobs(
+    body: MakeBody, tokenizer: FastTokenizer, answer_text: Callable[[Body], str], temperature: float
 ) -> None:
     bans = {str(tokenizer.token_id("<|image_pad|>")): -100.0}
     with EmbeddedServer(EmbeddedSettings(policy=named(LikesPlaceholders))) as url, httpx.Client(base_url=url) as client:
         answer = generate(client, body(temperature=temperature, logit_bias=bans))
-    assert said(answer) in ("red", "blue")
+    assert answer_text(answer) in ("red", "blue")
     [entry, _] = answer["choices"][0]["logprobs"]["content"]
     assert entry["logprob"] == pytest.approx(math.log(0.5) if temperature else 0.0)
 
@@ -236,7 +243,7 @@ def test_the_error_of_a_policy_is_logged(body: MakeBody) -> None:
     assert (line["log_level"], str(line["exc_info"])) == ("error", "no idea")
 
 
-def test_an_error_inside_the_engine_is_answered_by_name_and_logged(
+def test_an_error_inside_the_engine_is_in_the_answer_and_in_the_log(
     body: MakeBody, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RequestReader, "read", lambda *_: 1 / 0)
@@ -259,8 +266,8 @@ def test_the_same_request_with_the_same_seed_gets_the_same_answer(
     assert first != other
 
 
-def test_at_temperature_one_it_errs_once_in_ten_and_its_logprobs_say_so(
-    engine: httpx.Client, body: MakeBody, picture: Picture, said: Callable[[Body], str]
+def test_at_temperature_one_a_tenth_of_the_answers_is_wrong_and_the_logprobs_agree(
+    engine: httpx.Client, body: MakeBody, picture: Picture, answer_text: Callable[[Body], str]
 ) -> None:
     shown = [picture("green", image_format="jpeg")] * 8
     right: list[float] = []
@@ -268,7 +275,7 @@ def test_at_temperature_one_it_errs_once_in_ten_and_its_logprobs_say_so(
     for seed in range(60):
         answer = generate(engine, body(shown, question="All?", temperature=1.0, seed=seed))
         logprobs = [entry["logprob"] for entry in answer["choices"][0]["logprobs"]["content"]]
-        for word, logprob in zip(said(answer).split(), logprobs[:-1], strict=True):
+        for word, logprob in zip(answer_text(answer).split(), logprobs[:-1], strict=True):
             (right if word == "green" else wrong).append(logprob)
     assert right == pytest.approx([math.log(0.9)] * len(right))
     assert wrong == pytest.approx([math.log(0.1 / 7)] * len(wrong))
@@ -305,7 +312,7 @@ def test_an_abort_ends_a_request_with_the_tokens_so_far(body: MakeBody, tokenize
     assert choice["weight_versions"] == [{"version": "0", "start": 0, "end": 1}]
 
 
-def test_an_id_that_is_running_is_not_taken_again(body: MakeBody) -> None:
+def test_the_id_of_a_running_request_is_refused(body: MakeBody) -> None:
     settings = EmbeddedSettings(policy=named(LongAnswer), latency_ms=3_600_000)
     request = {**body(), "request_id": "twin"}
     with (
@@ -323,7 +330,7 @@ def test_an_id_that_is_running_is_not_taken_again(body: MakeBody) -> None:
     assert "already running" in answers[1].json()["error"]["message"]
 
 
-def test_it_says_who_it_is(engine: httpx.Client) -> None:
+def test_the_engine_reports_its_model_health_and_version(engine: httpx.Client) -> None:
     [model] = engine.get("/v1/models").json()["data"]
     assert (model["id"], model["max_model_len"]) == ("tiny-qwen3-vl", 2048)
     assert engine.get("/health").status_code == 200

@@ -1,4 +1,4 @@
-"""An engine with a key: no route but those that say whether it lives answers without it."""
+"""An engine with a key: without the key, only /health and /metrics answer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ def url() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("authorization", [None, f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", KEY, f"Basic {KEY}", "Bearer"])
-def test_without_the_key_every_route_but_health_is_closed(url: str, authorization: str | None) -> None:
+def test_without_the_key_every_route_except_health_is_closed(url: str, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     with httpx.Client(base_url=url, headers=headers) as client:
         statuses = {path: client.request(method, path).status_code for method, path in ROUTES}
@@ -39,7 +39,7 @@ def test_without_the_key_every_route_but_health_is_closed(url: str, authorizatio
     assert set(statuses.values()) == {401}
 
 
-def test_the_refusal_says_what_is_missing_and_repeats_no_key(url: str) -> None:
+def test_the_refusal_says_what_is_missing_and_shows_no_key(url: str) -> None:
     error = httpx.post(f"{url}/pause", headers={"authorization": "Bearer wrong"}).json()["error"]
     assert error["type"] == "AuthenticationError"
     assert "needs its API key with every request" in error["message"]
@@ -61,7 +61,7 @@ async def call(app: Any, scope: dict[str, Any]) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
     async def receive() -> Any:
-        raise AssertionError("nothing is read of a request without a key")
+        raise AssertionError("a request without a key must not be read")
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -88,12 +88,12 @@ async def inner(scope: Any, receive: Any, send: Any) -> None:
         ({"type": "lifespan", "path": ""}, True),
     ],
 )
-async def test_what_passes_without_the_key(scope: dict[str, Any], is_open: bool) -> None:
+async def test_only_some_requests_pass_without_the_key(scope: dict[str, Any], is_open: bool) -> None:
     sent = await call(RequireKey(inner, KEY), {"headers": [], **scope})
     assert (sent == [{"type": "passed"}]) == is_open
 
 
-async def test_two_keys_in_one_request_are_none() -> None:
+async def test_two_keys_in_one_request_are_refused() -> None:
     header = (b"Authorization", f"bearer {KEY}".encode())
     app = RequireKey(inner, KEY)
     assert await call(app, {"type": "http", "path": "/pause", "headers": [header]}) == [{"type": "passed"}]
@@ -102,7 +102,9 @@ async def test_two_keys_in_one_request_are_none() -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", " \n"])
-def test_without_a_key_in_its_environment_it_does_not_start(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+def test_the_middleware_does_not_start_without_a_key_in_its_environment(
+    monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("VLLM_API_KEY", value)

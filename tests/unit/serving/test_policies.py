@@ -1,4 +1,4 @@
-"""The scripted policies: what they see, what they say, and how they are found by name."""
+"""The scripted policies: how they read images, what they answer, and how they are found by name."""
 
 import math
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_a_color_survives_noise_jpeg_and_resizing(
     assert nearest_color(np.asarray(image.resize(size, Image.Resampling.BICUBIC))) == color
 
 
-def test_a_grey_image_has_no_color_and_is_guessed_at() -> None:
+def test_the_color_of_a_grey_image_is_a_guess() -> None:
     grey: Pixels = np.full((64, 64, 3), 120, dtype=np.uint8)
     assert nearest_color(grey) is None
     [slot] = ColorPolicy().answer(IMAGE_TURN, [grey])
@@ -61,7 +61,7 @@ def test_without_an_image_in_the_last_turn_all_images_are_named() -> None:
     assert best(list(ColorPolicy().answer(prompt, [filled("red"), filled("blue")]))) == ["red", " blue"]
 
 
-def test_without_any_image_it_says_so() -> None:
+def test_without_any_image_the_answer_says_so() -> None:
     assert best(list(ColorPolicy().answer("<|im_start|>user\nHi<|im_end|>\n", []))) == ["I see no picture."]
 
 
@@ -75,14 +75,14 @@ def test_the_error_rate_is_the_documented_one(temperature: float, right: float) 
 
 
 def test_a_policy_comes_from_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "somebodys_policy.py").write_text(
+    (tmp_path / "other_policy.py").write_text(
         "from rollout.serving.policies import AnswerSlot\n"
         "class Coin:\n"
         "    def answer(self, prompt, images):\n"
         "        return [AnswerSlot({'heads': 0.0, 'tails': 0.0})]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_policy("somebodys_policy:Coin").answer("", []) == [AnswerSlot({"heads": 0.0, "tails": 0.0})]
+    assert load_policy("other_policy:Coin").answer("", []) == [AnswerSlot({"heads": 0.0, "tails": 0.0})]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_policy_comes_from_any_module(tmp_path: Path, monkeypatch: pytest.Monk
         ("builtins:dict", "no method answer"),
     ],
 )
-def test_a_name_that_leads_to_no_policy_is_refused(name: str, complaint: str) -> None:
+def test_a_name_that_is_not_of_a_policy_is_refused(name: str, complaint: str) -> None:
     with pytest.raises(PolicyNotFound, match=complaint) as caught:
         load_policy(name)
     assert name in str(caught.value)

@@ -1,4 +1,4 @@
-"""What a client may send to an engine of ours: so many bytes, within so many seconds."""
+"""The limits of a request to our engines: its bytes, and the seconds that it may take."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ from rollout.serving.request_limits import LimitBody
 
 
 async def read_body(chunks: list[bytes], **limits: Any) -> bytes:
-    """What an application reads of a body that comes in these chunks; the last one is followed by silence."""
+    """Return the body that an application reads from these chunks; nothing comes after the last one."""
     left, body = list(chunks), b""
 
     async def receive() -> Any:
@@ -36,7 +36,7 @@ async def read_body(chunks: list[bytes], **limits: Any) -> bytes:
     return body
 
 
-async def test_a_body_within_the_limits_comes_as_it_was_sent() -> None:
+async def test_a_body_within_the_limits_is_read_unchanged() -> None:
     assert await read_body([b"12345", b"67890"], max_bytes=10) == b"1234567890"
 
 
@@ -49,7 +49,7 @@ async def test_a_body_that_is_too_large_is_refused_with_its_size(chunks: list[by
     assert refused.value.status == 413
 
 
-async def test_a_body_that_does_not_come_is_refused_at_its_deadline() -> None:
+async def test_an_incomplete_body_is_refused_at_its_deadline() -> None:
     with pytest.raises(RequestRefused, match="was not complete") as refused:
         await read_body([b"half", b""], timeout=0.01)
     assert refused.value.status == 408
@@ -64,7 +64,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def talk(url: str, *sent: bytes) -> bytes:
-    """Send this and nothing more, and read until the engine closes the connection."""
+    """Send these bytes, and read until the engine closes the connection."""
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         for part in sent:
@@ -75,7 +75,7 @@ def talk(url: str, *sent: bytes) -> bytes:
     return answer
 
 
-def test_a_client_is_told_of_its_large_body_and_served_on(url: str) -> None:
+def test_a_client_with_a_large_body_gets_an_error_and_can_go_on(url: str) -> None:
     with httpx.Client(base_url=url) as client:
         answer = client.post("/inference/v1/generate", content=bytes(3 << 20))
         assert (answer.status_code, answer.json()["error"]["type"]) == (413, "RequestTooLarge")

@@ -1,4 +1,4 @@
-"""Starting and ending an embedded engine, in a thread and as a process."""
+"""Start and end of an embedded engine, in a thread and as a process."""
 
 import shutil
 import signal
@@ -23,7 +23,7 @@ serve_until_signal(EmbeddedServer(EmbeddedSettings()), lambda url: print(url, fl
 """
 
 
-def test_it_answers_on_loopback_until_it_is_stopped() -> None:
+def test_an_engine_answers_on_loopback_until_it_is_stopped() -> None:
     before = threading.active_count()
     with EmbeddedServer(EmbeddedSettings()) as url:
         assert url.startswith("http://127.0.0.1:")
@@ -33,14 +33,14 @@ def test_it_answers_on_loopback_until_it_is_stopped() -> None:
     assert threading.active_count() == before
 
 
-def test_it_never_prints(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_never_prints(capfd: pytest.CaptureFixture[str]) -> None:
     with EmbeddedServer(EmbeddedSettings()) as url:
         httpx.get(f"{url}/nothing")
         httpx.post(f"{url}/inference/v1/generate", content=b"{")
     assert capfd.readouterr() == ("", "")
 
 
-def test_several_run_beside_each_other() -> None:
+def test_several_engines_run_at_the_same_time() -> None:
     with (
         EmbeddedServer(EmbeddedSettings(model_name="a")) as first,
         EmbeddedServer(EmbeddedSettings(model_name="b")) as second,
@@ -49,26 +49,26 @@ def test_several_run_beside_each_other() -> None:
     assert names == ["a", "b"]
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_the_error_of_a_port_in_use_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServerFailed, match=f"cannot listen on 127.0.0.1:{port}"):
             EmbeddedServer(EmbeddedSettings(), port=port).start()
 
 
-def test_it_can_be_stopped_without_having_been_started() -> None:
+def test_an_engine_that_was_not_started_can_be_stopped() -> None:
     server = EmbeddedServer(EmbeddedSettings())
     server.stop()
     assert not server.running
 
 
-def test_a_policy_that_does_not_exist_is_told_before_anything_listens() -> None:
+def test_a_missing_policy_is_an_error_before_the_start() -> None:
     with pytest.raises(PolicyNotFound, match="nowhere:Policy"):
         EmbeddedServer(EmbeddedSettings(policy="nowhere:Policy"))
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
-def test_an_incomplete_model_directory_is_told_before_anything_listens(tmp_path: Path, missing: str) -> None:
+def test_an_incomplete_model_directory_is_an_error_before_the_start(tmp_path: Path, missing: str) -> None:
     model = Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
     (model / missing).unlink()
     with pytest.raises(AdapterError, match=missing):
@@ -76,7 +76,7 @@ def test_an_incomplete_model_directory_is_told_before_anything_listens(tmp_path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
+def test_a_signal_ends_an_engine_cleanly(number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""What vLLM ignores, answers with garbage or dies of is refused with 400, and the message names the item."""
+"""Requests that vLLM ignores, answers wrongly, or crashes at are refused with 400, and the message names the item."""
 
 import base64
 import hashlib
@@ -80,9 +80,7 @@ def test_a_faulty_body_is_refused(engine: httpx.Client, body: MakeBody, change: 
     ],
     ids=str,
 )
-def test_a_sampling_parameter_that_cannot_be_honoured_is_refused(
-    engine: httpx.Client, body: MakeBody, change: Body
-) -> None:
+def test_an_unsupported_sampling_parameter_is_refused(engine: httpx.Client, body: MakeBody, change: Body) -> None:
     [key] = change
     error = refusal(engine, body(**change))
     assert error["param"].startswith(f"sampling_params.{key}")
@@ -98,7 +96,7 @@ def test_a_sampling_parameter_that_a_trainer_relies_on_is_required(
     assert refusal(engine, request)["param"] == f"sampling_params.{key}"
 
 
-def test_parameters_that_ask_for_nothing_are_accepted(engine: httpx.Client, body: MakeBody) -> None:
+def test_parameters_with_their_default_values_are_accepted(engine: httpx.Client, body: MakeBody) -> None:
     request = body(n=1, top_p=1.0, top_k=-1, stop=[], min_tokens=0, skip_special_tokens=False, max_tokens=None)
     request |= {"stream": False, "output_mode": "tokens", "features": None, "priority": 0, "content_parts": None}
     assert engine.post("/inference/v1/generate", json=request).status_code == 200
@@ -187,7 +185,7 @@ def test_the_hash_of_other_bytes_is_refused(engine: httpx.Client, body: MakeBody
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "tiff", "too long"])
-def test_bytes_that_are_no_usable_image_are_refused(
+def test_bytes_that_are_not_a_usable_image_are_refused(
     engine: httpx.Client, body: MakeBody, picture: Picture, damage: str
 ) -> None:
     file = io.BytesIO()
@@ -204,26 +202,26 @@ def outside(tmp_path: Path, picture: Picture) -> Path:
     return file
 
 
-def referring(body: MakeBody, picture: Picture, url: str) -> Body:
+def with_url(body: MakeBody, picture: Picture, url: str) -> Body:
     request = body([picture("red")])
     request["content_parts"][0]["url"] = url
     return request
 
 
-def test_a_file_outside_the_allowed_directories_is_refused_in_every_disguise(
+def test_a_file_outside_the_allowed_directories_is_refused_in_every_form_of_its_url(
     engine: httpx.Client, body: MakeBody, picture: Picture, media_dir: Path, outside: Path
 ) -> None:
     link = media_dir / "link.png"
     link.symlink_to(outside)
     directory_link = media_dir / "link"
     directory_link.symlink_to(outside.parent)
-    climbing = os.path.relpath(outside, media_dir)
+    relative = os.path.relpath(outside, media_dir)
     for url in (
         outside.as_uri(),
         link.as_uri(),
         (directory_link / outside.name).as_uri(),
-        f"{media_dir.as_uri()}/{climbing}",
-        f"{media_dir.as_uri()}/{climbing}".replace("..", "%2e%2e"),
+        f"{media_dir.as_uri()}/{relative}",
+        f"{media_dir.as_uri()}/{relative}".replace("..", "%2e%2e"),
         f"file://localhost{outside}",
         f"file:{outside}",
         f"{media_dir.as_uri()}x/secret.png",
@@ -233,7 +231,7 @@ def test_a_file_outside_the_allowed_directories_is_refused_in_every_disguise(
         "file://",
         f"{media_dir.as_uri()}/%00",
     ):
-        message = refusal(engine, referring(body, picture, url))["message"]
+        message = refusal(engine, with_url(body, picture, url))["message"]
         assert message.startswith("content_parts[0].url is outside the directories"), url
         assert str(outside.parent) not in message
 
@@ -243,12 +241,12 @@ def test_a_file_that_cannot_be_read_is_refused(
 ) -> None:
     os.mkfifo(media_dir / "pipe.png")
     for name in ("missing.png", "pipe.png", ""):
-        message = refusal(engine, referring(body, picture, f"{media_dir.as_uri()}/{name}"))["message"]
+        message = refusal(engine, with_url(body, picture, f"{media_dir.as_uri()}/{name}"))["message"]
         assert "there is no file" in message
 
 
 def test_a_file_on_another_host_is_refused(engine: httpx.Client, body: MakeBody, picture: Picture) -> None:
-    assert "has the host" in refusal(engine, referring(body, picture, "file://elsewhere/a.png"))["message"]
+    assert "has the host" in refusal(engine, with_url(body, picture, "file://elsewhere/a.png"))["message"]
 
 
 def test_a_file_whose_bytes_were_replaced_is_refused(
@@ -257,24 +255,24 @@ def test_a_file_whose_bytes_were_replaced_is_refused(
     data = picture("red")
     file = media_dir / f"{hashlib.sha256(data).hexdigest()}.png"
     file.write_bytes(picture("blue"))
-    assert refusal(engine, referring(body, picture, file.as_uri()))["param"] == "content_parts[0].uuid"
+    assert refusal(engine, with_url(body, picture, file.as_uri()))["param"] == "content_parts[0].uuid"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", base64.b64encode(b"x")])
-def test_a_body_that_is_no_request_is_refused(engine: httpx.Client, content: bytes) -> None:
+def test_a_body_that_is_not_a_request_is_refused(engine: httpx.Client, content: bytes) -> None:
     response = engine.post("/inference/v1/generate", content=content)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "BadRequestError"
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"request_ids": "all"}', b'{"request_ids": [1]}'])
-def test_an_abort_of_nothing_in_particular_is_refused(engine: httpx.Client, content: bytes) -> None:
+def test_an_abort_without_valid_ids_is_refused(engine: httpx.Client, content: bytes) -> None:
     response = engine.post("/inference/v1/abort_requests", content=content)
     assert response.status_code == 400
     assert "request_ids" in response.json()["error"]["message"]
 
 
-def test_unknown_paths_and_methods_get_the_same_error_shape(engine: httpx.Client) -> None:
+def test_errors_of_unknown_paths_and_methods_have_the_same_form(engine: httpx.Client) -> None:
     for response, status in ((engine.get("/v2"), 404), (engine.get("/inference/v1/generate"), 405)):
         assert response.status_code == status
         assert response.json()["error"]["code"] == status

@@ -1,4 +1,4 @@
-"""The command that makes a tiny checkpoint, where what it needs is missing."""
+"""The command that makes a tiny checkpoint, without the libraries that it needs."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from rollout.serving.tiny_model.__main__ import main
 
 
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
-def test_what_is_missing_is_named_with_the_command_that_installs_it(
+def test_the_error_names_the_missing_library_and_the_command_that_installs_it(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("torch", "transformers"):

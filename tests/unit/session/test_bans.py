@@ -1,4 +1,4 @@
-"""Banned tokens: the step names them, and an answer with a banned token is never used."""
+"""Banned tokens: the step has them, and an answer with a banned token is never used."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rollout.trainer import check, samples
 from tests.unit.session.scripted import ScriptedRollout, user
 
 
-async def test_a_step_says_which_tokens_the_engine_was_forbidden_to_sample(script: ScriptedRollout) -> None:
+async def test_a_step_has_the_tokens_that_its_request_banned(script: ScriptedRollout) -> None:
     await script.answer([user("a")], "red")
     media = ("<|image_pad|>", "<|video_pad|>", "<|vision_pad|>")
     banned_ids = tuple(script.pool.tokenizer.token_id(token) for token in media)
@@ -16,7 +16,7 @@ async def test_a_step_says_which_tokens_the_engine_was_forbidden_to_sample(scrip
     assert sample.banned_ids == tuple(sorted(banned_ids))
 
 
-async def test_a_step_of_an_engine_that_cannot_ban_says_that_nothing_was_forbidden(script: ScriptedRollout) -> None:
+async def test_a_step_of_an_engine_that_cannot_ban_has_no_banned_tokens(script: ScriptedRollout) -> None:
     messages = [user("a")]
     await script.answer(messages, "red")
     script.in_process.engine.refuses_bans = True
@@ -25,11 +25,9 @@ async def test_a_step_of_an_engine_that_cannot_ban_says_that_nothing_was_forbidd
     assert check(await script.in_process.finish()) == []
 
 
-async def test_a_policy_that_samples_a_placeholder_is_not_built_upon(script: ScriptedRollout) -> None:
-    with pytest.raises(UnusableCompletion):
-        await script.answer([user("a")], "<|image_pad|>")
-
-
-async def test_a_policy_that_samples_what_was_forbidden_is_not_built_upon(script: ScriptedRollout) -> None:
-    with pytest.raises(UnusableCompletion, match="sampled a banned token"):
-        await script.answer([user("a")], "<|video_pad|>")
+@pytest.mark.parametrize(
+    ("token", "problem"), [("<|image_pad|>", "an image pad token"), ("<|video_pad|>", "sampled a banned token")]
+)
+async def test_an_answer_with_a_banned_token_is_refused(script: ScriptedRollout, token: str, problem: str) -> None:
+    with pytest.raises(UnusableCompletion, match=problem):
+        await script.answer([user("a")], token)

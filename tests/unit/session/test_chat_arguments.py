@@ -1,4 +1,4 @@
-"""Arguments that other clients have and `chat` does not: each is told with what to write instead."""
+"""Arguments that other clients have and `chat` does not have: the error says what to write instead."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from rollout.session.chat_arguments import ChatArgumentError, refuse_arguments
         ("anything", "'anything'. Its arguments are messages, tools=[…] and sampling={…}."),
     ],
 )
-def test_an_unknown_argument_is_told_with_what_to_write_instead(name: str, advice: str) -> None:
+def test_the_error_of_an_unknown_argument_says_what_to_write_instead(name: str, advice: str) -> None:
     with pytest.raises(ChatArgumentError) as refused:
         refuse_arguments([name])
     assert str(refused.value).startswith(f"model.chat has no argument {name!r}. ")

@@ -1,4 +1,4 @@
-"""Whole rollouts through a real engine: what is sent at every turn, what is recorded, and what is refused."""
+"""Whole rollouts with a real engine: what is sent at every turn, what is recorded, and what is refused."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ TASK = Task(id="000000", index=0, seed=7)
 
 
 class FunctionEnvironment(Environment):
-    """Whatever a test wants to be played."""
+    """Plays the function that a test gives it."""
 
     def __init__(self, script: Script) -> None:
         super().__init__(EnvironmentSettings())
@@ -48,7 +48,7 @@ class FunctionEnvironment(Environment):
 
 
 class RecordingEngineClient(EngineClient):
-    """Keeps every request that left, and may tamper with it."""
+    """Keeps every request, and changes it first if a test sets `tamper`."""
 
     def __init__(self, policy: PolicyClient) -> None:
         super().__init__([replica.url for replica in policy.engine.replicas], policy.engine.model, timeout=60)
@@ -101,7 +101,7 @@ def image_hashes(request: GenerateRequest) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
-async def test_a_rollout_ends_right_and_without_violations(tmp_path: Path, mode: Literal["offload", "inline"]) -> None:
+async def test_a_rollout_is_correct_and_has_no_violations(tmp_path: Path, mode: Literal["offload", "inline"]) -> None:
     async with embedded_policy(tmp_path, mode=mode) as policy:
         (task,) = ColorCodeword(SMALL_PICTURES).tasks(ColorCodewordTasks(count=1, turns=4))
         trajectory = (await play(ColorCodeword(SMALL_PICTURES), task, policy=policy)).trajectory
@@ -112,9 +112,7 @@ async def test_a_rollout_ends_right_and_without_violations(tmp_path: Path, mode:
     assert sources == ({"raw_image_id"} if mode == "offload" else {"raw_uri"})
 
 
-async def test_every_turn_carries_every_image_of_its_path(
-    recording: tuple[PolicyClient, RecordingEngineClient],
-) -> None:
+async def test_every_turn_sends_every_image_of_its_path(recording: tuple[PolicyClient, RecordingEngineClient]) -> None:
     policy, engine = recording
     trajectory = (await play(codeword_environment(5), TASK, policy=policy)).trajectory
     sent = [image_hashes(request) for request in engine.requests]
@@ -124,7 +122,7 @@ async def test_every_turn_carries_every_image_of_its_path(
     assert sent[-1] == [mark.hash for mark in samples(trajectory)[0].placeholders]
 
 
-async def test_what_was_sampled_is_never_tokenised_again(recording: tuple[PolicyClient, RecordingEngineClient]) -> None:
+async def test_sampled_tokens_are_never_encoded_again(recording: tuple[PolicyClient, RecordingEngineClient]) -> None:
     policy, engine = recording
     trajectory = (await play(codeword_environment(3), TASK, policy=policy)).trajectory
     assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "bridge", "bridge"]
@@ -152,7 +150,7 @@ async def test_the_same_image_twice_is_two_references_and_one_descriptor(
     assert check(trajectory) == []
 
 
-async def test_compaction_forks_and_an_image_that_returns_is_there_again(
+async def test_compaction_forks_the_trace_and_sends_its_images_again(
     recording: tuple[PolicyClient, RecordingEngineClient],
 ) -> None:
     policy, engine = recording
@@ -175,7 +173,7 @@ async def test_compaction_forks_and_an_image_that_returns_is_there_again(
     assert not trajectory.steps[2].images
 
 
-async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: PolicyClient) -> None:
+async def test_answers_to_the_same_question_share_their_prompt_and_train_once_each(policy: PolicyClient) -> None:
     async def script(model: Model) -> float:
         first = ask("Which colour?", picture("green"))
         for _ in range(3):
@@ -192,10 +190,8 @@ async def test_retries_share_their_prompt_and_each_answer_trains_once(policy: Po
     assert len({node.index for node in trajectory.nodes if node.message["role"] == "user"}) == 2
 
 
-async def test_a_turn_is_one_step_however_often_it_was_tried(
-    policy: PolicyClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The engine has answered each time, and its first two answers of every turn are lost on their way."""
+async def test_a_turn_is_one_step_after_several_tries(policy: PolicyClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two answers of every turn are lost on the way from the engine."""
     sound = (await play(codeword_environment(3), TASK, policy=policy)).trajectory
     sent = list[str]()
 
@@ -271,7 +267,7 @@ async def test_the_score_falls_when_prior_images_are_missing_or_swapped(
     (task,) = ColorCodeword(SMALL_PICTURES).tasks(ColorCodewordTasks(count=1, turns=4, seed=5))
     assert task.data["codeword"][0] != task.data["codeword"][1]
     engine.tamper = tamper
-    # The client notices such a fault before anything is scored; here it looks away, to show what would happen then.
+    # Without these checks of the client, the fault would reach the score.
     monkeypatch.setattr(protocol, "check_request", lambda *_: None)
     monkeypatch.setattr(protocol, "_require_same_prompt", lambda *_: None)
     trajectory = (await play(ColorCodeword(SMALL_PICTURES), task, policy=policy)).trajectory
@@ -303,14 +299,6 @@ async def test_a_prompt_that_the_engine_saw_differently_is_an_error(
     assert trajectory.error is not None
     assert trajectory.error["type"] == "EngineMismatch"
     assert samples(trajectory) == []
-
-
-async def test_a_conversation_over_the_context_is_unscored(tmp_path: Path) -> None:
-    async with embedded_policy(tmp_path, max_model_len=300) as policy:
-        trajectory = (await play(codeword_environment(6), TASK, policy=policy)).trajectory
-    assert (trajectory.status, trajectory.limit) == (RolloutStatus.UNSCORED, RolloutLimit.CONTEXT)
-    assert trajectory.steps
-    assert check(trajectory) == []
 
 
 async def test_a_rollout_whose_last_answer_was_cut_has_its_score(tmp_path: Path) -> None:
@@ -349,14 +337,14 @@ async def leaves(model: Model) -> float:
         (leaves, "SystemExit"),
     ],
 )
-async def test_a_rollout_that_goes_wrong_fails_by_name(policy: PolicyClient, script: Script, kind: str) -> None:
+async def test_a_rollout_with_a_mistake_fails_with_its_error(policy: PolicyClient, script: Script, kind: str) -> None:
     trajectory = (await play(FunctionEnvironment(script), TASK, policy=policy)).trajectory
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
     assert trajectory.error["type"] == kind
 
 
-async def test_a_temperature_makes_the_policy_err_and_its_logprobs_say_so(tmp_path: Path) -> None:
+async def test_with_a_high_temperature_logprobs_are_below_zero(tmp_path: Path) -> None:
     async with embedded_policy(tmp_path, sampling={"temperature": 3.0, "seed": 1}) as policy:
         trajectory = (await play(codeword_environment(6), TASK, policy=policy)).trajectory
     sample = samples(trajectory)[0]
@@ -368,7 +356,7 @@ async def test_a_temperature_makes_the_policy_err_and_its_logprobs_say_so(tmp_pa
     assert (sample.version_index[~sample.mask] == -1).all()
 
 
-async def test_a_turn_that_the_environment_gives_up_on_leaves_no_gap(policy: PolicyClient) -> None:
+async def test_a_turn_that_the_environment_cancels_leaves_no_gap(policy: PolicyClient) -> None:
     async def script(model: Model) -> float:
         first = ask("Which colour?", picture("green"))
         for patience in (0.0, 0.005, 0.01, 0.02, 0.04):
@@ -402,7 +390,7 @@ async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
     assert check(trajectory) == []
 
 
-async def test_whatever_is_one_number_is_a_reward(policy: PolicyClient) -> None:
+async def test_numbers_of_numpy_are_rewards_and_metrics(policy: PolicyClient) -> None:
     class Numeric(Environment):
         async def run(self, task: Task, model: Model) -> Score:
             await model.chat([ask("Hi")])

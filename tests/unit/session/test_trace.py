@@ -1,4 +1,4 @@
-"""The message graph: what is shared, what forks, and what is never shared."""
+"""The trace: which nodes turns share, and where it forks."""
 
 from collections.abc import Sequence
 
@@ -57,7 +57,7 @@ def test_the_longest_known_prefix_is_found_by_message() -> None:
     assert trace.match_prefix([message("user", "other")], b"") == PrefixMatch(ROOT, 0, 0)
 
 
-def test_divergence_forks_and_shares_the_prefix() -> None:
+def test_another_continuation_forks_the_trace_and_shares_the_prefix() -> None:
     trace = Trace()
     first = commit_turn(trace, ROOT, "a", "b")
     left, right = commit_turn(trace, first.leaf, "c", "d"), commit_turn(trace, first.leaf, "x", "y")
@@ -96,7 +96,7 @@ def test_tools_belong_to_a_root() -> None:
     assert trace.match_prefix([message("user", "a")], b"") == PrefixMatch(ROOT, 0, 1)
 
 
-def test_of_equal_answers_the_one_that_leads_on_is_matched() -> None:
+def test_the_equal_answer_with_the_matching_continuation_is_found() -> None:
     trace = Trace()
     first = commit_turn(trace, ROOT, "a", "b")
     commit_turn(trace, first.leaf, "c", "d")

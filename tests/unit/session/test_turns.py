@@ -1,4 +1,4 @@
-"""What a turn may meet, case by case: each is right, or refused by name; and why a prompt was rendered whole."""
+"""Unusual turns, case by case: each is recorded correctly or refused by name; and why a prompt is rendered whole."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -20,17 +20,18 @@ from tests.programs.programs import ProgramResources
 from tests.unit.session.scripted import Message, ScriptedRollout, tool, user
 
 Play = Callable[..., Awaitable[Any]]
+SYSTEM = {"role": "system", "content": "Be brief."}
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {}}}]
 CALL = '<tool_call>\n{"name": "look", "arguments": {"n": 1}}\n</tool_call>'
 
 
 @pytest.fixture
-def picture(world: ProgramResources) -> Callable[[int], dict[str, Any]]:
-    return lambda number: {"type": "image_url", "image_url": {"url": world.uris[number]}}
+def picture(resources: ProgramResources) -> Callable[[int], dict[str, Any]]:
+    return lambda number: {"type": "image_url", "image_url": {"url": resources.uris[number]}}
 
 
 @pytest.mark.parametrize("finish", ["length", "stop"])
-async def test_a_completion_without_its_close_is_kept_and_closed_by_the_next_turn(
+async def test_a_completion_without_an_end_token_is_kept_and_closed_by_the_next_turn(
     script: ScriptedRollout, finish: str
 ) -> None:
     messages = [user("Say much.")]
@@ -47,7 +48,7 @@ async def test_a_completion_without_its_close_is_kept_and_closed_by_the_next_tur
     assert close not in sample.token_ids[sample.mask][:-1]
 
 
-async def test_an_aborted_turn_is_an_error_and_leaves_nothing(script: ScriptedRollout) -> None:
+async def test_an_aborted_turn_is_an_error_and_leaves_no_step(script: ScriptedRollout) -> None:
     messages = [user("Say much.")]
     with pytest.raises(EngineAborted):
         await script.answer(messages, "and so", finish="abort", closed=False)
@@ -56,7 +57,7 @@ async def test_an_aborted_turn_is_an_error_and_leaves_nothing(script: ScriptedRo
     assert check(await script.in_process.finish()) == []
 
 
-async def test_several_calls_are_parsed_and_their_results_follow_what_was_sampled(script: ScriptedRollout) -> None:
+async def test_several_calls_are_parsed_and_their_results_follow_the_sampled_tokens(script: ScriptedRollout) -> None:
     messages = [user("Look.")]
     reply = await script.answer(messages, f"Both.\n{CALL}\n{CALL}", tools=TOOLS)
     assert [(call.name, call.arguments, call.error) for call in reply.tool_calls] == [("look", {"n": 1}, None)] * 2
@@ -67,7 +68,7 @@ async def test_several_calls_are_parsed_and_their_results_follow_what_was_sample
     assert script.follows(1, 0)
 
 
-async def test_malformed_calls_are_told_from_good_ones_and_stay_as_they_were_sampled(script: ScriptedRollout) -> None:
+async def test_malformed_calls_are_marked_and_their_sampled_tokens_stay(script: ScriptedRollout) -> None:
     messages = [user("Look.")]
     reply = await script.answer(
         messages, f'{CALL}\n<tool_call>\n{{broken}}\n</tool_call>\n<tool_call>\n{{"na', tools=TOOLS
@@ -80,7 +81,7 @@ async def test_malformed_calls_are_told_from_good_ones_and_stay_as_they_were_sam
     assert script.follows(1, 0)
 
 
-async def test_malformed_calls_are_still_said_where_a_conversation_is_rendered_whole(script: ScriptedRollout) -> None:
+async def test_malformed_calls_stay_in_a_conversation_that_is_rendered_whole(script: ScriptedRollout) -> None:
     messages = [user("Look.")]
     said = "<tool_call>\n{broken}\n</tool_call>"
     reply = await script.answer(messages, f"Well.\n{CALL}\n{said}", tools=TOOLS)
@@ -105,9 +106,7 @@ async def test_malformed_calls_are_still_said_where_a_conversation_is_rendered_w
     ],
     ids=["a long integer", "not a number", "half a character", "nested", "nested without end", "longest", "no name"],
 )
-async def test_whatever_a_policy_samples_as_a_call_is_no_reason_to_lose_its_rollout(
-    script: ScriptedRollout, sampled: str, error: str
-) -> None:
+async def test_no_malformed_call_ends_its_rollout(script: ScriptedRollout, sampled: str, error: str) -> None:
     messages = [user("Look.")]
     said = f"<tool_call>\n{sampled}\n</tool_call>"
     reply = await script.answer(messages, said, tools=TOOLS)
@@ -154,7 +153,7 @@ async def test_a_nested_tool_result_keeps_its_texts_and_images_in_order(
     assert kinds == ["before", "image", "after", "image"]
 
 
-async def test_reasoning_that_the_template_drops_makes_a_full_render_and_a_branch(thinking: ScriptedRollout) -> None:
+async def test_reasoning_that_the_template_drops_causes_a_full_render_and_a_branch(thinking: ScriptedRollout) -> None:
     messages = [user("Look.")]
     await thinking.answer(messages, "hm\n</think>\n\nred")
     assert messages[-1]["reasoning_content"] == "hm"
@@ -177,7 +176,7 @@ async def test_reasoning_is_kept_within_a_tool_cycle(thinking: ScriptedRollout) 
     assert thinking.follows(1, 0)
 
 
-async def test_reasoning_that_never_ended_is_rendered_anew(thinking: ScriptedRollout) -> None:
+async def test_after_reasoning_without_an_end_the_prompt_is_rendered_whole(thinking: ScriptedRollout) -> None:
     messages = [user("Look.")]
     await thinking.answer(messages, "hm, let me see", tools=TOOLS)
     messages.append(tool("red"))
@@ -200,13 +199,12 @@ async def test_an_empty_answer_is_an_answer(script: ScriptedRollout) -> None:
 
 
 async def test_every_full_render_has_its_reason(script: ScriptedRollout) -> None:
-    system = {"role": "system", "content": "Be brief."}
-    messages = [system, user("One")]
+    messages = [SYSTEM, user("One")]
     await script.answer(messages, "red")
     messages.append(user("Two"))
     await script.answer(messages, "blue")
-    await script.answer([system, user("One")], "red again")
-    await script.answer([system, user("So far: red and blue."), user("Three")], "green")
+    await script.answer([SYSTEM, user("One")], "red again")
+    await script.answer([SYSTEM, user("So far: red and blue."), user("Three")], "green")
     await script.answer([user("You are a sub-agent.")], "yes")
     edited = [*messages[:-1], {"role": "assistant", "content": "purple"}, user("Three")]
     await script.answer(edited, "green")
@@ -218,46 +216,35 @@ async def test_every_full_render_has_its_reason(script: ScriptedRollout) -> None
     assert check(await script.in_process.finish()) == []
 
 
-def late_system() -> list[Message]:
-    return [user("a"), {"role": "system", "content": "late"}, user("b")]
-
-
-def a_second_system() -> list[Message]:
-    return [{"role": "system", "content": "a"}, {"role": "system", "content": "b"}, user("c")]
-
-
-def ends_with_assistant() -> list[Message]:
-    return [user("a"), {"role": "assistant", "content": "b"}]
-
-
-def no_messages() -> list[Message]:
-    return []
-
-
-def unknown_role() -> list[Message]:
-    return [user("a"), {"role": "critic", "content": "b"}]
-
-
-def image_from_http() -> list[Message]:
-    return [user("a"), user({"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}})]
-
-
 @pytest.mark.parametrize(
     ("conversation", "error", "expected_text"),
     [
-        (late_system, UnsupportedConversation, "message 1 is a system message"),
-        (a_second_system, UnsupportedConversation, "message 1 is a system message"),
-        (ends_with_assistant, MessageError, "must end with a message to the model"),
-        (no_messages, MessageError, "got no messages"),
-        (unknown_role, MessageError, r"messages\[1\] has the role 'critic'"),
-        (image_from_http, ImageError, r"messages\[1\].content\[0\]"),
+        (
+            [user("a"), {"role": "system", "content": "late"}, user("b")],
+            UnsupportedConversation,
+            "message 1 is a system message",
+        ),
+        (
+            [SYSTEM, {"role": "system", "content": "b"}, user("c")],
+            UnsupportedConversation,
+            "message 1 is a system message",
+        ),
+        ([user("a"), {"role": "assistant", "content": "b"}], MessageError, "must end with a message to the model"),
+        ([], MessageError, "got no messages"),
+        ([user("a"), {"role": "critic", "content": "b"}], MessageError, r"messages\[1\] has the role 'critic'"),
+        (
+            [user("a"), user({"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}})],
+            ImageError,
+            r"messages\[1\].content\[0\]",
+        ),
     ],
+    ids=["late system", "second system", "own message last", "empty", "unknown role", "image from http"],
 )
-async def test_what_cannot_be_right_is_refused_by_name_and_leaves_nothing(
-    script: ScriptedRollout, conversation: Callable[[], list[Message]], error: type[Exception], expected_text: str
+async def test_an_invalid_conversation_is_refused_by_name_and_leaves_no_step(
+    script: ScriptedRollout, conversation: list[Message], error: type[Exception], expected_text: str
 ) -> None:
     with pytest.raises(error, match=expected_text):
-        await script.answer(conversation(), "red")
+        await script.answer(conversation, "red")
     await script.answer([user("Hi")], "red")
     assert script.sources == ["first"]
 
@@ -300,11 +287,11 @@ async def test_an_error_names_the_message_of_the_whole_conversation(script: Scri
     assert (refusal.value.message_index, refusal.value.part_index) == (2, 1)
 
 
-async def test_a_text_model_refuses_images_and_plays_text(world: ProgramResources, tiny_model: Path) -> None:
-    made = ScriptedRollout(world, shared_pool(tiny_model, "qwen3"))
+async def test_a_text_model_refuses_images_and_plays_text(resources: ProgramResources, tiny_model: Path) -> None:
+    made = ScriptedRollout(resources, shared_pool(tiny_model, "qwen3"))
     await made.in_process.begin()
     with pytest.raises(MessageError, match=r"messages\[0\] contains an image"):
-        await made.answer([user({"type": "image_url", "image_url": {"url": world.uris[0]}})], "red")
+        await made.answer([user({"type": "image_url", "image_url": {"url": resources.uris[0]}})], "red")
     await made.answer([user("Hi")], "red")
     trajectory = await made.in_process.finish()
     assert trajectory.pad_id is None
@@ -319,7 +306,7 @@ async def test_a_text_model_refuses_images_and_plays_text(world: ProgramResource
         ({"sampling": {"stpo": "x"}}, SamplingError, r"^chat\(sampling=…\): stpo: unknown key; did you mean 'stop'\?"),
     ],
 )
-async def test_tools_and_sampling_of_another_form_are_refused_before_anything_is_sent(
+async def test_invalid_tools_and_sampling_are_refused_before_the_request(
     script: ScriptedRollout, arguments: dict[str, Any], error: type[Exception], expected_text: str
 ) -> None:
     with pytest.raises(error, match=expected_text):

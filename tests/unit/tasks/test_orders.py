@@ -1,4 +1,4 @@
-"""Tasks: where they come from, and how they are ordered."""
+"""The sources of tasks, and the orders that are made of tasks."""
 
 import os
 import sys
@@ -21,8 +21,8 @@ from rollout.tasks.sources import TaskSourceError, count_rows_used, iter_tasks
 from transports.codec import encode
 
 
-class Own(Environment):
-    """Has one task of its own."""
+class OneTask(Environment):
+    """Yields one task."""
 
     def tasks(self, tasks: TaskSettings) -> Iterable[Task]:
         yield Task(id="own", index=0, seed=1)
@@ -31,7 +31,7 @@ class Own(Environment):
         return Score(0.0)
 
 
-ENVIRONMENT = Own(EnvironmentSettings())
+ENVIRONMENT = OneTask(EnvironmentSettings())
 
 
 def listed(source: Path | str | None, **settings: int) -> list[Task]:
@@ -44,7 +44,7 @@ def source_error(source: Path | str) -> str:
     return str(caught.value)
 
 
-def test_without_a_source_the_environment_is_asked() -> None:
+def test_without_a_source_the_environment_yields_the_tasks() -> None:
     assert [task.id for task in listed(None)] == ["own"]
 
 
@@ -76,7 +76,7 @@ def test_without_a_count_all_rows_are_used(tmp_path: Path) -> None:
         ({"count": 100}, "40 of 40 rows of cities.jsonl; tasks.count is 100"),
     ],
 )
-def test_how_many_rows_are_used_is_told(tmp_path: Path, settings: dict[str, int], expected: str) -> None:
+def test_the_number_of_used_rows_is_described(tmp_path: Path, settings: dict[str, int], expected: str) -> None:
     file = tmp_path / "cities.jsonl"
     file.write_text("{}\n\n" * 40)
     task_settings = TaskSettings(source=str(file), **settings)
@@ -91,20 +91,20 @@ def test_rows_of_a_huge_file_are_counted_up_to_a_limit(tmp_path: Path, monkeypat
     assert str(found) == "16 of more than 20 rows of huge.jsonl (tasks.count)"
 
 
-def test_rows_that_may_have_no_end_need_a_count(tmp_path: Path) -> None:
+def test_rows_of_a_pipe_need_a_count(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "stream.jsonl")
     assert "Set tasks.count to the number" in source_error(tmp_path / "stream.jsonl")
     counted = TaskSettings(source=str(tmp_path / "stream.jsonl"), count=16)
     assert str(count_rows_used(counted, 16)) == "16 rows of stream.jsonl (tasks.count)"
 
 
-def test_tasks_without_a_source_are_no_rows() -> None:
+def test_tasks_without_a_source_have_no_rows() -> None:
     assert count_rows_used(TaskSettings(), 16) is None
     with pytest.raises(ValidationError, match=r"0 means all rows of tasks\.source and there is none"):
         TaskSettings(count=0)
 
 
-def test_a_task_keeps_its_seed_wherever_it_stands(tmp_path: Path) -> None:
+def test_the_seed_of_a_task_does_not_depend_on_its_row(tmp_path: Path) -> None:
     first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
     first.write_text('{"id": "a"}\n{"id": "b"}\n')
     second.write_text('{"id": "b"}\n')
@@ -112,7 +112,7 @@ def test_a_task_keeps_its_seed_wherever_it_stands(tmp_path: Path) -> None:
     assert listed(first)[1].seed != listed(first, seed=1)[1].seed
 
 
-def test_what_is_wrong_with_a_source_is_told_with_its_place(tmp_path: Path) -> None:
+def test_an_error_in_a_source_is_reported_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / "tasks.jsonl"
     assert "No such file" in source_error(file)
     file.write_text('{"id": "a"}\n{"id":\n')
@@ -138,7 +138,7 @@ def test_a_byte_order_mark_before_the_first_row_is_skipped(tmp_path: Path) -> No
     assert [task.id for task in listed(tmp_path / "tasks.jsonl")] == ["a"]
 
 
-def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.tasks.sources._MAX_LINE_BYTES", 20)
     (tmp_path / "tasks.jsonl").write_text('{"id": "a"}\n{"id": "' + "b" * 20)
     assert "tasks.jsonl:2: this line has more than 20 bytes" in source_error(tmp_path / "tasks.jsonl")
@@ -148,7 +148,7 @@ def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     ("package", "source", "extra"),
     [("pyarrow", "tasks.parquet", "parquet"), ("datasets", "hf://owner/name", "datasets")],
 )
-def test_a_package_that_is_missing_is_named_with_its_extra(
+def test_the_error_for_a_missing_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, package: str, source: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -165,7 +165,7 @@ def test_a_relative_source_is_relative_to_the_yaml(repository: Path, tmp_path: P
         load_config(tmp_path / "env.yaml", ("tasks.source=[1]",))
 
 
-def test_every_sample_of_a_task_is_an_order_of_one_group() -> None:
+def test_all_rollouts_of_a_task_are_orders_of_one_group() -> None:
     ordered = list(iter_orders(lambda: ENVIRONMENT, TaskSettings(group_size=3)))
     assert [order.rollout_id for order in ordered] == ["own.0", "own.1", "own.2"] == ordered[0].group_rollout_ids
 
@@ -178,7 +178,7 @@ def test_every_sample_of_a_task_is_an_order_of_one_group() -> None:
     ),
     version=st.none() | st.text(max_size=5),
 )
-def test_an_order_is_read_as_it_was_written(name: str, seed: int, data: dict[str, object], version: str | None) -> None:
+def test_an_order_is_decoded_unchanged(name: str, seed: int, data: dict[str, object], version: str | None) -> None:
     order = RolloutOrder(Task(name, 3, seed, data), 1, 4, version)
     assert decode_order(encode_order(order)) == order
 
@@ -196,12 +196,12 @@ def order_wire(**task: object) -> dict[str, object]:
         *({**order_wire(), "group_size": size} for size in (0, -1, 10**15)),
     ],
 )
-def test_what_is_no_order_is_refused(wire: object) -> None:
+def test_a_record_that_is_not_an_order_is_refused(wire: object) -> None:
     with pytest.raises(OrderError):
         decode_order(encode(wire))
 
 
-def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+def test_integers_of_numpy_become_integers() -> None:
     order = RolloutOrder(Task("a", np.int64(3), np.int64(4)), 0, 1)  # type: ignore[arg-type]
     assert decode_order(encode_order(order)).task == Task("a", 3, 4)
 
@@ -219,7 +219,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
         (None, r"test_orders\.py\", line \d+, in tasks\n(.|\n)*TypeError"),
     ],
 )
-def test_tasks_that_cannot_be_told_apart_are_refused(given: Any, expected_text: str) -> None:
+def test_wrong_tasks_of_an_environment_are_refused(given: Any, expected_text: str) -> None:
     class Wrong(type(ENVIRONMENT)):  # type: ignore[misc]
         def tasks(self, tasks: TaskSettings) -> Any:
             yield from given
@@ -230,7 +230,7 @@ def test_tasks_that_cannot_be_told_apart_are_refused(given: Any, expected_text: 
 
 @pytest.mark.parametrize("error", [GeneratorExit(), SystemExit(0), ValueError("cut \ud83d")], ids=repr)
 @pytest.mark.parametrize("place", ["__init__", "tasks"])
-def test_whatever_ends_the_listing_of_tasks_is_named(place: str, error: BaseException) -> None:
+def test_an_error_while_tasks_are_listed_is_named(place: str, error: BaseException) -> None:
     def fail(*_: object) -> Any:
         raise error
 

@@ -1,4 +1,4 @@
-"""A game as it was when a run was recorded, and versions of it with one change each."""
+"""A game that a run records, and versions of it with one change each."""
 
 import asyncio
 import io
@@ -77,7 +77,7 @@ class OtherTools(Game):
 
 
 class OtherForm(Game):
-    """Says the same as a list of parts."""
+    """Says the same in a list of parts."""
 
     async def reset(self, task: Task) -> Sequence[Message]:
         system, question = await super().reset(task)
@@ -135,7 +135,7 @@ class HoldsOn(Game):
 
 
 class Scores(GoesOn):
-    """Gives a score where the context is full."""
+    """Gives a score when the context is full."""
 
     async def truncated(self, conversation: list[Message]) -> Score | None:
         return Score(0.5)
@@ -157,7 +157,7 @@ class ShowsOthers(Shows):
 
 
 class Branches(Environment):
-    """Asks three questions at the same time, the first of which comes last."""
+    """Asks three questions at the same time."""
 
     questions: ClassVar[Sequence[str]] = ("a", "b", "c")
 
@@ -178,7 +178,7 @@ class BranchesOthers(Branches):
 
 
 class Shortens(Environment):
-    """Begins again with less when the context is full."""
+    """Begins again with a shorter message when the context is full."""
 
     async def run(self, task: Task, model: Model) -> Score:
         try:
@@ -189,7 +189,7 @@ class Shortens(Environment):
 
 
 class Closes(Game):
-    """Uses what is shared, and is closed."""
+    """Records the uses of its shared resources and its `close`."""
 
     events: ClassVar[list[str]] = []
 
@@ -205,4 +205,4 @@ class Closes(Game):
 
 
 class ClosesWithOtherHint(Closes, OtherHint):
-    """Says something else, so that its replay is ended in the middle."""
+    """Says something else, so that its replay ends in the middle."""

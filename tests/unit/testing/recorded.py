@@ -1,4 +1,4 @@
-"""Runs that tests record with answers of their own, and whose YAML then names today's version of the environment."""
+"""Runs that tests record with given answers, and a YAML that names today's version of the environment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +22,13 @@ TASK = Task(id="task", index=0, seed=1, data={"question": "Say a word."})
 
 
 async def record(directory: Path, environment: Environment, answers: Any, *, timeout: float = 60.0) -> None:
-    """Record a rollout as a worker would in its last attempt, with these answers."""
+    """Record a rollout with these answers, as a worker does in its last attempt."""
     async with answering_policy(directory / "images", AnswerScript(answers)) as policy:
         await record_with(directory, environment, policy, timeout=timeout)
 
 
 async def record_until_full(directory: Path, environment: Environment, max_model_len: int) -> None:
-    """Record a rollout of which no more than `max_model_len` tokens fit the context."""
+    """Record a rollout with a context of `max_model_len` tokens."""
     async with embedded_policy(directory / "images", max_model_len=max_model_len) as policy:
         await record_with(directory, environment, policy)
 
@@ -65,4 +65,4 @@ def write_config(
 
 
 WORDS = ["moon", Answer("<tool_call>\n{oops\n</tool_call>"), Answer("sea", [("look", {})])]
-"""One answer as usual, one with a malformed tool call, and one with a good one."""
+"""A usual answer, one with a malformed tool call, and one with a valid tool call."""

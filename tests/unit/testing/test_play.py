@@ -1,4 +1,4 @@
-"""`play`: the environment gets exactly the answers that a test writes, and the test sees all that came of it."""
+"""`play`: the environment gets exactly the answers of the test, and the test gets everything that happened."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -65,7 +65,7 @@ class Raises(Environment):
 
 
 class Catches(Environment):
-    """Makes a score of whatever goes wrong."""
+    """Returns a score for any error."""
 
     async def run(self, task: Task, model: Model) -> Score:
         try:
@@ -86,7 +86,7 @@ class Says(Environment):
         return Score(1.0)
 
 
-async def said(answer: str | Answer) -> Reply:
+async def reply_for(answer: str | Answer) -> Reply:
     """Return an answer as the environment gets it."""
     played = await play(Says, answers=[answer])
     assert played.reward == 1.0
@@ -105,7 +105,7 @@ async def test_the_environment_gets_the_answers_of_the_list_turn_by_turn() -> No
     assert check(played.trajectory) == []
 
 
-async def test_the_score_has_all_that_the_environment_gave() -> None:
+async def test_the_score_has_every_value_of_the_environment() -> None:
     played = await play(Echo, answers=["moon", "sea"])
     assert (played.status, played.limit, played.error) == (RolloutStatus.OK, RolloutLimit.NONE, None)
     assert played.reward == played.score.reward == 5.5
@@ -119,19 +119,19 @@ async def test_the_score_has_all_that_the_environment_gave() -> None:
 @pytest.mark.parametrize(
     "task", [{"question": "A colour?"}, Task("7", 7, 7, {"question": "A colour?"})], ids=["data", "task"]
 )
-async def test_a_task_may_be_its_data(task: Any) -> None:
+async def test_a_task_may_be_given_as_its_data(task: Any) -> None:
     played = await play(Echo, task, answers=["red", "blue"])
     assert played.messages[0]["content"] == "A colour?"
 
 
 @pytest.mark.parametrize("settings", [{"turns": 1}, EchoSettings(turns=1)], ids=["keys", "settings"])
-async def test_a_class_is_made_with_the_settings_of_the_test(settings: Any) -> None:
+async def test_a_class_is_created_with_the_settings_of_the_test(settings: Any) -> None:
     played = await play(Echo, settings=settings, answers=["moon", "sea", Answer("sky")])
     assert len(played.turns) == 1
     assert played.unused_answers == (Answer("sea"), Answer("sky"))
 
 
-async def test_a_function_answers_what_it_makes_of_the_conversation() -> None:
+async def test_a_function_answers_each_conversation() -> None:
     def last_word(conversation: list[Message]) -> str:
         return str(conversation[-1]["content"]).split()[-1]
 
@@ -139,17 +139,17 @@ async def test_a_function_answers_what_it_makes_of_the_conversation() -> None:
     assert [turn.reply.text for turn in played.turns] == ["word.", "one."]
 
 
-async def test_a_function_may_be_a_coroutine_and_changes_nothing_of_the_conversation() -> None:
-    async def spoil(conversation: list[Message]) -> Answer:
+async def test_a_function_may_be_a_coroutine_and_cannot_change_the_conversation() -> None:
+    async def change(conversation: list[Message]) -> Answer:
         await asyncio.sleep(0)
-        conversation[0]["content"] = "spoilt"
+        conversation[0]["content"] = "changed"
         return Answer("yes")
 
-    played = await play(Echo, answers=spoil)
+    played = await play(Echo, answers=change)
     assert played.messages[0] == WORD
 
 
-async def test_an_error_of_the_function_is_that_of_the_test_whatever_the_environment_makes_of_it() -> None:
+async def test_an_error_of_the_function_ends_the_test_though_the_environment_catches_it() -> None:
     def fails(conversation: list[Message]) -> str:
         raise LookupError("no answer to this")
 
@@ -157,14 +157,14 @@ async def test_an_error_of_the_function_is_that_of_the_test_whatever_the_environ
         await play(Catches, answers=fails)
 
 
-async def test_a_list_that_is_used_up_says_at_which_turn_and_what_was_asked() -> None:
+async def test_the_error_of_a_used_up_list_has_the_turn_and_the_question() -> None:
     with pytest.raises(OutOfAnswers) as refused:
         await play(Echo, answers=["moon"])
     assert "asks for an answer in turn 1, and all 1 of `answers` are used" in str(refused.value)
     assert "  user:\n  You said 'moon'. Another one." in str(refused.value)
 
 
-async def test_a_list_that_is_used_up_ends_the_test_though_the_environment_catches_it() -> None:
+async def test_a_used_up_list_ends_the_test_though_the_environment_catches_the_error() -> None:
     with pytest.raises(OutOfAnswers):
         await play(Catches, answers=["moon"])
 
@@ -186,26 +186,26 @@ async def test_tool_calls_are_written_and_read_back_in_the_format_of_the_model()
 
 async def test_arguments_that_spell_control_tokens_are_text() -> None:
     call = ("look", {"text": 'a "<tool_call>" and <|im_end|>\n', "list": [1, None, {"x": True}]})
-    (read,) = (await said(Answer(tool_calls=[call]))).tool_calls
+    (read,) = (await reply_for(Answer(tool_calls=[call]))).tool_calls
     assert (read.name, read.arguments) == call
 
 
 async def test_a_malformed_tool_call_is_written_as_text() -> None:
-    (call,) = (await said("<tool_call>\n{oops\n</tool_call>")).tool_calls
+    (call,) = (await reply_for("<tool_call>\n{oops\n</tool_call>")).tool_calls
     assert call.error == "invalid_json"
 
 
 async def test_an_answer_may_begin_with_reasoning() -> None:
-    reply = await said(Answer("Yes.", reasoning="Is it so?"))
+    reply = await reply_for(Answer("Yes.", reasoning="Is it so?"))
     assert (reply.text, reply.message["reasoning_content"]) == ("Yes.", "Is it so?")
 
 
 async def test_an_answer_may_stop_in_the_middle() -> None:
-    assert (await said(Answer("and then", finish_reason="length"))).finish_reason is FinishReason.LENGTH
+    assert (await reply_for(Answer("and then", finish_reason="length"))).finish_reason is FinishReason.LENGTH
 
 
 async def test_an_answer_may_be_empty() -> None:
-    reply = await said("")
+    reply = await reply_for("")
     assert (reply.text, reply.finish_reason) == ("", FinishReason.STOP)
 
 
@@ -227,7 +227,7 @@ async def test_an_answer_that_no_model_gives_is_refused(answer: Any, problem: st
         await play(Says, answers=[answer])
 
 
-async def test_a_failed_rollout_has_no_reward_but_the_traceback_of_the_environment() -> None:
+async def test_a_failed_rollout_has_no_reward_and_shows_the_traceback_of_the_environment() -> None:
     played = await play(Raises, answers=["moon"])
     assert (played.status, played.attempts) == (RolloutStatus.FAILED, 1)
     assert played.error is not None
@@ -238,7 +238,7 @@ async def test_a_failed_rollout_has_no_reward_but_the_traceback_of_the_environme
     assert "assistant:\n  moon" in str(refused.value)
 
 
-async def test_a_full_context_is_seen(tmp_path: Path) -> None:
+async def test_a_full_context_makes_the_rollout_unscored(tmp_path: Path) -> None:
     class Endless(MultiTurnEnvironment):
         async def reset(self, task: Task) -> Sequence[Message]:
             return [WORD]
@@ -254,7 +254,7 @@ async def test_a_full_context_is_seen(tmp_path: Path) -> None:
     assert ContextExhausted.__name__ in str(played.error)
 
 
-async def test_images_are_real() -> None:
+async def test_images_are_sent_and_recorded() -> None:
     conversations: list[list[Message]] = []
 
     def name_colors(conversation: list[Message]) -> str:
@@ -269,7 +269,7 @@ async def test_images_are_real() -> None:
     assert check(played.trajectory) == []
 
 
-async def test_a_message_may_name_the_file_of_an_image(tmp_path: Path) -> None:
+async def test_a_message_may_name_an_image_file_in_an_allowed_directory(tmp_path: Path) -> None:
     picture = tmp_path / "red.png"
     Image.new("RGB", (64, 64), "red").save(picture)
 
@@ -297,7 +297,7 @@ async def test_calls_at_the_same_time_are_turns_of_their_own() -> None:
 
 
 class AsksAgain(Environment):
-    """Wants a moon, from a policy that it asks again; keeps what was made and closed."""
+    """Raises `Retry` until the answer is the moon; records what was created and closed."""
 
     events: ClassVar[list[str]] = []
 
@@ -327,13 +327,13 @@ async def test_a_retry_is_played_again_with_the_next_answer() -> None:
 @pytest.mark.parametrize(
     ("environment", "attempts"), [(AsksAgain, 3), (AsksAgain(EnvironmentSettings()), 1)], ids=["class", "instance"]
 )
-async def test_after_the_last_retry_the_rollout_has_failed(environment: Any, attempts: int) -> None:
+async def test_after_the_last_retry_the_rollout_fails(environment: Any, attempts: int) -> None:
     played = await play(environment, answers=["a star"] * attempts)
     assert (played.status, played.attempts) == (RolloutStatus.FAILED, attempts)
     assert "no moon, but a star" in str(played.error)
 
 
-async def test_what_cannot_be_played_is_refused() -> None:
+async def test_wrong_arguments_of_play_are_refused() -> None:
     with pytest.raises(TypeError, match=r"play\(\) takes either answers=\[…\] or policy=…"):
         await play(Echo)
     with pytest.raises(TypeError, match="expected a list of answers, or a function"):

@@ -1,4 +1,4 @@
-"""`play` where a test or its environment has a mistake: the error says which one, and the test ends."""
+"""`play` with a mistake in the test or its environment: the error names it, and the test ends."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,6 @@ from rollout.environments.base import Environment, EnvironmentSettings, Model, R
 from rollout.records.task import Task
 from rollout.testing import Answer, AnswerUnusable, OutOfAnswers, play
 from rollout.testing.playing import play_at_once
-from rollout.worker import closing, leaving, running
 
 
 class JudgedSettings(EnvironmentSettings):
@@ -57,15 +56,7 @@ async def stay() -> None:
             await asyncio.Event().wait()
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "_CLEANUP_TIMEOUT", 0.05)
-    monkeypatch.setattr(closing, "_CLOSE_TIMEOUT", 0.05)
-    monkeypatch.setattr(closing, "_CANCELLED_CLOSE_TIMEOUT", 0.05)
-    monkeypatch.setattr(leaving, "_LEAVING_TIMEOUT", 0.05)
-
-
-async def test_answers_that_are_used_up_after_a_retry_name_the_retry() -> None:
+async def test_the_error_of_answers_that_are_used_up_after_a_retry_names_the_retry() -> None:
     with pytest.raises(OutOfAnswers) as refused:
         await play(Judged, answers=["moon"])
     text = str(refused.value)
@@ -75,7 +66,7 @@ async def test_answers_that_are_used_up_after_a_retry_name_the_retry() -> None:
     assert isinstance(refused.value.__cause__, Retry)
 
 
-async def test_a_function_serves_all_attempts() -> None:
+async def test_a_function_answers_in_all_attempts() -> None:
     played = await play(Judged, answers=lambda _: "moon")
     assert (played.attempts, played.trajectory.error) == (
         3,
@@ -91,7 +82,7 @@ async def test_a_function_serves_all_attempts() -> None:
     ],
     ids=["key", "value"],
 )
-async def test_wrong_settings_are_named_with_those_that_are_known(settings: Any, problem: str) -> None:
+async def test_the_error_of_wrong_settings_lists_the_known_ones(settings: Any, problem: str) -> None:
     with pytest.raises(EnvironmentUnusable) as refused:
         await play(Judged, settings=settings, answers=["moon"])
     assert str(refused.value).startswith(problem)
@@ -101,7 +92,7 @@ async def test_wrong_settings_are_named_with_those_that_are_known(settings: Any,
 @pytest.mark.parametrize(
     "call", [("count", "bolt"), ("count",), "count", ({"at": 1}, "count")], ids=["text", "name", "string", "turned"]
 )
-async def test_a_tool_call_of_another_form_is_refused_with_the_form(call: Any) -> None:
+async def test_the_error_of_a_malformed_tool_call_has_the_correct_form(call: Any) -> None:
     with pytest.raises(
         AnswerUnusable, match=r"answers\[0\] has the tool call .*; expected \(name, \{argument: value\}\)"
     ):
@@ -118,7 +109,7 @@ async def test_a_tool_call_of_another_form_is_refused_with_the_form(call: Any) -
     ],
     ids=["raises", "hangs", "stays"],
 )
-def test_what_was_wrong_with_close_is_seen(environment: type[Environment], text: str) -> None:
+def test_a_failure_of_close_is_reported(environment: type[Environment], text: str) -> None:
     played = play_at_once(environment, settings={"judge_up": True}, answers=["moon"])
     assert played.reward == 1.0
     assert text in str(played.close_failure)
@@ -132,6 +123,6 @@ async def test_the_close_of_every_attempt_counts() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_environment_that_catches_its_cancellation_does_not_keep_the_test() -> None:
+def test_an_environment_that_catches_its_cancellation_does_not_block_the_test() -> None:
     played = play_at_once(Stays, answers=[], timeout=0.2)
     assert "RolloutTimeout" in str(played.error)

@@ -1,4 +1,4 @@
-"""The fixture `play_rollout`: there wherever rollout is installed, quick until it is used, and for plain tests."""
+"""The fixture `play_rollout`: installed with rollout, cheap until it is used, and only for plain tests."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from rollout.testing import PlayRollout
 from tests.unit.testing.games import Game
 
 
-def test_a_project_that_does_not_use_the_plugin_loads_nothing_heavy_for_it() -> None:
+def test_the_plugin_imports_no_large_package_before_it_is_used() -> None:
     names = ("rollout.testing", "rollout.environments", "pydantic", "aiohttp", "renderers")
     code = f"import sys, rollout.pytest_plugin; print([name for name in {names} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -27,6 +27,6 @@ def test_a_plain_test_plays_with_the_fixture(play_rollout: PlayRollout) -> None:
     assert played.metrics == {"turns": 3.0}
 
 
-async def test_a_test_that_is_a_coroutine_is_told_to_await(play_rollout: PlayRollout) -> None:
+async def test_a_test_that_is_a_coroutine_must_use_play(play_rollout: PlayRollout) -> None:
     with pytest.raises(RuntimeError, match=r"write `await rollout\.testing\.play\(…\)`"):
         play_rollout(Game, answers=["moon"])

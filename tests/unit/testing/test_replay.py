@@ -1,6 +1,5 @@
-"""`replay`: recorded answers through today's environment, and the first turn at which it says something else."""
+"""`replay`: today's environment with recorded answers, and the first turn that is different."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,7 @@ from rollout.environments.base import Environment, EnvironmentSettings
 from rollout.testing import CannotReplay, Difference, ReplayReport, replay
 from rollout.trainer.errors import NoArchive, RolloutNotFound
 from tests.unit.testing import games
-from tests.unit.testing.recorded import ROLLOUT, WORDS, record, record_until_full, write_config
-
-
-@pytest.fixture(scope="module")
-def game(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a game of three turns."""
-    directory = tmp_path_factory.mktemp("run")
-    asyncio.run(record(directory, games.Game(games.GameSettings()), WORDS))
-    return directory
+from tests.unit.testing.recorded import ROLLOUT, record, record_until_full, write_config
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ async def test_another_message_is_shown_with_its_turn(game: Path) -> None:
     )
 
 
-async def test_a_message_more_is_named(game: Path) -> None:
+async def test_an_additional_message_is_shown(game: Path) -> None:
     difference = await only_difference(game, games.MessageMore)
     assert (difference.turn, difference.text) == (0, "messages[2] is new; the recorded conversation has 2 messages")
 
@@ -85,7 +76,7 @@ async def test_every_part_of_the_score_is_compared(game: Path) -> None:
     ]
 
 
-async def test_settings_of_the_run_are_used(game: Path) -> None:
+async def test_the_settings_of_the_yaml_are_used(game: Path) -> None:
     difference = await only_difference(game, games.Game, turns=4)
     assert (difference.what, difference.turn) == ("turns", 3)
     assert "asks for another answer; the recorded rollout ended here: ok, reward 3.5" in difference.text
@@ -105,7 +96,7 @@ async def test_an_error_that_is_new_has_its_traceback(game: Path) -> None:
     assert 'raise ValueError(f"no hint for {reply.text}")' in [line.strip() for line in error.details]
 
 
-async def test_the_same_error_is_no_difference_and_another_one_is(run: Path) -> None:
+async def test_only_another_error_is_a_difference(run: Path) -> None:
     await record(run, games.Raises(games.GameSettings()), ["moon", "sea"])
     assert (await replay_as(run, games.Raises)).same
     other = await only_difference(run, games.RaisesOtherwise)
@@ -120,23 +111,23 @@ async def test_the_environment_is_closed_and_has_its_shared_resources(game: Path
 
 
 @pytest.mark.parametrize("today", [games.CancelsItself, games.Exits])
-async def test_whatever_ended_a_rollout_ends_only_its_replay(run: Path, today: type[games.Game]) -> None:
+async def test_an_error_that_ended_the_rollout_ends_only_its_replay(run: Path, today: type[games.Game]) -> None:
     await record(run, today(games.GameSettings()), ["moon"])
     report = await replay_as(run, today)
     assert report.same, report
     assert (await only_difference(run, games.Game)).what == "turns"
 
 
-async def test_a_mended_error_is_a_difference(run: Path) -> None:
+async def test_a_fixed_error_is_a_difference(run: Path) -> None:
     await record(run, games.Raises(games.GameSettings()), ["moon", "sea"])
-    mended = await only_difference(run, games.Game)
-    assert (mended.what, mended.turn) == ("turns", 2)
-    assert "the recorded rollout ended here: failed, ValueError: no hint for sea" in mended.text
+    fixed = await only_difference(run, games.Game)
+    assert (fixed.what, fixed.turn) == ("turns", 2)
+    assert "the recorded rollout ended here: failed, ValueError: no hint for sea" in fixed.text
     scored = await only_difference(run, games.Game, turns=2)
     assert scored.text == "the environment gives the reward 3.5; recorded is failed, ValueError: no hint for sea"
 
 
-async def test_a_full_context_ends_the_replay_as_it_ended_the_rollout(run: Path) -> None:
+async def test_a_full_context_ends_the_replay_like_the_rollout(run: Path) -> None:
     await record_until_full(run, games.GoesOn(games.GameSettings()), 300)
     report = await replay_as(run, games.GoesOn)
     assert report.same, report
@@ -146,7 +137,7 @@ async def test_a_full_context_ends_the_replay_as_it_ended_the_rollout(run: Path)
     )
 
 
-async def test_a_full_context_in_the_middle_is_met_again(run: Path) -> None:
+async def test_a_full_context_in_the_middle_is_replayed(run: Path) -> None:
     await record_until_full(run, games.Shortens(EnvironmentSettings()), 300)
     report = await replay_as(run, games.Shortens)
     assert report.same, report
@@ -161,27 +152,27 @@ async def test_images_are_compared_by_their_bytes(run: Path) -> None:
     assert [line[:8] for line in difference.details if "<image" in line] == ["-<image ", "+<image "]
 
 
-async def test_calls_at_the_same_time_are_known_by_their_conversations(run: Path) -> None:
+async def test_calls_at_the_same_time_are_matched_by_their_conversations(run: Path) -> None:
     await record(run, games.Branches(EnvironmentSettings()), lambda messages: messages[0]["content"].upper())
     assert (await replay_as(run, games.BranchesTurned)).same
     difference = await only_difference(run, games.BranchesOthers)
     assert (difference.what, difference.text) == ("messages", "messages[0] is different")
 
 
-async def test_a_rollout_that_was_ended_from_outside_is_compared_as_far_as_it_came(run: Path) -> None:
+async def test_a_rollout_that_was_ended_from_outside_is_compared_up_to_its_end(run: Path) -> None:
     await record(run, games.HoldsOn(games.GameSettings()), ["moon"], timeout=0.5)
     report = await replay_as(run, games.Game)
     assert report.same, report
     assert "was ended from outside, so its end is not compared: failed, limit time, RolloutTimeout" in report.notes[0]
 
 
-async def test_an_environment_that_holds_on_is_not_waited_for(game: Path) -> None:
+async def test_a_replay_of_an_environment_that_hangs_ends_at_its_timeout(game: Path) -> None:
     write_config(game, games.HoldsOn)
     report = await replay(game, ROLLOUT, timeout=0.2)
     assert report.differences[-1].text.startswith("the environment raises TimeoutError: the environment did not end")
 
 
-async def test_without_the_tokenizer_answers_are_the_recorded_messages(game: Path, tmp_path: Path) -> None:
+async def test_without_the_tokenizer_the_recorded_messages_are_the_answers(game: Path, tmp_path: Path) -> None:
     config = write_config(game, games.Game)
     config.write_text(config.read_text().replace("builtin:tiny", str(tmp_path)))
     report = await replay(game, ROLLOUT)
@@ -211,7 +202,7 @@ async def test_another_configuration_may_be_named(game: Path, tmp_path: Path) ->
     ],
     ids=["rollout", "configuration", "module"],
 )
-async def test_what_cannot_be_replayed_is_refused(
+async def test_a_replay_without_its_rollout_configuration_or_class_is_refused(
     game: Path, rollout: str, config: str | None, error: Any, complaint: str
 ) -> None:
     path = write_config(game, games.Game)

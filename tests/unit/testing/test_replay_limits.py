@@ -1,4 +1,4 @@
-"""`replay` of attempts that say nothing, and of environments and configurations that are not what they were."""
+"""`replay` with retries, hanging environments, and environments or configurations that changed."""
 
 import asyncio
 import contextlib
@@ -14,26 +14,8 @@ from rollout.environments.base import Environment, EnvironmentSettings, Model, R
 from rollout.records.task import Task
 from rollout.testing import CannotReplay, replay
 from rollout.testing.replaying import replay_at_once
-from rollout.worker import closing, containment, leaving, running
 from tests.unit.testing import games
 from tests.unit.testing.recorded import ROLLOUT, WORDS, record, write_config
-
-
-@pytest.fixture(scope="module")
-def game(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a game of three turns."""
-    directory = tmp_path_factory.mktemp("run")
-    asyncio.run(record(directory, games.Game(games.GameSettings()), WORDS))
-    return directory
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "_CLEANUP_TIMEOUT", 0.05)
-    monkeypatch.setattr(closing, "_CLOSE_TIMEOUT", 0.05)
-    monkeypatch.setattr(closing, "_CANCELLED_CLOSE_TIMEOUT", 0.05)
-    monkeypatch.setattr(leaving, "_LEAVING_TIMEOUT", 0.05)
-    monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.02)
 
 
 class AsksOnce(Environment):
@@ -42,7 +24,7 @@ class AsksOnce(Environment):
         return Score(1.0)
 
 
-class AsksInVain(AsksOnce):
+class ForgetsAwait(AsksOnce):
     """Calls the model once more, without waiting for it."""
 
     async def run(self, task: Task, model: Model) -> Score:
@@ -52,7 +34,7 @@ class AsksInVain(AsksOnce):
 
 
 class AsksAgain(games.Game):
-    """Its judge fails so many times in this process."""
+    """Its judge fails `failures_left` times."""
 
     failures_left: ClassVar[int]
 
@@ -84,10 +66,10 @@ class CannotShare(games.Game):
         yield
 
 
-async def test_a_call_that_nobody_awaits_is_found(tmp_path: Path) -> None:
+async def test_a_call_without_await_is_an_error(tmp_path: Path) -> None:
     run = tmp_path / "run"
     await record(run, AsksOnce(EnvironmentSettings()), ["moon"])
-    write_config(run, AsksInVain)
+    write_config(run, ForgetsAwait)
     (difference,) = (await replay(run, ROLLOUT)).differences
     assert difference.what == "error"
     assert "called `chat` without waiting for the reply" in difference.text
@@ -130,7 +112,7 @@ async def test_a_retry_is_played_again(game: Path) -> None:
     assert report.notes == ("played again after Retry: the judge sleeps; the judge sleeps",)
 
 
-async def test_a_retry_of_every_attempt_is_no_difference_but_an_error(game: Path) -> None:
+async def test_a_retry_in_every_attempt_is_an_error_and_not_a_difference(game: Path) -> None:
     write_config(game, AsksAgain)
     AsksAgain.failures_left = 4
     with pytest.raises(
@@ -140,7 +122,7 @@ async def test_a_retry_of_every_attempt_is_no_difference_but_an_error(game: Path
     assert AsksAgain.failures_left == 1
 
 
-async def test_a_rollout_that_failed_with_a_retry_is_compared_as_others(tmp_path: Path) -> None:
+async def test_a_rollout_that_failed_with_a_retry_is_compared_like_others(tmp_path: Path) -> None:
     AsksAgain.failures_left = 100
     await record(tmp_path / "run", AsksAgain(games.GameSettings()), WORDS)
     write_config(tmp_path / "run", AsksAgain)
@@ -150,7 +132,7 @@ async def test_a_rollout_that_failed_with_a_retry_is_compared_as_others(tmp_path
     assert difference.text == "the environment gives the reward 3.5; recorded is failed, Retry: the judge sleeps"
 
 
-async def test_what_cannot_be_shared_is_no_difference_but_an_error(game: Path) -> None:
+async def test_a_failure_of_shared_is_an_error_and_not_a_difference(game: Path) -> None:
     write_config(game, CannotShare)
     with pytest.raises(CannotReplay, match="no sandboxes"):
         await replay(game, ROLLOUT)
@@ -160,7 +142,9 @@ async def test_what_cannot_be_shared_is_no_difference_but_an_error(game: Path) -
 @pytest.mark.parametrize(
     ("today", "error"), [(Stays, "TimeoutError: the environment did not end"), (Holds, "EventLoopHeld")]
 )
-def test_what_does_not_end_is_left_behind_or_interrupted(game: Path, today: type[Environment], error: str) -> None:
+def test_an_environment_that_does_not_end_is_abandoned_or_interrupted(
+    game: Path, today: type[Environment], error: str
+) -> None:
     write_config(game, today)
     report = replay_at_once(game, ROLLOUT, timeout=0.2)
     assert report.differences[-1].text.startswith(f"the environment raises {error}")
@@ -174,13 +158,13 @@ def test_what_does_not_end_is_left_behind_or_interrupted(game: Path, today: type
     ],
     ids=["module", "setting"],
 )
-async def test_a_configuration_that_is_no_longer_right_leads_to_the_option(game: Path, config: str) -> None:
+async def test_the_error_of_an_outdated_configuration_names_the_option(game: Path, config: str) -> None:
     write_config(game, games.Game).write_text(config)
     with pytest.raises(ConfigFileError, match="do not change this file; give today's YAML with --config"):
         await replay(game, ROLLOUT)
 
 
-async def test_a_configuration_of_another_environment_is_noted(game: Path, tmp_path: Path) -> None:
+async def test_a_configuration_of_another_environment_is_in_the_notes(game: Path, tmp_path: Path) -> None:
     write_config(game, games.Game)
     other = write_config(tmp_path, games.OtherScore, name="other.yaml")
     other.write_text(other.read_text().replace("name: game", "name: chess"))

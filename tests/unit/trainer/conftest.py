@@ -1,4 +1,4 @@
-"""The queue that `reading.py` has readers of."""
+"""The queue that `readers.py` reads."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""One queue for a test, readers of it, and what it still holds."""
+"""One queue for a test, its readers, and its backlog."""
 
 from rollout.trainer import Group, ReaderSettings, TrajectoryReader
 from transports import Queue, open_queue
@@ -16,7 +16,7 @@ async def backlog(queue: Queue) -> int:
 
 
 async def read_groups(reader: TrajectoryReader, timeout: float = 0.02) -> list[Group]:
-    """All groups until neither one nor a record comes within the time-out."""
+    """Return all groups until neither a group nor a record comes within the timeout."""
     found: list[Group] = []
     while True:
         records_before = reader.stats().records

@@ -1,4 +1,4 @@
-"""Records that contradict each other are not joined; so nothing that is made of a trajectory raises an error."""
+"""Records that contradict each other make no trajectory, so later steps can rely on it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,29 +38,29 @@ def with_first_run(step: Step, **changes: Any) -> tuple[MessageTokens, ...]:
     return replace(first, run=replace(first.run, **changes)), *others
 
 
-def test_sound_records_are_joined(records: Records) -> None:
+def test_valid_records_are_joined(records: Records) -> None:
     assert check(joined(records)) == []
 
 
-def test_a_path_has_as_many_tokens_as_the_prompt(records: Records) -> None:
+def test_a_path_without_the_length_of_the_prompt_is_refused(records: Records) -> None:
     with pytest.raises(RecordError, match="its recorded prompt has 16 tokens, but the engine's prompt had 17"):
         joined(records, prompt_length=17)
 
 
-def test_an_image_of_a_message_has_a_descriptor(records: Records) -> None:
+def test_an_image_without_a_descriptor_is_refused(records: Records) -> None:
     with pytest.raises(RecordError, match="describes image"):
         joined(records, images={})
 
 
 @pytest.mark.parametrize("pads", [[], [0, 1], [1]])
-def test_images_stand_on_pad_tokens_and_every_pad_token_has_one(records: Records, pads: Sequence[int]) -> None:
+def test_images_that_are_not_at_the_pad_tokens_are_refused(records: Records, pads: Sequence[int]) -> None:
     ids = np.full(3, 5, np.int32)
     ids[pads] = PAD_ID
     with pytest.raises(RecordError, match="are not at the positions of its"):
         joined(records, nodes=with_first_run(records[1][1], ids=as_logical_ids(ids)))
 
 
-def test_branches_have_a_bounded_number_of_tokens_together(records: Records) -> None:
+def test_branches_with_too_many_tokens_together_are_refused(records: Records) -> None:
     started, (first, second, _), finished = records
     (slot,) = first.nodes[0].run.images
     large = with_first_run(first, images=(ImageSlot(slot.hash, 0, MAX_IMAGE_TOKENS),))
@@ -75,7 +75,7 @@ def test_branches_have_a_bounded_number_of_tokens_together(records: Records) -> 
         assemble(started, steps, finished)
 
 
-def test_more_versions_than_16_bits_can_number_are_told_apart(records: Records) -> None:
+def test_more_versions_than_16_bits_can_number_are_distinguished(records: Records) -> None:
     started, (first, *_), finished = records
     count = 40_000
     question, answer = first.nodes

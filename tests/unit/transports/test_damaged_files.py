@@ -1,4 +1,4 @@
-"""Files of a queue that a full disk, a power loss or another program damaged."""
+"""Files of a queue that are damaged by a full disk, a power loss or another program."""
 
 import errno
 import json
@@ -11,6 +11,7 @@ import pytest
 from transports import Lease, QueueCorrupt, QueueStorageError, open_queue
 from transports.files.leases import HeartbeatWatcher, LeaseHolder
 from transports.files.records import HEADER_BYTES, stored_length
+from transports.testing.cases import receive_one
 
 HOLDER = "0123456789abcdef"
 DAMAGED_HEARTBEATS = [
@@ -27,7 +28,7 @@ DAMAGED_HEARTBEATS = [
 
 @pytest.mark.parametrize("lease", ["partition", "record"])
 @pytest.mark.parametrize("refused", ["holders/", "p0/draft."])
-async def test_a_full_disk_makes_no_lease_and_the_record_can_be_taken_later(
+async def test_a_full_disk_creates_no_lease_and_the_record_can_be_received_later(
     tmp_path: Path, lease: Lease, refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.pwrite
@@ -44,15 +45,12 @@ async def test_a_full_disk_makes_no_lease_and_the_record_can_be_taken_later(
             await queue.receive(timeout=5)
         monkeypatch.setattr(os, "pwrite", write)
         assert all(file.stat().st_size for file in (tmp_path / "holders").iterdir())
-        delivery = await queue.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(queue)
         await delivery.ack()
 
 
 @pytest.mark.parametrize("content", DAMAGED_HEARTBEATS)
-async def test_the_leases_of_a_dead_holder_are_expired_although_its_file_is_damaged(
-    tmp_path: Path, content: bytes
-) -> None:
+async def test_the_leases_of_a_dead_holder_expire_although_its_file_is_damaged(tmp_path: Path, content: bytes) -> None:
     lease_file = tmp_path / "p0" / "lease.0"
     async with open_queue(f"file://{tmp_path}?lease_time=600") as queue:
         await queue.put((b"record",), key="k")
@@ -65,15 +63,14 @@ async def test_the_leases_of_a_dead_holder_are_expired_although_its_file_is_dama
 
 @pytest.mark.parametrize("lease", ["partition", "record"])
 @pytest.mark.parametrize("content", DAMAGED_HEARTBEATS)
-async def test_a_damaged_lease_that_is_not_written_again_goes_to_another_consumer(
+async def test_a_damaged_lease_without_a_heartbeat_goes_to_another_consumer(
     tmp_path: Path, lease: Lease, content: bytes
 ) -> None:
     async with open_queue(f"file://{tmp_path}?lease_time=0.01", lease=lease) as queue:
         await queue.put((b"record",), key="k")
         segment = next((tmp_path / "p0").glob("*.seg")).name.split(".")[0]
         (tmp_path / "p0" / ("lease.0" if lease == "partition" else f"claims/{segment}.0.0")).write_bytes(content)
-        delivery = await queue.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(queue)
         await delivery.ack()
     assert (tmp_path / "queue.json").exists()
 
@@ -109,7 +106,7 @@ def test_a_living_holder_keeps_a_damaged_lease(tmp_path: Path, monkeypatch: pyte
         json.dumps({"format": 1, "partitions": 1, "retain": "no"}).encode(),
     ],
 )
-def test_the_error_of_a_damaged_queue_json_says_what_it_should_be(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_queue_json_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "queue.json").write_bytes(content)
     with pytest.raises(QueueCorrupt, match=r"queue\.json does not describe a queue.*Correct it"):
         open_queue(f"file://{tmp_path}")
@@ -128,8 +125,7 @@ def test_a_full_disk_creates_no_queue_and_leaves_no_draft(tmp_path: Path, monkey
 async def test_a_record_that_is_cut_off_after_it_was_read_is_corruption(tmp_path: Path) -> None:
     async with open_queue(f"file://{tmp_path}") as queue:
         await queue.put((b"record",), key="k")
-        delivery = await queue.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(queue)
         os.truncate(next((tmp_path / "p0").glob("*.seg")), HEADER_BYTES + 5)
         await delivery.nack(0)
         with pytest.raises(QueueCorrupt, match="the record was damaged after it was first read"):

@@ -1,4 +1,4 @@
-"""`file://`: the contract, damage, full disks, dead holders and acked segments."""
+"""`file://`: the conformance suite, damage, full disks, dead holders and acked segments."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,7 @@ import pytest
 from transports import Delivery, Queue, QueueCorrupt, QueueStorageError, QueueURLError, StaleLease, open_queue
 from transports.files.records import PutTotals, pack_header, pack_record
 from transports.testing import QueueConformance
+from transports.testing.cases import number_in, receive_one
 
 
 class TestFileConformance(QueueConformance):
@@ -46,23 +47,21 @@ async def put_numbers(root: Path, numbers: range, options: str = "") -> None:
 
 
 async def drain(queue: Queue, timeout: float = 0.1) -> list[int]:
-    got = []
+    """Receive and ack records until none comes; return their numbers."""
+    numbers = []
     while (delivery := await queue.receive(timeout=timeout)) is not None:
-        got.append(number(delivery))
+        numbers.append(number_in(delivery))
         await delivery.ack()
-    return got
-
-
-def number(delivery: Delivery | None) -> int:
-    assert delivery is not None
-    return int(bytes(delivery.frames[0]))
+    return numbers
 
 
 # Damage
 
 
 @pytest.mark.parametrize("cut", [1, 8, 40, 150])
-async def test_a_torn_tail_is_cut_off_and_reported(root: Path, cut: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_incomplete_record_at_the_end_is_removed_and_reported(
+    root: Path, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
     writer = open_queue(f"file://{root}")
     for n in range(3):
         await writer.put((str(n).encode(), bytes(100)), key="k")
@@ -107,7 +106,7 @@ async def test_damage_before_later_records_is_corruption(root: Path) -> None:
     content[-50] ^= 1
     damaged.write_bytes(content)
     async with open_queue(f"file://{root}?lease_time=0.05") as queue:
-        assert number(await queue.receive(timeout=5)) == 0
+        assert number_in(await receive_one(queue)) == 0
         with pytest.raises(QueueCorrupt, match=damaged.name):
             await drain(queue, timeout=5)
 
@@ -133,7 +132,7 @@ def files_limited_to(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_put_that_the_disk_refuses_leaves_nothing_and_the_next_put_succeeds(root: Path) -> None:
+async def test_a_put_on_a_full_disk_leaves_nothing_and_a_smaller_one_succeeds(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await queue.put((b"0", bytes(3000)), key="k")
         with files_limited_to(5000):
@@ -144,19 +143,18 @@ async def test_a_put_that_the_disk_refuses_leaves_nothing_and_the_next_put_succe
         assert await drain(queue) == [0, 2, 3]
 
 
-async def test_acks_that_the_disk_refuses_are_an_error_and_can_be_repeated(root: Path) -> None:
+async def test_acks_on_a_full_disk_fail_and_can_be_repeated(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         for n in range(200):
             await queue.put((str(n).encode(),), key="k")
-        deliveries = [await queue.receive(timeout=5) for _ in range(200)]
-        leased = [delivery for delivery in deliveries if delivery is not None]
+        leased = [await receive_one(queue) for _ in range(200)]
         with files_limited_to(4000), pytest.raises(QueueStorageError, match="acks"):
             await queue.ack(leased)
         await queue.ack(leased)
         assert (await queue.stats()).backlog_records == 0
 
 
-def test_a_directory_that_cannot_be_one_is_a_named_error(tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(QueueStorageError, match="file"):
         open_queue(f"file://{tmp_path}/file/queue")
@@ -171,7 +169,7 @@ def test_only_an_absolute_local_directory_is_a_queue(url: str) -> None:
 # Segments
 
 
-async def test_acked_segments_are_reclaimed(root: Path) -> None:
+async def test_acked_segments_are_deleted(root: Path) -> None:
     await put_numbers(root, range(20), "segment_bytes=300")
     assert len(segments(root)) > 5
     async with open_queue(f"file://{root}") as queue:
@@ -186,8 +184,8 @@ async def test_acked_segments_are_reclaimed(root: Path) -> None:
 async def test_a_segment_with_an_unacked_record_stays(root: Path) -> None:
     await put_numbers(root, range(4), "segment_bytes=1")
     async with open_queue(f"file://{root}") as queue:
-        kept = [await queue.receive(timeout=5) for _ in range(4)]
-        await queue.ack([delivery for n, delivery in enumerate(kept) if delivery is not None and n != 1])
+        leased = [await receive_one(queue) for _ in range(4)]
+        await queue.ack([*leased[:1], *leased[2:]])
     async with open_queue(f"file://{root}") as queue:
         assert await drain(queue) == [1]
 
@@ -196,8 +194,7 @@ async def test_a_handle_without_the_option_does_not_delete_an_archive(root: Path
     async with open_queue(f"file://{root}?retain=true") as queue:
         await queue.put((b"kept",), key="k")
     async with open_queue(f"file://{root}") as plain:
-        delivery = await plain.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(plain)
         await delivery.ack()
         assert await plain.receive(timeout=0) is None
     async with open_queue(f"file://{root}?replay=true") as again:
@@ -217,22 +214,20 @@ async def test_a_retained_run_can_be_replayed_repeatedly(root: Path) -> None:
             assert await queue.receive(timeout=0) is None
 
 
-async def test_a_large_record_travels_through_threads(root: Path) -> None:
+async def test_large_records_that_are_put_together_are_received(root: Path) -> None:
     blob = os.urandom(5 << 20)
     async with open_queue(f"file://{root}") as queue:
         await asyncio.gather(*(queue.put((str(n).encode(), blob), key="k") for n in range(4)))
         for _ in range(4):
-            delivery = await queue.receive(timeout=5)
-            assert delivery is not None
+            delivery = await receive_one(queue)
             assert bytes(delivery.frames[1]) == blob
             await delivery.ack()
 
 
-async def test_a_record_of_a_thousand_frames_comes_back(root: Path) -> None:
+async def test_a_record_with_many_frames_is_received(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await queue.put(tuple(str(n).encode() for n in range(1500)), key="k")
-        delivery = await queue.receive(timeout=5)
-        assert delivery is not None
+        delivery = await receive_one(queue)
         assert [bytes(frame) for frame in delivery.frames] == [str(n).encode() for n in range(1500)]
 
 
@@ -245,13 +240,11 @@ async def test_the_partitions_of_a_holder_without_a_heartbeat_go_to_another(
     await put_numbers(root, range(3))
     frozen = open_queue(f"file://{root}?lease_time=0.05")
     monkeypatch.setattr("transports.files.leases.LeaseHolder._keep_heartbeat", lambda self: None)
-    leased = await frozen.receive(timeout=5)
-    assert number(leased) == 0
+    leased = await receive_one(frozen)
+    assert number_in(leased) == 0
     async with open_queue(f"file://{root}?lease_time=0.05") as other:
-        taken = await other.receive(timeout=5)
-        assert taken is not None
-        assert (number(taken), taken.redelivered) == (0, True)
-        assert leased is not None
+        taken = await receive_one(other)
+        assert (number_in(taken), taken.redelivered) == (0, True)
         with pytest.raises(StaleLease):
             await leased.ack()
         await taken.ack()
@@ -265,30 +258,26 @@ async def test_a_claim_of_a_holder_without_a_heartbeat_goes_to_another(
     await put_numbers(root, range(2))
     frozen = open_queue(f"file://{root}?lease_time=0.05", lease="record")
     monkeypatch.setattr("transports.files.leases.LeaseHolder._keep_heartbeat", lambda self: None)
-    leased = await frozen.receive(timeout=5)
-    assert leased is not None
+    leased = await receive_one(frozen)
     async with open_queue(f"file://{root}", lease="record") as other:
-        got = [await other.receive(timeout=5), await other.receive(timeout=5)]
-        assert sorted(map(number, got)) == [0, 1]
+        got = [await receive_one(other), await receive_one(other)]
+        assert sorted(map(number_in, got)) == [0, 1]
         with pytest.raises(StaleLease):
             await leased.ack()
-        await other.ack([delivery for delivery in got if delivery is not None])
+        await other.ack(got)
         assert (await other.stats()).backlog_records == 0
     await frozen.aclose()
 
 
-async def test_a_long_log_is_replaced_by_a_short_one_with_the_same_facts(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_log_of_acks_is_replaced_by_a_short_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transports.files.acks._COMPACT_BYTES", 500)
     writer = open_queue(f"file://{root}?segment_bytes=1")
     async with writer, open_queue(f"file://{root}") as queue, open_queue(f"file://{root}") as peeking:
         unacked: list[Delivery] = []
         for n in range(400):
             await writer.put((str(n).encode(), bytes(100)), key="k")
-            delivery = await queue.receive(timeout=5)
-            assert number(delivery) == n
-            assert delivery is not None
+            delivery = await receive_one(queue)
+            assert number_in(delivery) == n
             if n < 2:
                 unacked.append(delivery)
             else:
@@ -297,7 +286,7 @@ async def test_a_long_log_is_replaced_by_a_short_one_with_the_same_facts(
                 await queue.ack(unacked[::-1])
                 unacked = []
             assert (await peeking.stats()).backlog_records == len(unacked)
-            # When nothing is left to read, a long log was replaced, so its length is limited.
+            # A log that is too long is replaced when no record is left to read.
             assert await queue.receive(timeout=0) is None
             assert ledger_bytes(root) <= longest_ledger(acked_out_of_order=38 if n < 150 else 0)
         for n in range(400, 410):
@@ -307,13 +296,13 @@ async def test_a_long_log_is_replaced_by_a_short_one_with_the_same_facts(
 
 
 def longest_ledger(*, acked_out_of_order: int) -> int:
-    """A log begins with three entries for one writer, and one for each record that was acked out of order."""
+    """Return the largest size of a log, which begins with three entries and one for each ack out of order."""
     opening_bytes = 32 * (3 + acked_out_of_order)
     return 500 + 2 * opening_bytes
 
 
 def ledger_bytes(root: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):  # a log that was removed just now
+    with contextlib.suppress(FileNotFoundError):  # a log was removed while it was counted
         return sum(path.stat().st_size for path in root.glob("p0/acks.*"))
     return ledger_bytes(root)
 
@@ -331,7 +320,7 @@ FOREIGN = f"{'a' * 16}.{0:016x}.seg"
 
 @pytest.mark.parametrize("replay", ["", "?replay=true"])
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
-async def test_a_directory_or_pipe_with_the_name_of_a_segment_is_a_named_error(
+async def test_a_segment_that_is_not_a_regular_file_is_an_error(
     make: Callable[[Path], None], replay: str, root: Path
 ) -> None:
     await put_numbers(root, range(1))
@@ -341,7 +330,7 @@ async def test_a_directory_or_pipe_with_the_name_of_a_segment_is_a_named_error(
             await queue.stats()
 
 
-async def test_a_replay_names_a_partition_that_is_not_a_directory(root: Path) -> None:
+async def test_a_partition_that_is_not_a_directory_is_named(root: Path) -> None:
     await put_numbers(root, range(1))
     shutil.rmtree(root / "p0")
     (root / "p0").touch()

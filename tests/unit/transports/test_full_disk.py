@@ -1,4 +1,4 @@
-"""A queue on a full disk. Only root may mount one; test_file uses a limit on files instead."""
+"""A queue on a full disk. Only root may mount one; test_file.py limits the size of files instead."""
 
 import os
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from transports import Queue, QueueStorageError, open_queue
+from transports.testing.cases import receive_one
 
 RECORD = bytes(range(256)) * 80
 
@@ -35,8 +36,7 @@ if os.geteuid() == 0:
             filling.unlink()
             await queue.put((b"-1", RECORD), key="k")
             for number in [*accepted, -1]:
-                delivery = await queue.receive(timeout=5)
-                assert delivery is not None
+                delivery = await receive_one(queue)
                 assert (int(bytes(delivery.frames[0])), bytes(delivery.frames[1])) == (number, RECORD)
                 await delivery.ack()
             assert (await queue.stats()).backlog_records == 0

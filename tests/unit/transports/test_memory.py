@@ -1,4 +1,4 @@
-"""`memory://`: the contract, and handles that share a queue by name, across threads and loops."""
+"""`memory://`: the conformance suite, and handles in several threads that share a queue by its name."""
 
 import asyncio
 import threading
@@ -8,6 +8,7 @@ import pytest
 
 from transports import QueueClosed, QueueURLError, open_queue
 from transports.testing import QueueConformance
+from transports.testing.cases import receive_one
 
 
 class TestMemoryConformance(QueueConformance):
@@ -16,7 +17,7 @@ class TestMemoryConformance(QueueConformance):
         return f"memory://{tmp_path.name}"
 
 
-async def test_a_queue_is_gone_when_its_last_handle_closes() -> None:
+async def test_a_queue_is_deleted_when_its_last_handle_closes() -> None:
     async with open_queue("memory://gone") as queue:
         await queue.put((b"x",), key="k")
     async with open_queue("memory://gone") as queue:
@@ -41,15 +42,14 @@ async def test_a_producer_on_another_threads_loop_wakes_a_waiting_consumer() -> 
         thread.start()
         got = []
         for _ in range(200):
-            delivery = await queue.receive(timeout=20)
-            assert delivery is not None
+            delivery = await receive_one(queue)
             got.append(int(bytes(delivery.frames[0])))
             await delivery.ack()
         thread.join()
     assert got == list(range(200))
 
 
-async def test_a_consumer_that_waits_learns_that_its_handle_was_closed() -> None:
+async def test_a_waiting_receive_fails_when_its_handle_is_closed() -> None:
     queue = open_queue("memory://closed-under-it")
     waiting = asyncio.create_task(queue.receive(timeout=20))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Peeks, replays and dead letters: what the conformance suite cannot see from outside."""
+"""Peeks, replays and dead letters: what the conformance suite cannot test for all transports."""
 
 import logging
 import os
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from transports import DeadLetter, Delivery, Queue, QueueCorrupt, QueueError, open_queue
+from transports import DeadLetter, Queue, QueueCorrupt, QueueError, open_queue
 from transports.memory import MemoryQueue
+from transports.testing.cases import receive_one
 
 
 @pytest.fixture
@@ -24,17 +25,11 @@ async def put_numbers(queue: Queue, numbers: range) -> None:
         await queue.put((str(number).encode(), bytes(100)), key="k")
 
 
-async def next_of(queue: Queue) -> Delivery:
-    delivery = await queue.receive(timeout=10)
-    assert delivery is not None
-    return delivery
-
-
 async def peeked(queue: Queue) -> list[int]:
     return [int(bytes(record.frames[0])) for record in await queue.peek(limit=100)]
 
 
-async def test_a_requeue_that_dies_in_between_leaves_one_record_twice_and_loses_none(
+async def test_an_interrupted_requeue_duplicates_a_record_and_loses_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def die(queue: Queue, letter: DeadLetter) -> None:
@@ -42,7 +37,7 @@ async def test_a_requeue_that_dies_in_between_leaves_one_record_twice_and_loses_
 
     async with open_queue("memory://dies-in-between") as queue:
         await put_numbers(queue, range(1))
-        await (await next_of(queue)).reject("not today")
+        await (await receive_one(queue)).reject("not today")
         monkeypatch.setattr(MemoryQueue, "discard", die)
         with pytest.raises(KeyboardInterrupt):
             await queue.requeue(limit=1)
@@ -50,11 +45,11 @@ async def test_a_requeue_that_dies_in_between_leaves_one_record_twice_and_loses_
         assert (stats.backlog_records, stats.dead_letters) == (1, 1)
 
 
-async def test_the_segments_of_dead_letters_are_reclaimed_once_all_of_them_are_gone(root: Path) -> None:
+async def test_a_segment_of_dead_letters_is_deleted_when_all_are_requeued(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await put_numbers(queue, range(3))
         for _ in range(3):
-            await (await next_of(queue)).reject("not today")
+            await (await receive_one(queue)).reject("not today")
     for left, limit in ((1, 2), (0, 1)):
         async with open_queue(f"file://{root}") as queue:
             assert await queue.requeue(limit=limit) == limit
@@ -64,19 +59,12 @@ async def test_the_segments_of_dead_letters_are_reclaimed_once_all_of_them_are_g
         assert (stats.backlog_records, stats.dead_letters) == (3, 0)
 
 
-async def test_what_is_acked_and_kept_is_not_peeked_at(root: Path) -> None:
+async def test_retained_records_are_counted_and_only_a_replay_shows_them(root: Path) -> None:
     async with open_queue(f"file://{root}?retain=true&segment_bytes=200") as queue:
         await put_numbers(queue, range(6))
-        leased = [await next_of(queue) for _ in range(5)]
+        leased = [await receive_one(queue) for _ in range(5)]
         await queue.ack([*leased[:3], leased[4]])
         assert await peeked(queue) == [3, 5]
-
-
-async def test_what_is_acked_and_kept_is_counted_and_peeked_at_in_a_replay(root: Path) -> None:
-    async with open_queue(f"file://{root}?retain=true&segment_bytes=200") as queue:
-        await put_numbers(queue, range(6))
-        leased = [await next_of(queue) for _ in range(5)]
-        await queue.ack([*leased[:3], leased[4]])
         stats = await queue.stats()
         assert (stats.backlog_records, stats.retained_records) == (2, 4)
         async with open_queue(f"file://{root}?replay=true") as replayed:
@@ -87,25 +75,25 @@ async def test_what_is_acked_and_kept_is_counted_and_peeked_at_in_a_replay(root:
             assert (stats.backlog_records, stats.retained_records) == (2, 4)
 
 
-async def test_a_queue_that_was_closed_retains_what_was_put_and_no_more(root: Path) -> None:
+async def test_a_reopened_queue_counts_its_retained_records(root: Path) -> None:
     async with open_queue(f"file://{root}?retain=true") as queue:
         await put_numbers(queue, range(3))
     async with open_queue(f"file://{root}") as queue:
-        await queue.ack([await next_of(queue) for _ in range(3)])
+        await queue.ack([await receive_one(queue) for _ in range(3)])
         assert await queue.receive(timeout=0.05) is None
     async with open_queue(f"file://{root}") as queue:
         stats = await queue.stats()
         assert (stats.backlog_records, stats.retained_records) == (0, 3)
 
 
-async def test_what_a_queue_does_not_keep_is_not_retained(root: Path) -> None:
+async def test_a_queue_without_retain_has_no_retained_records(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await put_numbers(queue, range(3))
-        await queue.ack([await next_of(queue)])
+        await queue.ack([await receive_one(queue)])
         assert (await queue.stats()).retained_records == 0
 
 
-async def test_a_record_that_is_being_written_is_not_peeked_at_and_not_called_torn(
+async def test_peek_skips_a_record_that_is_being_written_without_a_warning(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_queue(f"file://{root}") as queue:
@@ -117,7 +105,7 @@ async def test_a_record_that_is_being_written_is_not_peeked_at_and_not_called_to
     assert not caplog.records
 
 
-async def test_peeking_at_damage_names_it(root: Path) -> None:
+async def test_peek_names_a_damaged_segment(root: Path) -> None:
     async with open_queue(f"file://{root}?segment_bytes=1") as queue:
         await put_numbers(queue, range(3))
     damaged = segments(root)[1]
@@ -130,7 +118,7 @@ async def test_peeking_at_damage_names_it(root: Path) -> None:
 async def test_a_replay_can_be_read_and_not_changed(root: Path) -> None:
     async with open_queue(f"file://{root}") as queue:
         await put_numbers(queue, range(3))
-        await (await next_of(queue)).reject("not today")
+        await (await receive_one(queue)).reject("not today")
     async with open_queue(f"file://{root}?replay=true") as replayed:
         assert await peeked(replayed) == [0, 1, 2]
         with pytest.raises(QueueError, match="read-only"):

@@ -1,4 +1,4 @@
-"""Entries of a Redis stream, without a server: records, and the dead letters of foreign entries."""
+"""Entries of a Redis stream, read without a server: records, and entries of other programs."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_an_entry_is_read_from_a_mapping_and_from_a_list(fields: dict[bytes, byt
         ({b"d": FIELDS[b"d"] + b"x"}, "frames are damaged"),
     ],
 )
-def test_an_entry_of_another_program_has_a_reason_and_keeps_its_content(
+def test_an_entry_of_another_program_is_refused_with_reason_and_content(
     changed: dict[bytes, bytes | None], reason: str
 ) -> None:
     fields = {name: value for name, value in (FIELDS | changed).items() if value is not None}
@@ -47,7 +47,7 @@ def test_an_entry_of_another_program_has_a_reason_and_keeps_its_content(
 
 
 @pytest.mark.parametrize("id_", [b"1-1048576", b"8796093022208-0", b"18446744073709551615-18446744073709551615"])
-def test_an_id_that_has_no_position_is_foreign_but_a_mark_may_have_it(id_: bytes) -> None:
+def test_an_id_without_a_position_is_refused_but_a_mark_can_have_it(id_: bytes) -> None:
     with pytest.raises(ForeignEntry, match="a server would not give it this id"):
         read_entry(id_, FIELDS)
     assert position_of_mark(id_) > 0

@@ -1,4 +1,4 @@
-"""From a URL to a transport: which URLs and options are refused."""
+"""The choice of a transport by a URL, and the URLs and options that are refused."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from transports.memory import MemoryQueue
 from transports.urls import parse_size
 
 
-def test_an_unknown_scheme_names_the_nearest_and_all_that_are_known() -> None:
+def test_the_error_for_an_unknown_scheme_names_the_nearest_and_all_known_ones() -> None:
     with pytest.raises(UnknownTransport, match=r"did you mean 'memory://'.*file://"):
         open_queue("memry://tasks")
     with pytest.raises(UnknownTransport, match="has no scheme"):

@@ -37,10 +37,17 @@ def request(operation: str, *arguments: Any) -> tuple[bytes, bytes]:
     return b"Q", header(1, operation, arguments)
 
 
-async def new_link(hub: OneLoopHub) -> RemoteHubLink:
+async def open_link(hub: OneLoopHub) -> RemoteHubLink:
     link = hub.link()
     await link.wait_until_ready(10)
     return link
+
+
+@pytest.fixture
+async def link(hub: OneLoopHub) -> AsyncIterator[RemoteHubLink]:
+    link = await open_link(hub)
+    yield link
+    await link.close()
 
 
 async def put_and_receive(link: RemoteHubLink, frame: bytes = b"x") -> None:
@@ -58,10 +65,10 @@ MALFORMED = {
     "no header": (b"H2",),
     "an empty part": (b"", b""),
     "an unknown kind": (b"Z", header()),
-    "bytes that are no header": (b"P", b"\xc1"),
+    "bytes that are not a header": (b"P", b"\xc1"),
     "a header that is cut off": (b"P", b"\xdd\xff\xff\xff\xff"),
     "a header that nests deeply": (b"P", b"\x91" * 5000),
-    "a header that is no list": (b"P", msgpack.packb({"a": 1})),
+    "a header that is not a list": (b"P", msgpack.packb({"a": 1})),
     "a hello of few values": hello("record"),
     "a hello of many values": hello("record", None, 0, 0),
     "a hello with no lease": hello("all", None, 0),
@@ -77,26 +84,26 @@ MALFORMED = {
     "an unknown request": request("format"),
     "a request with few arguments": request("take"),
     "a take that waits forever": request("take", math.inf),
-    "a take that waits for no number": request("take", math.nan),
-    "an ack of no token": request("ack", [[1, 2]]),
+    "a take that waits for nan": request("take", math.nan),
+    "an ack of something that is not a token": request("ack", [[1, 2]]),
     "an ack of a list as a hub": request("ack", [[[], 0, 0, 1]]),
     "a nack with a negative delay": request("nack", TOKEN, -1.0),
     "a reject without a reason": request("reject", TOKEN, None),
-    "a peek of no number": request("peek", "all"),
+    "a peek of a text": request("peek", "all"),
 }
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-async def test_a_malformed_message_is_refused_and_the_queue_goes_on(name: str, hub: OneLoopHub) -> None:
+async def test_a_malformed_message_is_refused_and_the_queue_still_works(
+    name: str, hub: OneLoopHub, link: RemoteHubLink
+) -> None:
     hub.receive(STRANGER, *hello())
     hub.receive(STRANGER, *MALFORMED[name])
-    link = await new_link(hub)
     await put_and_receive(link)
     assert (await link.stats()).refused_messages == 1
-    await link.close()
 
 
-async def test_a_hello_of_a_connection_without_a_producers_name_is_refused(hub: OneLoopHub) -> None:
+async def test_a_hello_without_the_name_of_a_producer_is_refused(hub: OneLoopHub) -> None:
     hub.receive(b"\x00abcd", *hello())
     assert (hub.refusals.count, hub.sent) == (1, [])
 
@@ -106,32 +113,29 @@ async def test_a_malformed_message_is_logged_once_for_each_peer(
 ) -> None:
     for _ in range(5):
         hub.receive(STRANGER, b"P", b"garbage", b"x")
-    (said,) = caplog.messages
-    assert "refused a message from 10.0.0.9: a header that cannot be read" in said
+    (message,) = caplog.messages
+    assert "refused a message from 10.0.0.9: a header that cannot be read" in message
     assert hub.refusals.count == 5
 
 
 @pytest.mark.parametrize("token", [["another hub", 0, 0, 1], ["", 0, 0, 1], ["", 4095, 0, 1], ["", 0, 10**6, 1]])
-async def test_a_token_without_a_leased_record_is_stale(token: list[Any], hub: OneLoopHub) -> None:
-    link = await new_link(hub)
+async def test_a_token_without_a_leased_record_is_stale(token: list[Any], hub: OneLoopHub, link: RemoteHubLink) -> None:
     await link.put((b"x",), "k", "tag")
     leased = LeaseToken(token[0] or hub.name, *token[1:])
     assert not await link.nack(leased, 0.0)
     assert not await link.reject(leased, "no")
     assert (await link.stats()).backlog_records == 1
-    await link.close()
 
 
-async def test_a_handle_cannot_ack_what_another_one_has(hub: OneLoopHub) -> None:
-    owner, other = await new_link(hub), await new_link(hub)
+async def test_a_handle_cannot_ack_a_record_of_another_handle(hub: OneLoopHub, link: RemoteHubLink) -> None:
+    other = await open_link(hub)
     for frame in (b"0", b"1"):
-        await owner.put((frame,), "k", "tag")
-    mine, theirs = await owner.receive(10), await other.receive(10)
+        await link.put((frame,), "k", "tag")
+    mine, theirs = await link.receive(10), await other.receive(10)
     assert mine is not None
     assert theirs is not None
-    await owner.ack([mine.token._replace(position=theirs.token.position)])
-    assert (await owner.stats()).backlog_records == 2
-    await owner.close()
+    await link.ack([mine.token._replace(position=theirs.token.position)])
+    assert (await link.stats()).backlog_records == 2
     await other.close()
 
 
@@ -147,16 +151,13 @@ async def test_a_handle_of_another_version_gets_the_version_of_the_hub(
     assert "this hub speaks version 2: install the same release" in caplog.text
 
 
-async def test_a_handle_before_there_were_versions_is_refused(
-    hub: OneLoopHub, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_handle_that_sends_no_version_is_refused(hub: OneLoopHub, caplog: pytest.LogCaptureFixture) -> None:
     hub.receive(STRANGER, *hello(version=b""))
     assert hub.sent == []
     assert "version 1" in caplog.text
 
 
-async def test_a_hub_of_another_version_ends_what_waits_for_it(hub: OneLoopHub) -> None:
-    link = await new_link(hub)
+async def test_calls_fail_if_the_hub_has_another_version(hub: OneLoopHub, link: RemoteHubLink) -> None:
     waiting = asyncio.create_task(link.receive(10))
     await asyncio.sleep(0)
     link.handle_message([b"V", b"7"], "10.0.0.1")
@@ -166,7 +167,6 @@ async def test_a_hub_of_another_version_ends_what_waits_for_it(hub: OneLoopHub) 
     hub.receive(STRANGER, b"B", header(STRANGER))
     link.handle_message([b"W", header(hub.name, 1, 0)], "10.0.0.1")
     assert (await link.stats()).backlog_records == 0
-    await link.close()
 
 
 # What a handle refuses
@@ -175,7 +175,7 @@ MALFORMED_OF_THE_HUB = {
     "nothing": [],
     "no header": [b"W"],
     "an unknown kind": [b"Z", header()],
-    "an answer that is no header": [b"A", b"\xc1"],
+    "an answer that is not a header": [b"A", b"\xc1"],
     "an answer of few values": [b"A", header(0)],
     "an answer with a list as its number": [b"A", header([], "", None)],
     "progress with a text": [b"S", header("1", [])],
@@ -192,14 +192,12 @@ MALFORMED_OF_THE_HUB = {
 
 
 @pytest.mark.parametrize("name", MALFORMED_OF_THE_HUB)
-async def test_a_malformed_message_of_the_hub_changes_nothing(
-    name: str, hub: OneLoopHub, caplog: pytest.LogCaptureFixture
+async def test_a_malformed_message_of_the_hub_is_ignored(
+    name: str, link: RemoteHubLink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link = await new_link(hub)
     link.handle_message(MALFORMED_OF_THE_HUB[name], "10.0.0.1")
     await put_and_receive(link)
     assert "refused a message from 10.0.0.1" in caplog.text
-    await link.close()
 
 
 @pytest.mark.parametrize(
@@ -216,8 +214,7 @@ async def test_a_malformed_message_of_the_hub_changes_nothing(
         ("release", "done"),
     ],
 )
-async def test_a_malformed_answer_is_a_named_error(operation: str, value: Any, hub: OneLoopHub) -> None:
-    link = await new_link(hub)
+async def test_a_malformed_answer_raises_a_storage_error(operation: str, value: Any, link: RemoteHubLink) -> None:
     call = {"receive": link.receive, "dead_letters": link.dead_letters, "peek": link.peek}.get(operation)
     asking = asyncio.create_task(getattr(link, operation)() if call is None else call(5))
     link.handle_message([b"A", header(0, "", value)], "10.0.0.1")  # nobody waits for it yet
@@ -226,26 +223,24 @@ async def test_a_malformed_answer_is_a_named_error(operation: str, value: Any, h
     link.handle_message([b"A", header(0, "", value)], "10.0.0.1")
     with pytest.raises(QueueStorageError, match=r"the answer of the hub to .* is malformed"):
         await asking
-    await link.close()
 
 
-async def test_what_the_hub_cannot_do_is_a_named_error(hub: OneLoopHub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_in_the_hub_raises_a_storage_error(link: RemoteHubLink, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object) -> None:
         raise KeyError("surprise")
 
     monkeypatch.setattr("transports.zeromq.links.LocalHubLink.peek", fail)
-    link = await new_link(hub)
     with pytest.raises(QueueStorageError, match="could not do 'peek': 'surprise'"):
         await link.peek(1)
     await put_and_receive(link)
-    await link.close()
 
 
-# Numbers and credit
+# Puts that fail
 
 
-async def test_a_put_that_fails_leaves_no_gap(hub: OneLoopHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    link = await new_link(hub)
+async def test_a_put_that_fails_leaves_no_gap(
+    hub: OneLoopHub, link: RemoteHubLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(QueueError, match="at most"):
         await link.put((b"x",), "k" * (17 << 20), "tag")
     monkeypatch.setattr("transports.zeromq.remote.WINDOW_RECORDS", 1)
@@ -258,14 +253,12 @@ async def test_a_put_that_fails_leaves_no_gap(hub: OneLoopHub, monkeypatch: pyte
     await link.put((b"1",), "k", "tag")
     got = [await link.receive(10), await link.receive(10)]
     assert [leased.frames for leased in got if leased is not None] == [(b"0",), (b"1",)]
-    await link.close()
 
 
 async def test_a_put_that_is_cancelled_while_it_waits_leaves_no_gap(
-    hub: OneLoopHub, monkeypatch: pytest.MonkeyPatch
+    hub: OneLoopHub, link: RemoteHubLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transports.zeromq.remote.WINDOW_BYTES", 10)
-    link = await new_link(hub)
     with hub.silence():
         await link.put((b"first",), "k", "tag")
         waiting = asyncio.create_task(link.put((b"too large",), "k", "tag"))
@@ -274,4 +267,3 @@ async def test_a_put_that_is_cancelled_while_it_waits_leaves_no_gap(
     await link.put((b"last",), "k", "tag")
     got = [await link.receive(10), await link.receive(10)]
     assert [leased.frames for leased in got if leased is not None] == [(b"first",), (b"last",)]
-    await link.close()

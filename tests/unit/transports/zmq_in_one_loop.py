@@ -15,13 +15,13 @@ from transports.zeromq.remote_handles import RemoteHandles
 
 
 class OneLoopHub:
-    """Messages to handles go over the loop, as over a socket; those to the hub are handled at once."""
+    """A hub and its handles. The loop delivers messages to handles later; the hub handles its own at once."""
 
     def __init__(self, partitions: int = 1) -> None:
         self.name = token_hex(8)
         self.refusals = Refusals("hub")
         self.sent: list[tuple[bytes, list[bytes]]] = []
-        """What the hub sent to identities without a link of this test."""
+        """The messages of the hub to identities that have no link here."""
         self._held: list[tuple[RemoteHubLink, list[bytes]]] | None = None
         self._url = f"memory://{self.name}?partitions={partitions}"
         self._settled: list[str] = []

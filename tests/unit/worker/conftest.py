@@ -1,4 +1,4 @@
-"""A configuration with the environment of `stage.py`, and an engine."""
+"""A configuration with the environment of `harness.py`, an engine, and workers that use both."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from rollout.config.load import Config, load_config
 from rollout.session.session import PolicyClient
 from rollout.testing import embedded_policy
-from tests.unit.worker.harness import ScriptedEnvironment
+from tests.unit.worker.harness import ScriptedEnvironment, WorkerFactory
 
 
 @pytest.fixture
@@ -23,3 +23,8 @@ def config(repository: Path) -> Config:
 async def policy(tmp_path: Path) -> AsyncIterator[PolicyClient]:
     async with embedded_policy(tmp_path / "images", sampling={"max_tokens": 8}) as opened:
         yield opened
+
+
+@pytest.fixture
+def workers(config: Config, policy: PolicyClient, tmp_path: Path) -> WorkerFactory:
+    return WorkerFactory(config, policy, tmp_path)

@@ -35,6 +35,8 @@ class ScriptedEnvironment(Environment):
 
 @dataclass
 class WorkerHarness:
+    """A worker, its queues and its claims."""
+
     worker: Worker
     tasks: Queue
     reader: TrajectoryReader
@@ -57,42 +59,50 @@ class WorkerHarness:
 
     async def wait_until_acked(self) -> None:
         with anyio.fail_after(20):
-            while (await self.tasks.stats()).backlog_records:  # noqa: ASYNC110 - it is another's to change
+            while (await self.tasks.stats()).backlog_records:  # noqa: ASYNC110 - the worker changes it
                 await anyio.sleep(0.01)
 
 
-@asynccontextmanager
-async def worker_harness(
-    config: Config, policy: PolicyClient, directory: Path, play: Any, **worker: object
-) -> AsyncIterator[WorkerHarness]:
-    ScriptedEnvironment.play, ScriptedEnvironment.runs_started = play, 0
-    config = replace(config, worker=config.worker.model_copy(update=worker))
-    name = directory.name
-    async with (
-        open_queue(f"memory://{name}-tasks", lease="record") as tasks,
-        open_queue(f"memory://{name}-trajectories") as trajectories,
-        TrajectoryReader(open_queue(f"memory://{name}-trajectories")) as reader,
-    ):
-        claims = Claims(directory / "claims")
-        yield WorkerHarness(
-            Worker(config, policy, build_run_metadata(config, "test"), claims, tasks, trajectories),
-            tasks,
-            reader,
-            claims,
-        )
+@dataclass(frozen=True)
+class WorkerFactory:
+    """Makes workers in this process, on queues in memory, that play a coroutine with a small engine."""
 
+    config: Config
+    policy: PolicyClient
+    directory: Path
 
-async def play_one_task(
-    config: Config, policy: PolicyClient, directory: Path, play: Any, *, group_size: int = 1, **worker: object
-) -> Mapping[str, Trajectory]:
-    """How the rollouts of one task end, by their names, once their orders are settled."""
-    async with worker_harness(config, policy, directory, play, **worker) as harness, anyio.create_task_group() as group:
-        group.start_soon(harness.worker.run)
-        await harness.put_orders(1, group_size)
-        ended = await harness.receive_ended(group_size)
-        await harness.wait_until_acked()
-        harness.worker.drain()
-    return ended
+    @asynccontextmanager
+    async def open(self, play: Any, **worker: object) -> AsyncIterator[WorkerHarness]:
+        """Yield a worker that plays nothing yet. `worker` changes its section of the configuration."""
+        ScriptedEnvironment.play, ScriptedEnvironment.runs_started = play, 0
+        config = replace(self.config, worker=self.config.worker.model_copy(update=worker))
+        name = self.directory.name
+        async with (
+            open_queue(f"memory://{name}-tasks", lease="record") as tasks,
+            open_queue(f"memory://{name}-trajectories") as trajectories,
+            TrajectoryReader(open_queue(f"memory://{name}-trajectories")) as reader,
+        ):
+            claims = Claims(self.directory / "claims")
+            metadata = build_run_metadata(config, "test")
+            yield WorkerHarness(
+                Worker(config, self.policy, metadata, claims, tasks, trajectories), tasks, reader, claims
+            )
+
+    @asynccontextmanager
+    async def run(self, play: Any, **worker: object) -> AsyncIterator[WorkerHarness]:
+        """Yield a worker that plays. It is drained at the end."""
+        async with self.open(play, **worker) as harness, anyio.create_task_group() as group:
+            group.start_soon(harness.worker.run)
+            yield harness
+            harness.worker.drain()
+
+    async def play_one_task(self, play: Any, *, group_size: int = 1, **worker: object) -> Mapping[str, Trajectory]:
+        """Play the rollouts of one task; return their trajectories by the names of the rollouts."""
+        async with self.run(play, **worker) as harness:
+            await harness.put_orders(1, group_size)
+            ended = await harness.receive_ended(group_size)
+            await harness.wait_until_acked()
+        return ended
 
 
 async def play_one_turn(_: Task, model: Model) -> Score:

@@ -1,4 +1,4 @@
-"""`close` of an environment: called once after each attempt, and whatever it does, the rollout ends as it did."""
+"""`close` of an environment is called once after each attempt, and does not change how the rollout ended."""
 
 import asyncio
 import sys
@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
@@ -20,15 +19,14 @@ from rollout.environments.base import ContextExhausted, Model, Retry, Score
 from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims
-from rollout.session.session import PolicyClient
 from rollout.trainer import check
 from rollout.worker import closing, containment, running, worker
 from rollout.worker.containment import LoopWatchdog
-from tests.unit.worker.harness import QUESTION, ScriptedEnvironment, play_one_task, play_one_turn, worker_harness
+from tests.unit.worker.harness import QUESTION, ScriptedEnvironment, WorkerFactory, play_one_turn
 
 
 class Closes(ScriptedEnvironment):
-    """Notes each `close`, and then does in it what a test wants."""
+    """Records each instance and each call of `close`, which then calls a function of the test."""
 
     made: ClassVar[list["Closes"]]
     closed: ClassVar[list["Closes"]]
@@ -56,6 +54,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config(config: Config) -> Config:
     return replace(config, environment_class=Closes)
+
+
+async def hold_on(event: anyio.Event) -> None:
+    """Wait for an event, and ignore cancellations."""
+    while not event.is_set():
+        with suppress(asyncio.CancelledError):
+            await event.wait()
 
 
 async def scores(*_: object) -> Score:
@@ -116,8 +121,8 @@ async def exits(*_: object) -> Score:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-async def test_an_environment_is_closed_once_whatever_ended_its_attempt(
-    config: Config, policy: PolicyClient, tmp_path: Path, play: Any, status: str, error: str | None, attempts: int
+async def test_an_environment_is_closed_once_however_its_attempt_ends(
+    workers: WorkerFactory, play: Any, status: str, error: str | None, attempts: int
 ) -> None:
     async def closes(_: Closes) -> None:
         await asyncio.sleep(0)
@@ -125,7 +130,7 @@ async def test_an_environment_is_closed_once_whatever_ended_its_attempt(
 
     fully_closed: list[None] = []
     Closes.in_close = closes
-    ended = (await play_one_task(config, policy, tmp_path, play, rollout_timeout=0.1 if play is hangs else 60.0))["0.0"]
+    ended = (await workers.play_one_task(play, rollout_timeout=0.1 if play is hangs else 60.0))["0.0"]
     assert (ended.status, ended.error and ended.error["type"]) == (status, error)
     assert len(Closes.made) == attempts
     assert Closes.closed == Closes.made
@@ -133,31 +138,27 @@ async def test_an_environment_is_closed_once_whatever_ended_its_attempt(
     assert check(ended) == []
 
 
-async def test_an_environment_is_closed_before_the_next_attempt_is_made(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
-    left_open: list[int] = []
+async def test_an_environment_is_closed_before_the_next_attempt_begins(workers: WorkerFactory) -> None:
+    open_count: list[int] = []
 
-    async def second_time_lucky(*_: object) -> Score:
-        left_open.append(len(Closes.made) - len(Closes.closed))
+    async def fail_once(*_: object) -> Score:
+        open_count.append(len(Closes.made) - len(Closes.closed))
         if len(Closes.made) == 1:
             raise Retry("flaky")
         return Score(1.0)
 
-    await play_one_task(config, policy, tmp_path, second_time_lucky)
-    assert left_open == [1, 1]
+    await workers.play_one_task(fail_once)
+    assert open_count == [1, 1]
 
 
-async def test_an_environment_is_closed_when_its_worker_is_cancelled(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
+async def test_an_environment_is_closed_when_its_worker_is_cancelled(workers: WorkerFactory) -> None:
     began = anyio.Event()
 
-    async def endless(*_: object) -> Score:
+    async def hang(*_: object) -> Score:
         began.set()
         return await hangs()
 
-    async with worker_harness(config, policy, tmp_path, endless) as harness:
+    async with workers.open(hang) as harness:
         await harness.put_orders(1)
         async with anyio.create_task_group() as group:
             group.start_soon(harness.worker.run)
@@ -166,20 +167,16 @@ async def test_an_environment_is_closed_when_its_worker_is_cancelled(
     assert len(Closes.closed) == 1
 
 
-async def test_an_environment_that_does_not_end_is_closed_once_all_the_same(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
+async def test_an_environment_that_ignores_its_cancellation_is_closed_once(workers: WorkerFactory) -> None:
     go = anyio.Event()
     stubborn_tasks: list[asyncio.Task[Any] | None] = []
 
     async def stubborn(*_: object) -> Score:
         stubborn_tasks.append(asyncio.current_task())
-        while not go.is_set():
-            with suppress(asyncio.CancelledError):
-                await go.wait()
+        await hold_on(go)
         return Score(1.0)
 
-    error = (await play_one_task(config, policy, tmp_path, stubborn, rollout_timeout=0.1))["0.0"].error
+    error = (await workers.play_one_task(stubborn, rollout_timeout=0.1))["0.0"].error
     assert error is not None
     assert error["type"] == "RolloutTimeout"
     assert len(Closes.closed) == 1
@@ -190,10 +187,10 @@ async def test_an_environment_that_does_not_end_is_closed_once_all_the_same(
 
 
 async def test_an_environment_that_cannot_be_made_is_not_closed(
-    config: Config, policy: PolicyClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: WorkerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Closes, "__init__", lambda *_: 1 / 0)
-    ended = await play_one_task(config, policy, tmp_path, scores)
+    ended = await workers.play_one_task(scores)
     assert ended["0.0"].status == "failed"
     assert Closes.closed == []
 
@@ -227,7 +224,7 @@ FAILED, TOOK_TOO_LONG = "close of the environment failed", "close of the environ
 
 @pytest.mark.parametrize("play", [scores, raises], ids=["scores", "raises"])
 @pytest.mark.parametrize(
-    ("in_close", "event", "told"),
+    ("in_close", "event", "logged_text"),
     [
         (lambda _: 1 / 0, FAILED, "ZeroDivisionError"),
         (hangs_in_close, TOOK_TOO_LONG, "in hangs_in_close"),
@@ -241,61 +238,47 @@ FAILED, TOOK_TOO_LONG = "close of the environment failed", "close of the environ
     ids=["raises", "hangs", "exits", "cancels", "retry", "yields", "forgets await", "returns"],
 )
 async def test_a_close_that_fails_is_logged_and_changes_nothing(
-    config: Config,
-    policy: PolicyClient,
-    tmp_path: Path,
-    play: Any,
-    in_close: Callable[[Closes], Any],
-    event: str,
-    told: str,
+    workers: WorkerFactory, play: Any, in_close: Callable[[Closes], Any], event: str, logged_text: str
 ) -> None:
     Closes.in_close = in_close
     with capture_logs() as logs:
-        ended = (await play_one_task(config, policy, tmp_path, play))["0.0"]
+        ended = (await workers.play_one_task(play))["0.0"]
     assert ended.status == ("ok" if play is scores else "failed")
     assert ended.error == (None if play is scores else {"type": "ValueError", "message": "a bug"})
     (logged,) = [entry for entry in logs if entry["event"].startswith("close of")]
     assert (logged["event"], logged["log_level"]) == (event, "warning")
-    assert told in logged["exception"]
+    assert logged_text in logged["exception"]
     assert len(Closes.closed) == 1
-    assert [outcome.close_failed for outcome in Claims(tmp_path / "claims").new_outcomes(set())] == [True]
+    assert [outcome.close_failed for outcome in Claims(workers.directory / "claims").new_outcomes(set())] == [True]
 
 
-async def test_a_close_that_catches_its_cancellation_is_left_behind(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
+async def test_a_close_that_ignores_its_cancellation_is_left_behind(workers: WorkerFactory) -> None:
     go, left = anyio.Event(), anyio.Event()
 
     async def stubborn(_: Closes) -> None:
-        while not go.is_set():
-            with suppress(asyncio.CancelledError):
-                await go.wait()
+        await hold_on(go)
         left.set()
 
     Closes.in_close = stubborn
     with capture_logs() as logs:
-        ended = (await play_one_task(config, policy, tmp_path, scores))["0.0"]
+        ended = (await workers.play_one_task(scores))["0.0"]
     assert ended.status == "ok"
     assert "close of the environment ignores its cancellation and is left behind" in [e["event"] for e in logs]
     go.set()
     await left.wait()
 
 
-async def test_a_rollout_that_is_stopped_while_it_closes_keeps_its_score(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
+async def test_a_rollout_whose_time_ends_during_close_keeps_its_score(workers: WorkerFactory) -> None:
     async def closes(_: Closes) -> None:
         await anyio.sleep(0.15)
 
     Closes.in_close = closes
-    ended = await play_one_task(config, policy, tmp_path, scores, rollout_timeout=0.05)
+    ended = await workers.play_one_task(scores, rollout_timeout=0.05)
     assert ended["0.0"].status == "ok"
 
 
-async def test_close_has_the_task_and_the_context_of_the_run(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
-    """So a task group that `reset` entered can be left in `close`."""
+async def test_close_has_the_task_and_the_context_of_the_run(workers: WorkerFactory) -> None:
+    """So `close` can leave a task group that `reset` entered."""
     variable = ContextVar("variable", default=0)
     groups: list[anyio.abc.TaskGroup] = []
     found: list[int] = []
@@ -313,13 +296,13 @@ async def test_close_has_the_task_and_the_context_of_the_run(
 
     Closes.in_close = closes
     with capture_logs() as logs:
-        ended = (await play_one_task(config, policy, tmp_path, opens))["0.0"]
+        ended = (await workers.play_one_task(opens))["0.0"]
     assert ended.error == {"type": "ValueError", "message": "a bug"}
     assert [entry["event"] for entry in logs if entry["event"].startswith("close of")] == []
     assert found == [7]
 
 
-async def test_close_cannot_ask_the_model(config: Config, policy: PolicyClient, tmp_path: Path) -> None:
+async def test_close_cannot_ask_the_model(workers: WorkerFactory) -> None:
     models: list[Model] = []
 
     async def plays(task: Task, model: Model) -> Score:
@@ -333,18 +316,18 @@ async def test_close_cannot_ask_the_model(config: Config, policy: PolicyClient, 
 
     refused: list[None] = []
     Closes.in_close = asks
-    ended = (await play_one_task(config, policy, tmp_path, plays))["0.0"]
+    ended = (await workers.play_one_task(plays))["0.0"]
     assert (len(ended.steps), len(refused)) == (1, 1)
     assert check(ended) == []
 
 
-async def test_a_close_that_holds_the_loop_is_interrupted(
-    config: Config, policy: PolicyClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_close_that_blocks_the_loop_is_interrupted(
+    workers: WorkerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.1)
     Closes.in_close = lambda _: time.sleep(60)
     with capture_logs() as logs, LoopWatchdog(0.2):
-        ended = (await play_one_task(config, policy, tmp_path, scores))["0.0"]
+        ended = (await workers.play_one_task(scores))["0.0"]
     assert ended.status == "ok"
     (logged,) = [entry for entry in logs if entry["event"] == FAILED]
     assert "EventLoopHeld: this environment held up every rollout" in logged["exception"]

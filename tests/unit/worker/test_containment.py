@@ -1,4 +1,4 @@
-"""One rollout does not take its process along."""
+"""A rollout cannot end or block the process of its worker."""
 
 import asyncio
 import contextlib
@@ -64,7 +64,7 @@ async def test_an_exit_in_a_task_of_an_attempt_is_an_error_of_that_task() -> Non
         loop.set_task_factory(None)
 
 
-async def test_each_attempt_may_print_so_much_and_no_more() -> None:
+async def test_each_attempt_may_print_up_to_its_own_limit() -> None:
     inner = io.StringIO()
     output = LimitedOutput(inner)
 
@@ -93,8 +93,8 @@ def _quick_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.1)
 
 
-def _function_of(module: str, file_name: str = "module.py") -> Callable[[], None]:
-    """A function that sleeps for a minute, as if it were in this module."""
+def blocking_function(module: str, file_name: str = "module.py") -> Callable[[], None]:
+    """Return a function that sleeps for a minute and seems to be in this module."""
     code = compile("import time\ndef hold(): time.sleep(60)\n", file_name, "exec")
     namespace: dict[str, Any] = {"__name__": module}
     exec(code, namespace)
@@ -102,11 +102,11 @@ def _function_of(module: str, file_name: str = "module.py") -> Callable[[], None
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_catches() -> None:
+async def test_an_environment_that_blocks_the_loop_is_interrupted_even_if_it_catches_exceptions() -> None:
     async def attempt() -> None:
         enter_attempt_context(lambda: None)
         with contextlib.suppress(Exception):
-            time.sleep(60)  # noqa: ASYNC251 - that is the point
+            time.sleep(60)  # noqa: ASYNC251 - it blocks the loop
 
     with LoopWatchdog(0.05), pytest.raises(EventLoopHeld, match="this environment held up"):
         await attempt()
@@ -115,7 +115,7 @@ async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_cat
 @pytest.mark.usefixtures("_quick_watchdog")
 async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
     async def hold() -> None:
-        time.sleep(60)  # noqa: ASYNC251 - that is the point
+        time.sleep(60)  # noqa: ASYNC251 - it blocks the loop
 
     loop = asyncio.get_running_loop()
     refuse_exits(loop)
@@ -130,33 +130,33 @@ async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
 
 @pytest.mark.usefixtures("_quick_watchdog")
 @pytest.mark.parametrize("module", ["rollout.records.messages", "rollout.session.session", "renderers_adapter.pool"])
-async def test_our_own_code_is_interrupted_and_its_attempt_is_closed(module: str) -> None:
+async def test_code_of_the_package_is_interrupted_and_its_attempt_is_closed(module: str) -> None:
     closed: list[bool] = []
     enter_attempt_context(lambda: closed.append(True))
     with LoopWatchdog(0.05, lambda _: None), pytest.raises(EventLoopHeld, match=rf"it was interrupted in {module}"):
-        _function_of(module)()
+        blocking_function(module)()
     assert closed == [True]
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_what_other_rollouts_use_is_interrupted_only_where_nobody_ends_its_process() -> None:
+async def test_code_that_rollouts_share_is_interrupted_if_the_process_cannot_end() -> None:
     enter_attempt_context(lambda: None)
     began = time.monotonic()
     with LoopWatchdog(0.2), pytest.raises(EventLoopHeld, match=r"it was interrupted in transports\.files"):
-        _function_of("transports.files")()
+        blocking_function("transports.files")()
     assert time.monotonic() - began > 0.4
 
 
 class Stuck(BaseException):
-    """Raised in the main thread by a test, in the place of the end of its process."""
+    """Raised in the main thread instead of ending the process."""
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_a_worker_whose_own_code_is_stuck_says_where_and_ends() -> None:
-    said: list[str] = []
+async def test_a_worker_whose_own_code_blocks_the_loop_reports_the_place_and_ends() -> None:
+    descriptions: list[str] = []
 
     def end_process(description: str) -> None:
-        said.append(description)
+        descriptions.append(description)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def raise_stuck(*_: object) -> None:
@@ -167,33 +167,35 @@ async def test_a_worker_whose_own_code_is_stuck_says_where_and_ends() -> None:
         enter_attempt_context(lambda: None)
         attempt_file = str(Path(containment.__file__).with_name("attempt.py"))
         with LoopWatchdog(0.05, end_process), pytest.raises(Stuck):
-            _function_of("transports.files", attempt_file)()
+            blocking_function("transports.files", attempt_file)()
     finally:
         signal.signal(signal.SIGUSR1, previous)
-    assert re.match(r"transports\.files \(.*attempt\.py, line 2\), which works for one rollout, has held", said[0])
+    assert re.match(
+        r"transports\.files \(.*attempt\.py, line 2\), which works for one rollout, has held", descriptions[0]
+    )
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_a_run_that_shall_end_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_ends_interrupts_a_blocked_loop_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containment, "_HURRIED_BLOCK_TIMEOUT", 0.05)
     enter_attempt_context(lambda: None)
     with LoopWatchdog(1000) as watchdog:
         watchdog.hurry()
         with pytest.raises(EventLoopHeld):
-            time.sleep(60)  # noqa: ASYNC251 - that is the point
+            time.sleep(60)  # noqa: ASYNC251 - it blocks the loop
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-async def test_what_is_no_attempt_is_not_interrupted() -> None:
+async def test_code_outside_an_attempt_is_not_interrupted() -> None:
     with LoopWatchdog(0.05) as watchdog:
-        time.sleep(0.5)  # noqa: ASYNC251 - that is the point
+        time.sleep(0.5)  # noqa: ASYNC251 - it blocks the loop
         assert watchdog.stalled_seconds > 0.1
         async with asyncio.timeout(20):
             while watchdog.stalled_seconds:  # noqa: ASYNC110 - a thread measures it
                 await asyncio.sleep(0.01)
 
 
-def test_a_worker_whose_supervisor_is_gone_dies_with_what_it_started(tmp_path: Path) -> None:
+def test_a_worker_without_its_supervisor_dies_with_its_children(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(
         "import os, subprocess, sys, time\n"

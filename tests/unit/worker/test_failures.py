@@ -1,23 +1,19 @@
-"""Whatever an environment raises or returns: one failed rollout, whose reason can be written everywhere."""
+"""An error of an environment fails one rollout, and its reason can be written as text."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rollout.config.load import Config
-from rollout.environments.base import Model, Score
+from rollout.environments.base import Score
 from rollout.errors import TooManyExceptions, printable_error
-from rollout.records.task import Task
 from rollout.rundir.claims import Claims
-from rollout.session.session import PolicyClient
 from rollout.trainer import check
 from rollout.worker.failures import Failure, ScoreError, describe_failure
 from rollout.worker.scores import check_score
-from tests.unit.worker.harness import play_one_task
+from tests.unit.worker.harness import WorkerFactory
 from transports import QueueError
 
 HALF = "\ud83d"
@@ -32,7 +28,7 @@ class Unprintable(Exception):
 
 
 class Text(str):
-    """No plain text; msgpack does not write it."""
+    """A subclass of `str`, which msgpack does not write."""
 
     __slots__ = ()
 
@@ -43,13 +39,13 @@ class SaysText(Exception):
 
 
 class TwoNumbers:
-    """What torch does for a tensor of two elements."""
+    """Fails like a tensor of torch with two elements."""
 
     def __float__(self) -> float:
         raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
 
 
-class LeavesAtOnce:
+class NotANumber:
     def __float__(self) -> float:
         raise GeneratorExit
 
@@ -61,13 +57,6 @@ def raises(error: BaseException) -> Callable[[], Score]:
     return play
 
 
-def cancels_its_own_task() -> Score:
-    task = asyncio.current_task()
-    assert task is not None
-    task.cancel()
-    return Score(1.0)
-
-
 ENDINGS: Mapping[str, tuple[Callable[[], Any], str, str]] = {
     "a surrogate in a text": (raises(ValueError(f"cut {HALF}")), "ValueError", r"cut \ud83d"),
     "no text": (raises(Unprintable()), "Unprintable", "(the exception cannot be shown as text)"),
@@ -76,18 +65,18 @@ ENDINGS: Mapping[str, tuple[Callable[[], Any], str, str]] = {
     "the end of a generator": (raises(GeneratorExit()), "GeneratorExit", ""),
     "an error of another queue": (raises(QueueError("mine")), "QueueError", "mine"),
     "a surrogate in a name": (lambda: Score(10**400, {HALF: 1.0}), "ScoreError", "the reward is 1000"),
-    "a reward that leaves": (lambda: Score(LeavesAtOnce()), "GeneratorExit", ""),  # type: ignore[arg-type]
+    "a reward that raises": (lambda: Score(NotANumber()), "GeneratorExit", ""),  # type: ignore[arg-type]
 }
 
 
-async def test_whatever_one_rollout_raises_fails_it_alone(config: Config, policy: PolicyClient, tmp_path: Path) -> None:
+async def test_an_error_fails_only_the_rollout_that_raises_it(workers: WorkerFactory) -> None:
     endings: Iterator[Callable[[], Any]]
     endings = iter([*(ending for ending, _, _ in ENDINGS.values()), lambda: Score(1.0, {HALF: 2.0})])
 
     async def play(*_: object) -> Any:
         return next(endings)()
 
-    ended = await play_one_task(config, policy, tmp_path, play, group_size=len(ENDINGS) + 1, concurrency=1)
+    ended = await workers.play_one_task(play, group_size=len(ENDINGS) + 1, concurrency=1)
     *failed, well_ended = ended.values()
     for trajectory, (_, kind, message) in zip(failed, ENDINGS.values(), strict=True):
         assert trajectory.error is not None
@@ -95,19 +84,22 @@ async def test_whatever_one_rollout_raises_fails_it_alone(config: Config, policy
         assert message in trajectory.error["message"]
     assert well_ended.metrics == {r"\ud83d": 2.0}
     assert all(check(trajectory) == [] for trajectory in ended.values())
-    outcomes = list(Claims(tmp_path / "claims").new_outcomes(set()))
+    outcomes = Claims(workers.directory / "claims").new_outcomes(set())
     assert sorted(outcome.status for outcome in outcomes) == ["failed"] * len(ENDINGS) + ["ok"]
 
 
-async def test_an_environment_that_cancels_its_own_task_fails_alone(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
-    async def play(task: Task, model: Model) -> Score:
-        cancels_its_own_task()
+@pytest.mark.parametrize("is_raised", [True, False])
+async def test_an_environment_that_cancels_itself_fails(workers: WorkerFactory, *, is_raised: bool) -> None:
+    async def cancel(*_: object) -> Score:
+        if is_raised:
+            raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
         await asyncio.sleep(0)
         raise AssertionError
 
-    error = (await play_one_task(config, policy, tmp_path, play))["0.0"].error
+    error = (await workers.play_one_task(cancel))["0.0"].error
     assert error is not None
     assert error["message"] == "the environment raised a cancellation of its own"
 
@@ -126,7 +118,7 @@ async def test_an_environment_that_cancels_its_own_task_fails_alone(
     ],
     ids=["integer", "long integer", "tensor", "array", "text", "none", "column", "too large"],
 )
-def test_what_is_not_one_number_is_refused_as_a_reward(reward: Any, problem: str) -> None:
+def test_a_reward_that_is_not_a_number_is_refused(reward: Any, problem: str) -> None:
     with pytest.raises(ScoreError, match=r"run returned a Score that cannot be used: ") as refused:
         check_score(Score(reward), "run", ())
     assert problem in str(refused.value)
@@ -134,7 +126,7 @@ def test_what_is_not_one_number_is_refused_as_a_reward(reward: Any, problem: str
 
 
 @pytest.mark.parametrize("number", [1, True, np.float32(1), np.array([1.0]).sum(), np.bool_(True)])
-def test_whatever_is_one_number_becomes_a_plain_one(number: Any) -> None:
+def test_a_number_of_any_type_becomes_a_plain_number(number: Any) -> None:
     score = check_score(Score(number, {5: number}), "run", ())  # type: ignore[dict-item]
     assert (score.reward, score.metrics) == (1.0, {"5": 1.0})
 
@@ -146,7 +138,7 @@ def test_whatever_is_one_number_becomes_a_plain_one(number: Any) -> None:
         ({"n" * 1001: 1.0}, "has a name of 1,001 characters; at most 1,000 are recorded"),
     ],
 )
-def test_metrics_that_no_record_holds_are_refused(metrics: Any, problem: str) -> None:
+def test_too_many_metrics_and_too_long_names_are_refused(metrics: Any, problem: str) -> None:
     with pytest.raises(ScoreError, match=problem):
         check_score(Score(1.0, metrics), "run", ())
 
@@ -159,7 +151,7 @@ def graph_of_groups(levels: int, members: int) -> BaseException:
 
 
 @pytest.mark.parametrize("error", [graph_of_groups(14, 12), graph_of_groups(600, 1)])
-def test_a_group_that_cannot_be_shown_in_full_is_reported_as_that(error: BaseException) -> None:
+def test_a_group_with_too_many_exceptions_is_reported_without_them(error: BaseException) -> None:
     assert isinstance(printable_error(error), TooManyExceptions)
 
 

@@ -1,4 +1,4 @@
-"""An event loop ends although tasks and threads in it do not."""
+"""An event loop ends although its tasks and threads continue."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ async def never_end() -> None:
             await asyncio.Event().wait()
 
 
-def test_what_is_left_is_cancelled_and_can_clean_up() -> None:
+def test_a_remaining_task_is_cancelled_and_can_clean_up() -> None:
     events = []
 
     async def main() -> int:
@@ -44,7 +44,7 @@ def test_what_is_left_is_cancelled_and_can_clean_up() -> None:
     assert events == ["cleaned up"]
 
 
-def test_a_task_that_catches_its_cancellation_is_left_behind_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_ignores_its_cancellation_is_left_without_an_error_text(capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> str:
         asyncio.get_running_loop().create_task(never_end())
         await asyncio.sleep(0)
@@ -75,7 +75,7 @@ leaving.run_leaving_behind(main())
 """
 
 
-def test_a_process_ends_though_a_task_catches_everything() -> None:
+def test_a_process_ends_although_a_task_catches_everything() -> None:
     command = [sys.executable, "-c", CATCHES_EVERYTHING]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
@@ -96,7 +96,7 @@ def test_a_thread_is_not_waited_for() -> None:
 @pytest.mark.parametrize(
     "error", [ValueError("a bug"), KeyboardInterrupt(), SystemExit(3)], ids=["bug", "ctrl", "exit"]
 )
-def test_what_the_coroutine_raises_is_raised(error: BaseException) -> None:
+def test_an_error_of_the_coroutine_is_raised(error: BaseException) -> None:
     async def main() -> None:
         asyncio.get_running_loop().create_task(never_end())
         await asyncio.sleep(0)
@@ -107,7 +107,7 @@ def test_what_the_coroutine_raises_is_raised(error: BaseException) -> None:
     assert raised.value is error
 
 
-def test_an_error_of_what_is_left_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_a_remaining_task_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async def fail() -> None:
             try:

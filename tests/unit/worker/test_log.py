@@ -1,26 +1,21 @@
-"""The log of a worker."""
+"""The lines that an environment logs."""
 
 import json
 from pathlib import Path
 
-import anyio
 import structlog
 
-from rollout.config.load import Config
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
 from rollout.log import log_to_json_file
 from rollout.records.task import Task
-from rollout.session.session import PolicyClient
-from tests.unit.worker.harness import QUESTION, worker_harness
+from tests.unit.worker.harness import QUESTION, WorkerFactory
 
 
-async def test_whatever_is_logged_says_by_whom_and_where_in_the_rollout(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
+async def test_a_logged_line_names_worker_rollout_attempt_and_turn(workers: WorkerFactory, tmp_path: Path) -> None:
     log, attempts = structlog.get_logger(), 0
 
-    async def speaks(task: Task, model: Model) -> Score:
+    async def log_turns(task: Task, model: Model) -> Score:
         nonlocal attempts
         attempts += 1
         log.info("began")
@@ -32,12 +27,10 @@ async def test_whatever_is_logged_says_by_whom_and_where_in_the_rollout(
         return Score(1.0)
 
     with log_to_json_file(tmp_path / "log.jsonl", run="tuesday", worker="w-0"):
-        async with worker_harness(config, policy, tmp_path, speaks) as harness, anyio.create_task_group() as group:
-            group.start_soon(harness.worker.run)
+        async with workers.run(log_turns) as harness:
             await harness.put_orders(1)
             await harness.receive_ended(1)
             await harness.wait_until_acked()
-            harness.worker.drain()
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {(entry["run"], entry["worker"]) for entry in entries} == {("tuesday", "w-0")}
     events = [(entry["event"], entry["rollout"], entry["attempt"], entry.get("turn")) for entry in entries]

@@ -1,4 +1,4 @@
-"""`shared` of an environment's class: open while rollouts are played, and what its failures do."""
+"""The resources that `shared` of an environment opens while rollouts are played."""
 
 import asyncio
 import io
@@ -50,7 +50,7 @@ class SharesAPool(Plays):
         cls.events.append("left")
 
 
-async def test_what_is_shared_is_there_while_rollouts_are_played(policy: PolicyClient) -> None:
+async def test_shared_resources_are_open_while_rollouts_are_played(policy: PolicyClient) -> None:
     trajectory = (await play(SharesAPool(SETTINGS), Task(id="0", index=0, seed=0), policy=policy)).trajectory
     assert trajectory.status == "ok"
     assert SharesAPool.events == [SETTINGS, "a pool", "closed with a pool", "left"]
@@ -64,7 +64,7 @@ async def test_by_default_nothing_is_shared(policy: PolicyClient) -> None:
     assert Alone.events == [None, "closed with None"]
 
 
-def test_an_instance_that_plays_nothing_is_told_that_it_has_no_shared_resources() -> None:
+def test_shared_resources_cannot_be_used_in_init() -> None:
     class Early(Plays):
         def __init__(self, settings: EnvironmentSettings) -> None:
             super().__init__(settings)
@@ -106,7 +106,7 @@ def sharing(shared: Any) -> type[Environment]:
 
 
 async def play_with(shared: Any, meanwhile: Callable[[Any], object]) -> None:
-    """Play until cancelled."""
+    """Keep the shared resources open until the task is cancelled."""
     async with open_shared_resources(sharing(shared), SETTINGS) as shared_resources:
         meanwhile(shared_resources)
         await anyio.sleep_forever()
@@ -123,14 +123,14 @@ async def play_with(shared: Any, meanwhile: Callable[[Any], object]) -> None:
     ],
     ids=["raises", "exits", "never yields", "hangs", "hangs stubbornly"],
 )
-async def test_what_cannot_be_shared_is_named(shared: Any, what: str) -> None:
+async def test_a_shared_that_cannot_start_is_reported_with_its_line(shared: Any, what: str) -> None:
     line = shared.__code__.co_firstlineno
     with pytest.raises(SharedResourcesFailed, match=rf"(?s)^Coin\.shared \({__file__}, line {line}\) {what}"):
         async with open_shared_resources(sharing(shared), SETTINGS):
             raise AssertionError
 
 
-async def test_a_shared_without_its_decorator_is_told() -> None:
+async def test_a_shared_without_its_decorator_is_reported() -> None:
     bare = type("Coin", (Plays,), {"shared": classmethod(raises)})
     with pytest.raises(SharedResourcesFailed, match="write `@classmethod` and `@asynccontextmanager` above it"):
         async with open_shared_resources(bare, SETTINGS):
@@ -138,7 +138,7 @@ async def test_a_shared_without_its_decorator_is_told() -> None:
 
 
 @pytest.mark.parametrize("group", ["anyio", "asyncio"])
-async def test_what_fails_while_rollouts_are_played_ends_them_by_name(group: str) -> None:
+async def test_shared_resources_that_fail_end_the_rollouts(group: str) -> None:
     async def breaks() -> None:
         await go.wait()
         raise ConnectionResetError("the pool died")
@@ -159,7 +159,7 @@ async def test_what_fails_while_rollouts_are_played_ends_them_by_name(group: str
     assert logs == []
 
 
-async def test_what_ends_by_itself_while_rollouts_are_played_ends_them_too() -> None:
+async def test_shared_resources_that_end_by_themselves_end_the_rollouts() -> None:
     async def shared(cls: Any, settings: object) -> AsyncIterator[anyio.CancelScope]:
         with anyio.CancelScope() as scope:
             yield scope
@@ -194,7 +194,7 @@ async def stays_at_the_end(cls: Any, settings: object) -> AsyncIterator[str]:
     ],
     ids=["raises", "hangs", "stays"],
 )
-async def test_what_fails_at_the_end_is_logged(shared: Any, event: str) -> None:
+async def test_an_error_while_shared_resources_close_is_logged(shared: Any, event: str) -> None:
     with capture_logs() as logs:
         async with open_shared_resources(sharing(shared), SETTINGS):
             pass
@@ -202,7 +202,7 @@ async def test_what_fails_at_the_end_is_logged(shared: Any, event: str) -> None:
     assert logs[0]["of"].startswith("Coin.shared (")
 
 
-async def test_what_is_shared_is_closed_when_the_worker_is_cancelled() -> None:
+async def test_shared_resources_are_closed_when_the_worker_is_cancelled() -> None:
     async def shared(cls: Any, settings: object) -> AsyncIterator[str]:
         try:
             yield ""
@@ -218,20 +218,20 @@ async def test_what_is_shared_is_closed_when_the_worker_is_cancelled() -> None:
     assert events == ["left"]
 
 
-async def test_an_error_of_the_worker_passes_as_it_is() -> None:
+async def test_an_error_of_the_worker_is_raised_unchanged() -> None:
     with pytest.raises(ZeroDivisionError):
         async with open_shared_resources(SharesAPool, SETTINGS):
             raise ZeroDivisionError
     assert SharesAPool.events == [SETTINGS, "left"]
 
 
-async def test_what_is_shared_may_print_without_a_limit_and_is_interrupted_when_it_holds_the_loop(
+async def test_a_shared_that_blocks_the_loop_is_interrupted_and_may_print_without_a_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def shared(cls: Any, settings: object) -> AsyncIterator[str]:
         for _ in range(17):
             output.write("x" * (1 << 20))
-        time.sleep(60)  # noqa: ASYNC251 - that is the point
+        time.sleep(60)  # noqa: ASYNC251 - it blocks the loop
         yield ""
 
     monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.1)

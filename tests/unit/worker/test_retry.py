@@ -1,22 +1,18 @@
-"""`Retry`: the environment asks for another attempt, which its rollout gets up to `worker.max_attempts`."""
+"""An environment that raises `Retry` gets another attempt, at most `worker.max_attempts` in all."""
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from rollout.config.load import Config
 from rollout.environments.base import Model, MultiTurnEnvironment, Reply, Retry, Score, Turn
 from rollout.records.messages import Message
 from rollout.records.task import Task
-from rollout.session.session import PolicyClient
 from rollout.trainer import check
 from rollout.worker import worker
-from tests.unit.worker.harness import QUESTION, ScriptedEnvironment, play_one_task, play_one_turn, worker_harness
+from tests.unit.worker.harness import QUESTION, ScriptedEnvironment, WorkerFactory, play_one_turn
 
 
 @pytest.fixture(autouse=True)
@@ -24,24 +20,19 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_RETRY_PAUSE_SECONDS", 0.0)
 
 
-async def test_a_retry_is_followed_by_a_fresh_attempt_and_its_steps_do_not_train(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
-    async def second_time_lucky(task: Task, model: Model) -> Score:
+async def test_a_retry_is_followed_by_a_fresh_attempt_without_the_earlier_steps(workers: WorkerFactory) -> None:
+    async def fail_once(task: Task, model: Model) -> Score:
         if ScriptedEnvironment.runs_started == 1:
             await play_one_turn(task, model)
             await play_one_turn(task, model)
             raise Retry("the judge did not answer")
         return await play_one_turn(task, model)
 
-    async with worker_harness(config, policy, tmp_path, second_time_lucky, halt_after=1) as harness:
-        with capture_logs() as logs:
-            async with anyio.create_task_group() as group:
-                group.start_soon(harness.worker.run)
-                await harness.put_orders(1)
-                ended = (await harness.receive_ended(1))["0.0"]
-                await harness.wait_until_acked()
-                harness.worker.drain()
+    with capture_logs() as logs:
+        async with workers.run(fail_once, halt_after=1) as harness:
+            await harness.put_orders(1)
+            ended = (await harness.receive_ended(1))["0.0"]
+            await harness.wait_until_acked()
     assert (ended.status, ended.attempt, len(ended.steps)) == ("ok", 2, 1)
     assert check(ended) == []
     (outcome,) = harness.claims.new_outcomes(set())
@@ -52,13 +43,11 @@ async def test_a_retry_is_followed_by_a_fresh_attempt_and_its_steps_do_not_train
     assert (logged["rollout"], logged["attempt"], logged["reason"]) == ("0.0", 1, "the judge did not answer")
 
 
-async def test_the_last_attempt_fails_with_the_reason_and_halts_no_worker(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
+async def test_the_last_attempt_fails_with_its_reason_and_does_not_halt_the_worker(workers: WorkerFactory) -> None:
     async def flaky(*_: object) -> Score:
         raise Retry(f"sandbox {ScriptedEnvironment.runs_started} broke")
 
-    ended = await play_one_task(config, policy, tmp_path, flaky, group_size=2, halt_after=1, concurrency=1)
+    ended = await workers.play_one_task(flaky, group_size=2, halt_after=1, concurrency=1)
     assert ended["0.0"].error == {"type": "Retry", "message": "sandbox 3 broke"}
     assert [(e.status, e.attempt, e.trainable) for e in ended.values()] == [("failed", 3, False)] * 2
 
@@ -72,13 +61,13 @@ async def test_the_last_attempt_fails_with_the_reason_and_halts_no_worker(
     ],
     ids=["only retries", "beside a cancellation", "beside a bug"],
 )
-async def test_a_group_asks_for_another_attempt_if_all_of_it_does(
-    config: Config, policy: PolicyClient, tmp_path: Path, error: BaseException, attempts: int, error_type: str
+async def test_an_exception_group_asks_for_another_attempt_if_all_its_members_do(
+    workers: WorkerFactory, error: BaseException, attempts: int, error_type: str
 ) -> None:
     async def flaky(*_: object) -> Score:
         raise error
 
-    ended = (await play_one_task(config, policy, tmp_path, flaky))["0.0"]
+    ended = (await workers.play_one_task(flaky))["0.0"]
     assert ended.error is not None
     assert (ended.status, ended.attempt, ended.error["type"]) == ("failed", attempts, error_type)
 
@@ -113,27 +102,25 @@ class FlakyGame(MultiTurnEnvironment):
 
 
 @pytest.mark.parametrize("method", ["__init__", "reset", "step", "truncated"])
-async def test_every_method_may_ask_for_another_attempt(
-    config: Config, policy: PolicyClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+async def test_every_method_can_ask_for_another_attempt(
+    workers: WorkerFactory, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(FlakyGame, "flaky_in", method)
     monkeypatch.setattr(FlakyGame, "made", 0)
-    config = replace(config, environment_class=FlakyGame)
+    workers = replace(workers, config=replace(workers.config, environment_class=FlakyGame))
     with capture_logs() as logs:
-        ended = (await play_one_task(config, policy, tmp_path, None))["0.0"]
+        ended = (await workers.play_one_task(None))["0.0"]
     assert (ended.status, ended.attempt) == ("ok", 2)
     assert [entry["reason"] for entry in logs if "reason" in entry] == [f"flaky in {method}"]
 
 
-async def test_a_huge_reason_is_cut_and_half_a_pair_is_escaped(
-    config: Config, policy: PolicyClient, tmp_path: Path
-) -> None:
+async def test_a_long_reason_is_cut_and_a_lone_surrogate_is_escaped(workers: WorkerFactory) -> None:
     async def flaky(task: Task, model: Model) -> Score:
         await model.chat(list(QUESTION))
         raise Retry("\ud83d" + "x" * 200_000)
 
     with capture_logs() as logs:
-        ended = (await play_one_task(config, policy, tmp_path, flaky, max_attempts=2))["0.0"]
+        ended = (await workers.play_one_task(flaky, max_attempts=2))["0.0"]
     reasons = [entry["reason"] for entry in logs if "reason" in entry]
     assert ended.error is not None
     assert [*reasons, ended.error["message"]] == [ended.error["message"]] * 3

@@ -1,4 +1,4 @@
-"""Scores with several rewards, rewards of turns, and a limit: how they are checked before they are recorded."""
+"""The checks of scores with several rewards, rewards of turns, and a limit."""
 
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from rollout.worker.failures import ScoreError
 from rollout.worker.scores import check_score
 
 
-def test_named_rewards_make_one_reward_by_their_weights() -> None:
+def test_the_reward_is_the_weighted_sum_of_the_named_rewards() -> None:
     given: dict[str, Any] = {"answer": np.float16(0.1), "format": 1}
     score = check_score(Score(rewards=given, weights={"format": 0.25}), "run", ())
     assert score.rewards == {"answer": NamedReward(float(np.float16(0.1)), 1.0), "format": NamedReward(1.0, 0.25)}
@@ -24,11 +24,11 @@ def test_turns_that_were_played_may_have_rewards() -> None:
 
 
 @pytest.mark.parametrize("limit", [RolloutLimit.TURNS, "turns"])
-def test_an_environment_may_say_which_limit_stopped_it(limit: Any) -> None:
+def test_a_score_can_name_the_limit_that_stopped_the_rollout(limit: Any) -> None:
     assert check_score(Score(0.0, limit=limit), "run", ()).limit is RolloutLimit.TURNS
 
 
-def test_a_score_with_reward_and_rewards_is_refused_where_it_is_made() -> None:
+def test_a_score_with_both_reward_and_rewards_cannot_be_created() -> None:
     with pytest.raises(ValueError, match="reward or rewards, not both"):
         Score(1.0, rewards={"answer": 1.0})
 

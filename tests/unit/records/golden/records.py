@@ -1,7 +1,7 @@
-"""Records of every kind, as they must stay readable.
+"""Records of every kind that later versions must be able to read.
 
-`python -m tests.unit.records.golden.records` writes those of a new schema.
-A file that exists is never written again: it is what an older version sent.
+`python -m tests.unit.records.golden.records` writes the files of a new schema.
+It never overwrites a file, because that is what an older version sent.
 """
 
 from dataclasses import replace
@@ -36,7 +36,7 @@ def header(seq: int) -> RecordHeader:
 
 
 def step() -> Step:
-    """A first turn with all that a step may say."""
+    """Return a first turn with every field of a step."""
     asked = TokenRun(
         as_logical_ids([5, 900, 6, 900, 7]), 5, images=(ImageSlot(_FILE, 1, 64), ImageSlot(_INLINE, 3, 80))
     )
@@ -74,7 +74,7 @@ def step() -> Step:
 
 
 def usual_step() -> Step:
-    """A later turn, which leaves out what is usual, and forks."""
+    """Return a later turn, which forks and has the default values."""
     asked, said = TokenRun(as_logical_ids([1, 2]), 2), TokenRun(as_logical_ids([3, 4]), 1, np.array([-1.0], np.float32))
     return Step(
         header=header(2),
@@ -94,12 +94,12 @@ def usual_step() -> Step:
 
 
 def proven_step() -> Step:
-    """With what came in 1.01: a digest of the answer, as the engine gave it."""
+    """Return a step with the field of schema 1.01: a digest of the engine's answer."""
     return replace(usual_step(), answer_digest=bytes(range(8)))
 
 
 def banning_step() -> Step:
-    """With what came in 1.02: the tokens that the engine was forbidden to sample."""
+    """Return a step with the field of schema 1.02: the banned tokens."""
     return replace(proven_step(), banned_ids=(900, 901))
 
 

@@ -1,4 +1,4 @@
-"""Advantages of a group over itself."""
+"""Advantages of rollouts within their group."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def group_of(rewards: Sequence[float | None]) -> Group:
 
 
 @given(rewards)
-def test_rloo_is_the_reward_above_the_mean_of_the_others(rewards: list[float]) -> None:
+def test_rloo_is_the_reward_minus_the_mean_of_the_others(rewards: list[float]) -> None:
     found = rloo(np.array(rewards))
     for at, reward in enumerate(rewards):
         others = rewards[:at] + rewards[at + 1 :]
@@ -31,7 +31,7 @@ def test_rloo_is_the_reward_above_the_mean_of_the_others(rewards: list[float]) -
 
 
 @given(rewards)
-def test_grpo_is_centred_and_of_one_scale(rewards: list[float]) -> None:
+def test_grpo_has_mean_zero_and_deviation_one(rewards: list[float]) -> None:
     found = grpo(np.array(rewards))
     assert found.sum() == pytest.approx(0.0, abs=1e-6)
     spread = np.std(rewards)
@@ -39,7 +39,7 @@ def test_grpo_is_centred_and_of_one_scale(rewards: list[float]) -> None:
 
 
 @pytest.mark.parametrize("estimator", [grpo, rloo])
-def test_a_group_of_equals_teaches_nothing(estimator: Estimator) -> None:
+def test_equal_rewards_have_no_advantage(estimator: Estimator) -> None:
     assert estimator(np.array([0.5, 0.5, 0.5])).tolist() == [0.0, 0.0, 0.0]
 
 

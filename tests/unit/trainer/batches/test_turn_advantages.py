@@ -1,4 +1,4 @@
-"""Advantages by turn: each answer has the advantage of what came from its turn on, over the same turn of the others."""
+"""Advantages by turn: the return from a turn on is compared with those of the other rollouts at the same turn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ turn_numbers = st.lists(st.integers(0, 9), unique=True, max_size=4)
 
 
 def members(turn_rewards: st.SearchStrategy[float | None]) -> st.SearchStrategy[list[Member]]:
-    """Members that failed or have a score; their turns come in any order, and numbers are missing."""
+    """Make members with or without a score; their turns have any order, and may miss numbers."""
     turns = turn_numbers.flatmap(lambda turns: st.fixed_dictionaries(dict.fromkeys(turns, turn_rewards)))
     return st.lists(st.builds(Member, st.none() | numbers, turns), min_size=1, max_size=5)
 
@@ -57,7 +57,7 @@ def test_without_turn_rewards_each_turn_has_the_advantage_of_its_rollout(
 
 
 @given(members(st.none() | numbers))
-def test_a_turn_is_compared_by_all_that_came_from_it_on(given_members: list[Member]) -> None:
+def test_a_turn_is_compared_by_its_return(given_members: list[Member]) -> None:
     found = turn_advantages_of(group_of(given_members), rloo)
     scored = {f"g.{at}": member for at, member in enumerate(given_members) if member.reward is not None}
     assert found.keys() == scored.keys()
@@ -70,13 +70,13 @@ def test_a_turn_is_compared_by_all_that_came_from_it_on(given_members: list[Memb
 
 
 def slow_return(member: Member, place: int) -> float:
-    """What a rollout still got from its turn at this place on, or from its last one."""
+    """Return the rewards of a rollout from its turn at this place on, or from its last turn."""
     turns = sorted(member.turns)
     rest = turns[min(place, len(turns) - 1) :] if turns else []
     return (member.reward or 0.0) + sum(member.turns[turn] or 0.0 for turn in rest)
 
 
-def test_an_early_reward_counts_only_until_its_turn() -> None:
+def test_a_turn_reward_counts_only_for_its_turn_and_earlier_ones() -> None:
     group = group_of([Member(1.0, {0: 2.0, 1: None, 2: 1.0}), Member(0.0, {0: None, 1: None, 2: None})])
     found = turn_advantages_of(group, rloo)
     assert found["g.0"].tolist() == [4.0, 2.0, 2.0]
@@ -90,7 +90,7 @@ def test_a_shorter_rollout_counts_with_the_return_of_its_last_turn() -> None:
     assert found["g.1"].tolist() == [4.0 - 2.5, 4.0 - 1.5, 4.0 - 1.5]
 
 
-def test_a_rollout_that_never_asked_the_model_is_compared_with_and_has_no_advantage() -> None:
+def test_a_rollout_without_turns_counts_for_the_others_and_has_no_advantages() -> None:
     found = turn_advantages_of(group_of([Member(1.0, {}), Member(0.0, {0: 3.0})]), rloo)
     assert {rollout: values.tolist() for rollout, values in found.items()} == {"g.0": [], "g.1": [2.0]}
 
@@ -106,7 +106,7 @@ def test_a_rollout_that_is_held_back_is_left_out_of_the_comparison() -> None:
     assert advantages_of(held_back, rloo) == {"g.0": 1.0, "g.2": -1.0}
 
 
-def test_a_group_of_which_nothing_trains_has_no_advantages() -> None:
+def test_a_group_without_scores_has_no_advantages() -> None:
     assert turn_advantages_of(group_of([Member(None, {0: None}), Member(None, {})]), grpo) == {}
 
 

@@ -1,4 +1,4 @@
-"""Which limits do not train: their rollouts come, complete their groups, and are held back."""
+"""Limits that do not train: their rollouts complete their groups, and are held back."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ async def put_group(queue: Queue) -> None:
         await put_all(queue, await scripted_rollout(rollout, group_size=len(LIMITS), limit=limit))
 
 
-async def test_everything_with_a_score_trains_by_default(queue: Queue) -> None:
+async def test_every_rollout_with_a_score_trains_by_default(queue: Queue) -> None:
     await put_group(queue)
     async with reader_of() as reader:
         found = await read_all(reader)
@@ -29,7 +29,7 @@ async def test_everything_with_a_score_trains_by_default(queue: Queue) -> None:
     assert all(trajectory.trainable and not trajectory.held_back for trajectory in found)
 
 
-async def test_a_rollout_that_a_named_limit_stopped_completes_its_group_and_does_not_train(queue: Queue) -> None:
+async def test_a_rollout_with_an_untrained_limit_completes_its_group_and_does_not_train(queue: Queue) -> None:
     await put_group(queue)
     async with reader_of(ReaderSettings(untrained_limits=frozenset({"tokens"}))) as reader:
         (group,) = await read_groups(reader)
@@ -45,7 +45,7 @@ async def test_a_rollout_that_a_named_limit_stopped_completes_its_group_and_does
 
 
 @pytest.mark.parametrize("status", [RolloutStatus.UNSCORED, RolloutStatus.FAILED])
-def test_what_has_no_score_is_not_held_back(status: RolloutStatus) -> None:
+def test_a_rollout_without_a_score_is_not_held_back(status: RolloutStatus) -> None:
     trajectory = Trajectory("r", "E", "g", "g.0", 1, status, None, limit=RolloutLimit.TIME)
     assert not hold_back(trajectory, frozenset({RolloutLimit.TIME})).held_back
 
@@ -64,7 +64,7 @@ def test_a_limit_that_does_not_exist_is_refused(limits: Any, problem: str) -> No
         ReaderSettings(untrained_limits=limits)
 
 
-def test_names_of_limits_become_limits() -> None:
+def test_names_of_limits_are_converted_to_limits() -> None:
     settings = ReaderSettings(untrained_limits=frozenset({"tokens", RolloutLimit.TIME}))
     assert settings.untrained_limits == {RolloutLimit.TOKENS, RolloutLimit.TIME}
     assert all(isinstance(limit, RolloutLimit) for limit in settings.untrained_limits)

@@ -9,20 +9,13 @@ from typing import Any
 import pytest
 
 from rollout.records.endings import RolloutStatus
-from rollout.trainer import (
-    LeaseLost,
-    ReaderSettings,
-    ReaderStateError,
-    TrajectoryReader,
-    check,
-    samples,
-)
+from rollout.trainer import LeaseLost, ReaderSettings, ReaderStateError, TrajectoryReader, check, samples
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
 from tests.unit.trainer.readers import QUEUE, SHORT_TIMEOUTS, backlog, reader_of
 from transports import Queue, open_queue
 
 
-async def test_a_trajectory_comes_whole_and_sound(queue: Queue) -> None:
+async def test_a_trajectory_is_complete_and_valid(queue: Queue) -> None:
     await put_all(queue, await scripted_rollout())
     async with reader_of() as reader:
         (trajectory,) = await read_all(reader)
@@ -80,7 +73,7 @@ async def test_the_first_finished_attempt_wins_and_the_other_is_dropped(queue: Q
 
 @pytest.mark.parametrize("stalled_after", range(6), ids=lambda sent: f"{sent}_records")
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_an_attempt_that_stalled_and_finishes_after_the_other_was_trained_is_dropped(
+async def test_an_attempt_that_finishes_after_another_was_trained_is_dropped(
     queue: Queue, stalled_after: int, restarted: bool
 ) -> None:
     stalled = await scripted_rollout(attempt=1)
@@ -119,7 +112,7 @@ async def test_nothing_is_acked_before_commit_and_commit_acks_what_the_state_con
         assert await backlog(queue) == 0
 
 
-async def test_a_commit_of_an_earlier_state_acks_no_more_than_that(queue: Queue) -> None:
+async def test_a_commit_of_an_earlier_state_acks_only_that_state(queue: Queue) -> None:
     await put_all(queue, await scripted_rollout("a.0") + await scripted_rollout("b.0"))
     async with reader_of() as reader:
         await reader.receive(timeout=1)
@@ -133,13 +126,13 @@ async def test_a_commit_of_an_earlier_state_acks_no_more_than_that(queue: Queue)
 
 
 @pytest.mark.parametrize("saved", [False, True])
-async def test_after_a_crash_a_trajectory_is_read_again_unless_the_checkpoint_has_it(queue: Queue, saved: bool) -> None:
+async def test_after_a_crash_only_trajectories_outside_the_checkpoint_are_read_again(queue: Queue, saved: bool) -> None:
     await put_all(queue, await scripted_rollout("a.0") + await scripted_rollout("b.0"))
     async with reader_of() as reader:
         before = reader.state_dict()
         await read_all(reader)
         after = reader.state_dict()
-    # It died before it could commit: the queue has everything still, and the checkpoint decides.
+    # The trainer died before its commit: the queue still has all records, and the checkpoint decides.
     async with reader_of() as reader:
         reader.load_state_dict(json.loads(json.dumps(after if saved else before)))
         found = await read_all(reader)
@@ -149,9 +142,7 @@ async def test_after_a_crash_a_trajectory_is_read_again_unless_the_checkpoint_ha
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_the_order_and_the_moment_every_trajectory_is_in_the_state_or_comes_again(
-    queue: Queue, seed: int
-) -> None:
+async def test_with_any_order_and_any_crash_each_trajectory_is_trained_once(queue: Queue, seed: int) -> None:
     draw = random.Random(seed)
     packets = [packet for name in "abcde" for packet in await scripted_rollout(f"{name}.0")]
     draw.shuffle(packets)
@@ -168,11 +159,11 @@ async def test_whatever_the_order_and_the_moment_every_trajectory_is_in_the_stat
             state = reader.state_dict()
             if draw.random() < 0.5:
                 await reader.commit()
-            await reader.receive(timeout=0.02)  # trained, and lost with the process
+            await reader.receive(timeout=0.02)  # trained, but not saved before the crash
     assert sorted(trained) == ["a.0", "b.0", "c.0", "d.0", "e.0"]
 
 
-async def test_the_state_does_not_grow_with_what_was_trained(queue: Queue, monkeypatch: Any) -> None:
+async def test_the_state_does_not_grow_with_the_number_of_trained_rollouts(queue: Queue, monkeypatch: Any) -> None:
     monkeypatch.setattr("rollout.trainer.reading.consumed.REMEMBERED_NAMES", 8)
     sizes = []
     async with reader_of() as reader:
@@ -187,7 +178,7 @@ async def test_the_state_does_not_grow_with_what_was_trained(queue: Queue, monke
 @pytest.mark.parametrize(
     "state", [{}, {"version": 99}, {"version": 2}, {"version": 2, "watermarks": {}, "consumed": "?"}]
 )
-async def test_a_state_of_another_kind_is_refused(state: dict[str, Any]) -> None:
+async def test_an_invalid_state_is_refused(state: dict[str, Any]) -> None:
     async with reader_of() as reader:
         with pytest.raises(ReaderStateError):
             reader.load_state_dict(state)
@@ -204,7 +195,7 @@ async def test_a_state_is_not_loaded_into_a_reader_that_has_read(queue: Queue) -
 # Leases
 
 
-async def test_a_trainer_that_lost_its_lease_is_told_at_the_next_commit(queue: Queue) -> None:
+async def test_the_next_commit_after_a_lost_lease_is_an_error(queue: Queue) -> None:
     await put_all(queue, await scripted_rollout("a.0"))
     consumer = open_queue(QUEUE)
     async with TrajectoryReader(consumer) as stalled, reader_of() as successor:
@@ -218,7 +209,7 @@ async def test_a_trainer_that_lost_its_lease_is_told_at_the_next_commit(queue: Q
         assert await backlog(queue) == 0
 
 
-async def test_a_lease_that_comes_back_brings_nothing_twice_and_the_next_commit_acks(queue: Queue) -> None:
+async def test_after_a_regained_lease_nothing_is_read_twice_and_the_next_commit_acks(queue: Queue) -> None:
     await put_all(queue, await scripted_rollout("a.0") + (await scripted_rollout("b.0"))[:2])
     consumer = open_queue(QUEUE)
     async with TrajectoryReader(consumer) as reader:
@@ -236,7 +227,7 @@ async def test_a_lease_that_comes_back_brings_nothing_twice_and_the_next_commit_
 # Time
 
 
-async def test_a_read_ends_at_its_deadline_while_records_are_at_hand(
+async def test_a_read_ends_at_its_deadline_though_more_records_are_available(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put_all(queue, (await scripted_rollout(turns=100))[:-1])
@@ -247,13 +238,13 @@ async def test_a_read_ends_at_its_deadline_while_records_are_at_hand(
         assert 5 < reader.stats().records < 60
 
 
-async def test_a_read_without_time_still_handles_what_is_at_hand_for_a_moment(queue: Queue) -> None:
+async def test_a_read_with_a_timeout_of_zero_still_reads_available_records(queue: Queue) -> None:
     await put_all(queue, await scripted_rollout())
     async with reader_of() as reader:
         assert await read_all(reader, timeout=0.0)
 
 
-async def test_other_tasks_run_while_records_are_at_hand(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_tasks_run_while_records_are_read(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         await put_all(queue, await scripted_rollout(f"{number}.0", turns=1))
     monkeypatch.setattr("rollout.trainer.reading.reader._MAX_BLOCKING_SECONDS", 0.0)
@@ -272,10 +263,10 @@ async def test_other_tasks_run_while_records_are_at_hand(queue: Queue, monkeypat
     assert len(turns) >= 20
 
 
-async def test_stale_rollouts_are_dropped_one_after_another_within_the_deadline(
+async def test_many_stale_rollouts_do_not_delay_a_read_past_its_deadline(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are done at the same moment, because all of them fell silent."""
+    """All of them time out at the same moment."""
     for number in range(50):
         await put_all(queue, (await scripted_rollout(f"{number}.0", turns=1, version="1"))[:2])
     clock = itertools.count(0, 0.001)

@@ -1,4 +1,4 @@
-"""Records that are missing, damaged, too many or of nobody; images that cannot be read."""
+"""Records that are missing, damaged, too many or from another program; images that cannot be read."""
 
 import os
 import re
@@ -10,15 +10,7 @@ import numpy as np
 import pytest
 
 from rollout.records.endings import RolloutStatus
-from rollout.records.kinds import RecordError, RolloutFinished, RolloutStarted
-from rollout.records.wire import decode_record, encode_record
-from rollout.trainer import (
-    ImagesUnreadable,
-    ReaderSettings,
-    SpillError,
-    check,
-    samples,
-)
+from rollout.trainer import ImagesUnreadable, ReaderSettings, SpillError, check, samples
 from rollout.trainer.reading.image_access import MAX_UNREADABLE
 from rollout.trainer.testing import checkpoint, put_all, read_all, scripted_rollout
 from tests.unit.trainer.readers import SHORT_TIMEOUTS, backlog, read_groups, reader_of
@@ -27,7 +19,7 @@ from transports.codec import decode, encode
 from transports.codec.limits import MAX_HEAD_BYTES
 
 
-async def test_a_step_that_never_comes_makes_the_rollout_fail_after_a_while(queue: Queue) -> None:
+async def test_a_lost_step_fails_its_rollout_after_the_gap_timeout(queue: Queue) -> None:
     packets = await scripted_rollout()
     del packets[2]
     await put_all(queue, packets)
@@ -39,7 +31,7 @@ async def test_a_step_that_never_comes_makes_the_rollout_fail_after_a_while(queu
     assert len(trajectory.steps) == 1
 
 
-async def test_an_attempt_that_falls_silent_makes_the_rollout_fail_after_a_while(queue: Queue) -> None:
+async def test_a_silent_attempt_fails_its_rollout_after_the_unfinished_timeout(queue: Queue) -> None:
     await put_all(queue, (await scripted_rollout())[:3])
     async with reader_of(SHORT_TIMEOUTS) as reader:
         trajectory = await reader.receive(timeout=5)
@@ -50,7 +42,7 @@ async def test_an_attempt_that_falls_silent_makes_the_rollout_fail_after_a_while
     assert await backlog(queue) == 0
 
 
-async def test_a_gap_in_one_attempt_does_not_fail_a_rollout_while_another_attempt_goes_on(queue: Queue) -> None:
+async def test_a_gap_in_one_attempt_does_not_fail_a_rollout_while_another_attempt_runs(queue: Queue) -> None:
     first, second = await scripted_rollout(attempt=1), await scripted_rollout(attempt=2)
     await put_all(queue, [*first[:2], *first[3:], *second[:3]])
     async with reader_of(ReaderSettings(gap_timeout=0.01)) as reader:
@@ -109,7 +101,7 @@ def oversized(frames: Frames) -> Frames:
         (oversized, "a head of"),
     ],
 )
-async def test_what_must_not_reach_a_trainer_is_a_dead_letter_with_its_reason(
+async def test_a_damaged_record_is_a_dead_letter_with_its_reason(
     queue: Queue, damage: Callable[[Frames], Frames], reason: str
 ) -> None:
     packets = await scripted_rollout(turns=1, image_tokens=4)
@@ -124,7 +116,7 @@ async def test_what_must_not_reach_a_trainer_is_a_dead_letter_with_its_reason(
     assert re.search(reason, letter.reason)
 
 
-async def test_a_record_of_nobody_is_a_dead_letter_and_nothing_else(queue: Queue) -> None:
+async def test_a_record_of_another_program_is_a_dead_letter_and_fails_no_rollout(queue: Queue) -> None:
     await queue.put((b"\xc1",), key="x", tag="of another program")
     await put_all(queue, await scripted_rollout())
     async with reader_of() as reader:
@@ -134,7 +126,7 @@ async def test_a_record_of_nobody_is_a_dead_letter_and_nothing_else(queue: Queue
     assert await backlog(queue) == 0
 
 
-async def test_steps_that_were_changed_on_the_way_fail_their_rollout(queue: Queue) -> None:
+async def test_a_replaced_step_fails_its_rollout(queue: Queue) -> None:
     packets, other = await scripted_rollout(), await scripted_rollout(turns=4)
     packets[2] = packets[2]._replace(frames=other[3].frames)
     await put_all(queue, packets)
@@ -144,7 +136,7 @@ async def test_steps_that_were_changed_on_the_way_fail_their_rollout(queue: Queu
     assert trajectory.status is RolloutStatus.FAILED
 
 
-async def test_images_that_the_start_does_not_describe_fail_their_rollout(queue: Queue) -> None:
+async def test_images_without_a_layout_in_the_start_record_fail_their_rollout(queue: Queue) -> None:
     packets = await scripted_rollout(image_tokens=4)
     wire = decode(packets[0].frames)
     packets[0] = packets[0]._replace(frames=encode({**wire, "layout": {}}))
@@ -156,27 +148,7 @@ async def test_images_that_the_start_does_not_describe_fail_their_rollout(queue:
     assert "the start record has no image layout" in trajectory.error["message"]
 
 
-async def test_a_newer_major_version_is_refused_and_unknown_fields_are_kept() -> None:
-    ((frames, _, _), *_) = await scripted_rollout()
-    wire = decode(frames)
-    kept = decode_record(encode({**wire, "schema": 101, "novelty": 3}))
-    assert isinstance(kept, RolloutStarted)
-    assert kept.extra == {"novelty": 3}
-    with pytest.raises(RecordError, match=r"schema 2\.00"):
-        decode_record(encode({**wire, "schema": 200}))
-
-
-async def test_every_kind_of_record_survives_the_wire() -> None:
-    for frames, _, _ in await scripted_rollout():
-        record = decode_record(frames)
-        again = decode_record(encode_record(record))
-        assert again.header == record.header
-        assert type(again) is type(record)
-    assert isinstance(again, RolloutFinished)
-    assert again == record
-
-
-async def test_a_record_whose_tag_is_text_with_half_of_a_character_is_a_dead_letter(queue: Queue) -> None:
+async def test_a_record_whose_tag_has_half_of_a_character_is_a_dead_letter(queue: Queue) -> None:
     await queue.put((b"\xc1",), key="g", tag="run/Scripted/\ud83d#1.0")
     async with reader_of() as reader:
         assert await read_all(reader) == []
@@ -187,7 +159,7 @@ async def test_a_record_whose_tag_is_text_with_half_of_a_character_is_a_dead_let
 # Memory
 
 
-async def test_steps_beyond_the_memory_limit_lie_on_the_disk_and_come_back_unchanged(queue: Queue) -> None:
+async def test_steps_over_the_memory_limit_are_spilled_and_come_back_unchanged(queue: Queue) -> None:
     rollouts = [await scripted_rollout(f"{number}.0", turns=8) for number in range(12)]
     await put_all(queue, [packet for together in zip(*rollouts, strict=True) for packet in together])
     async with reader_of(ReaderSettings(memory_limit=50_000)) as reader:
@@ -203,7 +175,7 @@ async def test_steps_beyond_the_memory_limit_lie_on_the_disk_and_come_back_uncha
 
 
 @pytest.mark.parametrize("tokens", [10, 2000])
-async def test_what_is_counted_as_memory_is_what_unfinished_rollouts_take(queue: Queue, tokens: int) -> None:
+async def test_the_counted_memory_is_that_of_unfinished_rollouts(queue: Queue, tokens: int) -> None:
     for number in range(20):
         packets = await scripted_rollout(
             f"{number}.0", turns=15, question_tokens=tokens, answer_tokens=tokens, image_tokens=64
@@ -216,11 +188,11 @@ async def test_what_is_counted_as_memory_is_what_unfinished_rollouts_take(queue:
             taken = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
-        # The queue has the frames in any case; what is kept to ack a record is not the steps'.
+        # The queue keeps the frames, too, and the reader keeps what it needs to ack a record.
         assert 0.4 < taken / reader.stats().bytes_in_memory < 1.4
 
 
-async def test_a_disk_that_cannot_take_the_steps_is_an_error_that_says_what_to_do(queue: Queue, tmp_path: Path) -> None:
+async def test_the_error_of_a_failed_spill_says_what_to_do(queue: Queue, tmp_path: Path) -> None:
     await put_all(queue, await scripted_rollout())
     settings = ReaderSettings(memory_limit=0, spill_directory=str(tmp_path / "missing"))
     async with reader_of(settings) as reader:
@@ -234,7 +206,7 @@ async def test_a_disk_that_cannot_take_the_steps_is_an_error_that_says_what_to_d
 # Images
 
 
-async def test_images_that_this_process_cannot_read_are_an_error_before_anything_is_handed_out(
+async def test_images_that_this_process_cannot_read_are_an_error_before_a_trajectory_is_returned(
     queue: Queue, tmp_path: Path
 ) -> None:
     await put_all(queue, await scripted_rollout(image_tokens=64, assets=str(tmp_path / "elsewhere")))
@@ -278,7 +250,7 @@ def pipe_as_directory(directory: Path) -> str:
 
 
 @pytest.mark.parametrize("make_bad", [str, named_pipe, link, pipe_as_directory])
-async def test_one_record_that_names_bad_images_fails_its_rollout_and_no_other(
+async def test_a_record_with_bad_images_fails_only_its_rollout(
     queue: Queue, tmp_path: Path, make_bad: Callable[[Path], str]
 ) -> None:
     bad, good = make_bad(tmp_path / "bad"), image_directory(tmp_path / "good")
@@ -295,7 +267,7 @@ async def test_one_record_that_names_bad_images_fails_its_rollout_and_no_other(
     assert "this process cannot read" in error["message"]
 
 
-async def test_a_group_waits_for_another_that_shows_that_images_can_be_read(queue: Queue, tmp_path: Path) -> None:
+async def test_a_group_with_unreadable_images_waits_for_one_with_readable_images(queue: Queue, tmp_path: Path) -> None:
     for name, assets in (("a.0", "/missing"), ("b.0", image_directory(tmp_path / "good"))):
         await put_all(queue, await scripted_rollout(name, turns=1, image_tokens=4, assets=assets))
     async with reader_of() as reader:
@@ -303,7 +275,7 @@ async def test_a_group_waits_for_another_that_shows_that_images_can_be_read(queu
     assert [(group.id, group.trajectories[0].status.value) for group in groups] == [("b", "ok"), ("a", "failed")]
 
 
-async def test_a_directory_that_many_rollouts_name_is_missing_here(queue: Queue, tmp_path: Path) -> None:
+async def test_a_missing_directory_of_many_rollouts_is_an_error(queue: Queue, tmp_path: Path) -> None:
     good = image_directory(tmp_path / "good")
     await put_all(queue, await scripted_rollout("good.0", turns=1, image_tokens=4, assets=good))
     for number in range(MAX_UNREADABLE + 1):
@@ -314,7 +286,7 @@ async def test_a_directory_that_many_rollouts_name_is_missing_here(queue: Queue,
         assert reader.stats().trajectories == 1 + MAX_UNREADABLE
 
 
-async def test_nothing_more_is_read_once_many_images_cannot_be(queue: Queue) -> None:
+async def test_after_many_unreadable_images_no_more_records_are_read(queue: Queue) -> None:
     for number in range(2 * MAX_UNREADABLE):
         await put_all(queue, await scripted_rollout(f"{number}.0", turns=1, image_tokens=4, assets="/missing"))
     async with reader_of() as reader:

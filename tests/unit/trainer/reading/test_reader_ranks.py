@@ -5,13 +5,7 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from rollout.trainer import (
-    BlockingReader,
-    RankError,
-    merge_states,
-    open_reader,
-    partitions_of,
-)
+from rollout.trainer import BlockingReader, RankError, merge_states, open_reader, partitions_of
 from rollout.trainer.testing import put_all, read_all, scripted_rollout
 from tests.unit.trainer.readers import read_groups
 from transports import Queue, open_queue
@@ -38,7 +32,7 @@ async def test_two_ranks_share_the_groups_and_split_none() -> None:
     assert shares[0] | shares[1] == set(names)
 
 
-async def test_states_of_all_ranks_are_merged_for_another_number_of_ranks() -> None:
+async def test_states_of_all_ranks_can_be_merged_for_another_number_of_ranks() -> None:
     url = "memory://merge?partitions=4"
     async with open_queue(url) as queue:
         for number in range(12):
@@ -55,7 +49,7 @@ async def test_states_of_all_ranks_are_merged_for_another_number_of_ranks() -> N
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 3)])
-def test_ranks_that_cannot_be_are_refused(rank: int, world_size: int) -> None:
+def test_invalid_ranks_are_refused(rank: int, world_size: int) -> None:
     with pytest.raises(RankError):
         partitions_of("memory://x?partitions=2", rank, world_size)
 
@@ -65,7 +59,7 @@ def test_ranks_that_cannot_be_are_refused(rank: int, world_size: int) -> None:
 
 @pytest.fixture
 def delivered() -> Iterator[str]:
-    """A queue that holds three rollouts, and is kept open by a handle that leases nothing."""
+    """The URL of a queue with three rollouts; a handle without leases keeps it open."""
     url = "memory://blocking?partitions=2"
 
     async def fill(queue: Queue) -> None:
@@ -78,7 +72,7 @@ def delivered() -> Iterator[str]:
     anyio.run(kept_open.aclose)
 
 
-def test_the_blocking_reader_is_the_same_reader(delivered: str) -> None:
+def test_the_blocking_reader_works_like_the_reader(delivered: str) -> None:
     with BlockingReader(delivered) as reader:
         first = next(iter(reader))
         state = reader.state_dict()

@@ -1,4 +1,4 @@
-"""The directory that engines load weights from: nothing that they could not load ever lies there under a version."""
+"""The directory that engines load weights from: a version in it can always be loaded."""
 
 import struct
 from collections.abc import Callable
@@ -22,10 +22,10 @@ def version_of(weights: WeightsDirectory) -> int | None:
     return weights.saved_version.version if weights.saved_version else None
 
 
-def test_a_version_takes_the_place_of_the_one_before(weights: WeightsDirectory, write_weights: Write) -> None:
+def test_a_version_replaces_the_earlier_one(weights: WeightsDirectory, write_weights: Write) -> None:
     assert weights.saved_version is None
     editions: set[SavedVersion | None] = set()
-    for version in (0, 1, 1):  # the third one of a trainer that went back
+    for version in (0, 1, 1):  # the trainer went back and saved version 1 again
         weights.replace(version, lambda directory: write_weights(directory, SHAPES))
         editions.add(weights.saved_version)
         assert version_of(weights) == version
@@ -34,7 +34,7 @@ def test_a_version_takes_the_place_of_the_one_before(weights: WeightsDirectory, 
     assert {file.name for file in weights.path.iterdir()} == {"model.safetensors", "policy_version.json"}
 
 
-def test_who_has_the_old_file_open_keeps_it(weights: WeightsDirectory, write_weights: Write) -> None:
+def test_a_process_with_the_old_file_open_still_reads_it(weights: WeightsDirectory, write_weights: Write) -> None:
     weights.replace(1, lambda directory: write_weights(directory, SHAPES))
     with (weights.path / "model.safetensors").open("rb") as engine:
         before = engine.read()
@@ -43,7 +43,7 @@ def test_who_has_the_old_file_open_keeps_it(weights: WeightsDirectory, write_wei
         assert engine.read() == before != (weights.path / "model.safetensors").read_bytes()
 
 
-def test_shards_that_are_gone_leave_nothing_behind(weights: WeightsDirectory, write_weights: Write) -> None:
+def test_old_shards_are_removed(weights: WeightsDirectory, write_weights: Write) -> None:
     def sharded(directory: Path) -> None:
         names = {"embed.weight": "a.safetensors", "head.weight": "b.safetensors"}
         for tensor, name in names.items():
@@ -58,40 +58,28 @@ def test_shards_that_are_gone_leave_nothing_behind(weights: WeightsDirectory, wr
     assert {file.name for file in weights.path.glob("*.safetensors*")} == {"model.safetensors"}
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def garbled(file: Path) -> None:
-    file.write_bytes(b"\xff" * 64)
-
-
-def short(file: Path) -> None:
-    file.write_bytes(b"\x01")
-
-
-def text(file: Path) -> None:
-    file.write_bytes(b"\x04" + bytes(7) + b"null")
+UNREADABLE = "cannot be read as safetensors"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "expected_text"),
+    ("damage", "expected_text"),
     [
-        (cut, "cannot be read as safetensors"),
-        (garbled, "cannot be read as safetensors"),
-        (short, "cannot be read as safetensors"),
-        (text, "cannot be read as safetensors"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), UNREADABLE),
+        (lambda file: file.write_bytes(b"\xff" * 64), UNREADABLE),
+        (lambda file: file.write_bytes(b"\x01"), UNREADABLE),
+        (lambda file: file.write_bytes(b"\x04" + bytes(7) + b"null"), UNREADABLE),
         (Path.unlink, r"contains no \*.safetensors"),
     ],
+    ids=["cut", "garbled", "short", "text", "missing"],
 )
-def test_what_an_engine_could_not_load_is_refused_and_the_old_version_stays(
-    weights: WeightsDirectory, write_weights: Write, spoil: Callable[[Path], None], expected_text: str
+def test_weights_that_cannot_be_loaded_are_refused_and_the_old_version_stays(
+    weights: WeightsDirectory, write_weights: Write, damage: Callable[[Path], None], expected_text: str
 ) -> None:
     weights.replace(1, lambda directory: write_weights(directory, SHAPES))
 
     def save(directory: Path) -> None:
         write_weights(directory, SHAPES)
-        spoil(directory / "model.safetensors")
+        damage(directory / "model.safetensors")
 
     with pytest.raises(WeightsError, match=expected_text):
         weights.replace(2, save)
@@ -154,13 +142,13 @@ def test_a_replacement_that_was_interrupted_leaves_no_version(weights: WeightsDi
 
     def save(directory: Path) -> None:
         write_weights(directory, SHAPES)
-        # Moving the second file will fail: there is a directory in its place.
+        # Moving the second file fails, because its target is a directory.
         write_weights(directory, {"other": (1,)}, "z.safetensors")
         (weights.path / "z.safetensors").mkdir()
         (weights.path / "z.safetensors" / "occupied").touch()
 
     weights = WeightsDirectory(weights.path)
-    (weights.path / "policy_version.json").unlink()  # so that other tensors pass, as in a new directory
+    (weights.path / "policy_version.json").unlink()  # so that other tensors are accepted, as in a new directory
     with pytest.raises(OSError, match=r"z\.safetensors"):
         weights.replace(2, save)
     assert weights.saved_version is None

@@ -1,4 +1,4 @@
-"""Publishing versions to real embedded engines: pushed to all, announced once one has it, brought to those behind."""
+"""Publishing versions to embedded engines: pushes, announcements, and repairs of engines that missed a push."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -39,7 +39,7 @@ def save(write_weights: Callable[..., None]) -> Save:
 
 
 class Engines:
-    """Embedded engines that can be stopped, and started again where they were."""
+    """Embedded engines that a test can stop, and start again at the same port."""
 
     def __init__(self) -> None:
         self._servers: list[EmbeddedServer] = []
@@ -52,7 +52,7 @@ class Engines:
     def stop(self, index: int) -> None:
         self._servers[index].stop()
 
-    def start_anew(self, index: int) -> None:
+    def restart(self, index: int) -> None:
         port = urlsplit(self.urls[index]).port
         assert port is not None
         self._start(port)
@@ -82,7 +82,7 @@ async def follower(settings: PublisherSettings) -> AsyncIterator[ProgressFollowe
 
 
 @pytest.mark.parametrize("version", [float("inf"), float("nan"), "9" * 5000, -1, None, [1]])
-async def test_progress_that_is_no_number_is_a_dead_letter(version: Any) -> None:
+async def test_progress_without_a_valid_version_is_a_dead_letter(version: Any) -> None:
     async with open_queue("memory://progress") as queue:
         await queue.put(encode({"version": version, "consumed": 0, "discarded": 0}), key="progress")
         follower = ProgressFollower(queue)
@@ -104,7 +104,7 @@ async def test_a_version_reaches_every_engine_and_is_announced(
             assert publisher.version == version
 
 
-async def test_the_directories_of_a_publisher_may_be_texts(settings: PublisherSettings, save: Save) -> None:
+async def test_the_directories_of_a_publisher_may_be_strings(settings: PublisherSettings, save: Save) -> None:
     save(Path(settings.weights).parent)
     as_texts = replace(settings, weights=str(settings.weights), reference=str(Path(settings.weights).parent))
     async with AsyncPolicyPublisher(as_texts) as publisher:
@@ -119,18 +119,18 @@ def test_a_trainer_without_an_event_loop_publishes_from_its_own_thread(settings:
         assert set(publisher.states().values()) == {EngineState("7", paused=False)}
 
 
-def test_what_ends_a_trainer_is_told_as_it_was_raised(settings: PublisherSettings, save: Save) -> None:
+def test_an_error_of_the_trainer_is_raised_unchanged(settings: PublisherSettings, save: Save) -> None:
     def train() -> None:
         with PolicyPublisher(settings) as publisher:
             publisher.publish(1, save)
             raise ZeroDivisionError
 
-    for _ in range(2):  # the directory was let go
+    for _ in range(2):  # the directory is free again after an error
         with pytest.raises(ZeroDivisionError):
             train()
 
 
-async def test_an_engine_that_is_gone_is_behind_until_it_is_repaired(
+async def test_an_engine_that_missed_a_push_is_behind_until_it_is_repaired(
     settings: PublisherSettings, engines: Engines, follower: ProgressFollower, save: Save
 ) -> None:
     dead, alive = engines.urls
@@ -140,7 +140,7 @@ async def test_an_engine_that_is_gone_is_behind_until_it_is_repaired(
         pushed = await publisher.publish(2, save)
         assert pushed.engines == (alive,)
         assert dead in pushed.behind[dead]
-        engines.start_anew(0)
+        engines.restart(0)
         assert (await publisher.states())[dead] == EngineState("default", paused=False)
         assert (await publisher.repair()).engines == engines.urls
         assert set((await publisher.states()).values()) == {EngineState("2", paused=False)}
@@ -156,14 +156,14 @@ async def test_an_engine_that_comes_back_is_repaired_while_the_trainer_waits(
     async with AsyncPolicyPublisher(settings) as publisher, asyncio.timeout(60):
         await publisher.publish(1, save)
         engines.stop(0)
-        engines.start_anew(0)
+        engines.restart(0)
         while True:
             if (await publisher.states())[engines.urls[0]] == EngineState("1", paused=False):
                 break
             await asyncio.sleep(0.02)
 
 
-async def test_what_could_not_be_announced_is_announced_once_the_queue_is_back(
+async def test_a_failed_announcement_is_repeated(
     settings: PublisherSettings,
     engines: Engines,
     follower: ProgressFollower,
@@ -171,11 +171,11 @@ async def test_what_could_not_be_announced_is_announced_once_the_queue_is_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_REPAIR_INTERVALS", (0.02, 0.04))
-    announce, away = ProgressPublisher.publish, iter((True, True))
+    announce, failures = ProgressPublisher.publish, iter((True, True))
 
     async def publish_or_fail(self: ProgressPublisher, progress: TrainerProgress) -> None:
-        if progress.version == 2 and next(away, False):
-            raise QueueError("the queue is away")
+        if progress.version == 2 and next(failures, False):
+            raise QueueError("the queue is unreachable")
         await announce(self, progress)
 
     monkeypatch.setattr(ProgressPublisher, "publish", publish_or_fail)
@@ -184,12 +184,12 @@ async def test_what_could_not_be_announced_is_announced_once_the_queue_is_back(
         engines.stop_all()
         with pytest.raises(PushFailed):
             await publisher.publish(2, save)
-        engines.start_anew(0)
+        engines.restart(0)
         while follower.latest.version != 2:
             await follower.poll(timeout=1)
 
 
-async def test_an_engine_that_a_dead_publisher_left_paused_goes_on_with_the_next_version(
+async def test_a_push_resumes_an_engine_that_a_dead_publisher_left_paused(
     settings: PublisherSettings, save: Save
 ) -> None:
     async with httpx.AsyncClient() as client:
@@ -210,13 +210,13 @@ async def test_without_any_engine_nothing_is_announced(
             await publisher.publish(1, save)
         assert publisher.version is None
         assert not await follower.poll(timeout=0.05)
-        engines.start_anew(1)
+        engines.restart(1)
         assert (await publisher.repair()).engines == (engines.urls[1],)
         assert await follower.poll(timeout=20)
         assert follower.latest == TrainerProgress(1, pushed=True)
 
 
-async def test_weights_that_no_engine_could_load_reach_none(settings: PublisherSettings, save: Save) -> None:
+async def test_weights_that_no_engine_can_load_are_not_pushed(settings: PublisherSettings, save: Save) -> None:
     async with AsyncPolicyPublisher(settings) as publisher:
         await publisher.publish(1, save)
         with pytest.raises(WeightsError, match="cannot be read"):
@@ -225,14 +225,14 @@ async def test_weights_that_no_engine_could_load_reach_none(settings: PublisherS
         assert publisher.version == 1
 
 
-async def test_a_version_that_became_unreadable_during_the_push_is_a_named_failure(
+async def test_a_version_that_becomes_unreadable_during_the_push_is_a_failed_push(
     settings: PublisherSettings, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def damage_and_update(*arguments: Any, **keywords: Any) -> None:
+    async def damage_then_update(*arguments: Any, **keywords: Any) -> None:
         (Path(settings.weights) / "policy_version.json").write_text("nothing")
         await update_weights(*arguments, **keywords)
 
-    monkeypatch.setattr(f"{module.__name__}.update_weights", damage_and_update)
+    monkeypatch.setattr(f"{module.__name__}.update_weights", damage_then_update)
     async with AsyncPolicyPublisher(settings) as publisher:
         with pytest.raises(PushFailed, match="does not contain a valid version"):
             await publisher.publish(1, save)
@@ -245,7 +245,7 @@ async def test_there_is_one_publisher_for_a_directory(settings: PublisherSetting
                 pass
 
 
-def test_settings_are_those_of_the_runs_configurations(
+def test_settings_are_read_from_the_configurations_of_the_runs(
     repository: Path, tmp_path: Path, write_weights: Callable[..., None]
 ) -> None:
     write_weights(tmp_path, {"embed.weight": (4, 2)})
