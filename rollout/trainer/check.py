@@ -7,9 +7,8 @@ The check needs only the records, because each step has digests of the prompt an
 Violations come in the order of the turns, so the first one shows where the fault began. Turns that continue from a
 faulty turn are not reported again for the same fault.
 
-    1 prefix     the tokens from the root to a turn's answer are those of the engine's prompt and answer, and every
-                 sampled token has a log-prob
-    2 images     a prompt has exactly the images of its messages, in their order, and each has a descriptor
+    1 prefix     the tokens up to a turn's answer are those that the engine saw, and sampled tokens have log-probs
+    2 images     a prompt has exactly the images of its messages, in order, each with a descriptor
     3 positions  each placeholder covers exactly the pad tokens of its image
     4 raw        a descriptor contains no pixels
     5 once       nothing crosses the queue twice
