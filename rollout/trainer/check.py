@@ -8,7 +8,7 @@ Violations come in the order of the turns, so the first one shows where the faul
 faulty turn are not reported again for the same fault.
 
     1 prefix     the tokens up to a turn's answer are those that the engine saw, and sampled tokens have log-probs
-    2 images     a prompt has exactly the images of its messages, in order, each with a descriptor
+    2 images     a prompt has exactly the images of its messages, with their descriptors
     3 positions  each placeholder covers exactly the pad tokens of its image
     4 raw        a descriptor contains no pixels
     5 once       nothing crosses the queue twice
