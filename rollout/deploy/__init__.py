@@ -1,6 +1,6 @@
-"""The files from which a scheduler starts a run.
+"""Writes the files from which Slurm or Kubernetes starts a run.
 
-plan.py         how many workers of which environments, where the run's directory is, what each process needs
-slurm.py        a plan as batch scripts
-kubernetes.py   a plan as manifests
+plan.py         plans the number of workers for each environment, the run's directory, and the memory of each process
+slurm.py        writes a plan as batch scripts for Slurm
+kubernetes.py   writes a plan as manifests for Kubernetes
 """

@@ -1,8 +1,8 @@
-"""A plan as manifests for Kubernetes: a Job for the launch, and an indexed Job of workers for each environment.
+"""Writes a plan as manifests for Kubernetes: a Job for the launch, and an indexed Job of workers for each environment.
 
-All pods mount a volume, the claim `rollout-runs`, at the directory of the runs that the configurations name. Passwords
-and API keys come from the Secret `rollout`, if it exists. A pod that is evicted or preempted does not count as a
-failure; each worker may fail as often as `worker.restarts` says.
+All pods mount the volume of the claim `rollout-runs` at the `run.directory` of the configurations. Passwords and API
+keys come from the Secret `rollout`, if it exists. A pod that is evicted or preempted does not count as a failure. Each
+worker may fail `worker.restarts` times.
 """
 
 import re
@@ -20,23 +20,23 @@ _CONFIG_DIRECTORY = "/etc/rollout"
 _VOLUME_CLAIM_NAME, _SECRET_NAME = "rollout-runs", "rollout"
 _METRICS_PORT = 9464
 _IMAGE_GROUP = 10001
-"""The group of the user in our Dockerfile, who is not root. Kubernetes gives this group access to the volume."""
+"""The group of the user in our Dockerfile. This user is not root, so Kubernetes gives the group access to the runs."""
 _MAX_HOST_NAME_LENGTH = 63
-"""Kubernetes refuses longer host names. A worker's host name is the name of its Job and the number of the worker."""
+"""The limit of Kubernetes in characters. A worker's host name is the name of its Job and the number of the worker."""
 _METRICS_OVERRIDES = ("metrics.host=0.0.0.0", f"metrics.port={_METRICS_PORT}")
 _Manifest = dict[str, Any]
 
 
 def render(plan: Plan, image: str) -> dict[str, str]:
-    """Return the contents of the files by name; apply the files in the order of their names.
+    """Return the contents of all files, by file name. The user must apply the files in the order of their names.
 
     Raises:
         CannotRender: a path is relative to its configuration file, or a name is not valid in Kubernetes.
     """
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", plan.name):
         raise CannotRender(
-            f"{plan.name!r} is not a valid name in Kubernetes: use lower-case letters, digits and dashes for the last "
-            "part of --render."
+            f"{plan.name!r} is not a valid name in Kubernetes. The last part of --render becomes this name; use only "
+            "lower-case letters, digits and dashes."
         )
     _require_unique_names(plan)
     for group in plan.worker_groups:
@@ -50,20 +50,21 @@ def render(plan: Plan, image: str) -> dict[str, str]:
 
 
 def _require_unique_names(plan: Plan) -> None:
-    """Refuse two Jobs with the same name, because the second would replace the first."""
+    """Raise CannotRender if a Job's name is not valid, or is the name of another Job, which it would replace."""
     used_names = [_object_name(plan, "launch")]
     for group in plan.worker_groups:
         name = _worker_group_name(plan, group)
         if name in used_names or name.endswith("-") or len(f"{name}-{group.worker_count}") > _MAX_HOST_NAME_LENGTH:
             raise CannotRender(
-                f"{group.config_path}: run.name {group.name!r} gives the Job name {name!r}, which is taken, too long "
-                "or empty. Choose a run.name that differs from the others, and from launch, in its letters and digits."
+                f"{group.config_path}: the run.name {group.name!r} becomes the Job name {name!r}, which is too long, "
+                "empty, or already used by another Job. Choose a shorter run.name whose letters and digits differ from "
+                "those of the other names and from 'launch'."
             )
         used_names.append(name)
 
 
 def _require_absolute_paths(group: WorkerGroup, overrides: Sequence[str]) -> None:
-    """Refuse paths that are relative to the configuration file, because in a pod its directory is another one."""
+    """Raise CannotRender if a path is relative to the configuration file, which pods have in another directory."""
     with tempfile.TemporaryDirectory() as other_directory:
         moved_file = Path(other_directory, group.config_path.name)
         moved_file.write_text(group.config_path.read_text("utf-8"), "utf-8")
@@ -75,15 +76,15 @@ def _require_absolute_paths(group: WorkerGroup, overrides: Sequence[str]) -> Non
     ):
         if original_value != moved_value:
             raise CannotRender(
-                f"{group.config_path}: {key} is relative to this file, which a pod has in another directory. Write the "
-                "absolute path in the pods."
+                f"{group.config_path}: {key} is relative to this file, but pods have this file in another directory. "
+                "Write the absolute path that is valid in the pods."
             )
 
 
 def _config_map(plan: Plan) -> _Manifest:
     file_contents = {group.config_path.name: group.config_path.read_text("utf-8") for group in plan.worker_groups}
     if len(file_contents) < len(plan.worker_groups):
-        raise CannotRender("two configurations have the same file name; rename one of the files.")
+        raise CannotRender("two configurations have the same file name. Rename one of the files.")
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -132,7 +133,8 @@ def _pod_template(plan: Plan, image: str, command: Sequence[str], memory_mb: int
         "command": [*command, *override_options],
         "envFrom": [{"secretRef": {"name": _SECRET_NAME, "optional": True}}],
         "ports": [{"name": "metrics", "containerPort": _METRICS_PORT}],
-        # On a new node, the imports may take minutes. Later, Kubernetes ends the pod only if its event loop hangs.
+        # The imports may take minutes on a new node, so the pod gets more time to start. After that, Kubernetes
+        # restarts the pod only if its event loop is blocked.
         "startupProbe": _probe("/healthz", period=10, failures=30),
         "readinessProbe": _probe("/readyz", period=10, failures=1),
         "livenessProbe": _probe("/healthz", period=10, failures=6),
@@ -191,10 +193,10 @@ def _labels(plan: Plan) -> dict[str, str]:
 
 
 class _ManifestDumper(yaml.SafeDumper):
-    """Dumps YAML without anchors, which manifests rarely have, and text of several lines as a block."""
+    """Writes YAML without anchors, because manifests rarely have them, and strings of several lines as blocks."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write every value where it is used."""
+        """Return True, so that a repeated value is written again and not as a reference."""
         return True
 
 

@@ -1,7 +1,7 @@
-"""The plan of a run, for all schedulers: one launch that sends the orders, and workers that join its run.
+"""Plans a run under a scheduler: one launch sends the orders, and workers join its run.
 
-The plan names the run's directory, and the launch makes it when it starts. The workers use the same path, and end by
-themselves once the launch has marked the run as ended.
+The plan contains the path of the run's directory. The launch creates the directory when it starts, and the workers use
+the same path. When all rollouts have ended, the launch marks the run as ended, and the workers exit.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from transports.redaction import hide_passwords
 from transports.urls import split_url
 
 _GRACE_MARGIN_SECONDS = 15
-"""A process that should end is killed so many seconds after `worker.grace`."""
+"""A process has `worker.grace` seconds to end. The scheduler kills it this number of seconds later."""
 _WORKER_BASE_MB, _MB_PER_ROLLOUT = 512, 2
-"""Memory of a worker before its first rollout, and for each rollout in flight: several times the usual use."""
+"""The memory in MB of a worker without rollouts, and for each rollout; both are several times the usual use."""
 
 
 class CannotRender(ConfigurationError):
-    """These configurations could not run under a scheduler, so no files are written."""
+    """These configurations cannot run under a scheduler, so no files are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class WorkerGroup:
     Attributes:
         config_path: the YAML file of the environment.
         config: the checked configuration.
-        worker_count: how many workers there are.
+        worker_count: the number of workers.
     """
 
     config_path: Path
@@ -45,25 +45,25 @@ class WorkerGroup:
 
     @property
     def memory_mb(self) -> int:
-        """The memory of one worker, rounded up to a multiple of 256."""
+        """The memory of one worker in MB, rounded up to a multiple of 256."""
         needed_mb = _WORKER_BASE_MB + _MB_PER_ROLLOUT * self.config.worker.concurrency
         return -(-needed_mb // 256) * 256
 
     @property
     def grace_seconds(self) -> int:
-        """The seconds between SIGTERM and SIGKILL."""
+        """The number of seconds between SIGTERM and SIGKILL."""
         return round(self.config.worker.grace) + _GRACE_MARGIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run under a scheduler.
+    """The plan of one run under a scheduler.
 
     Attributes:
-        name: the run's name.
-        run_directory: its directory, at the path that all machines use.
+        name: the name of the run.
+        run_directory: the path of the run's directory; it must be the same on all machines.
         worker_groups: the workers of each environment.
-        overrides: the `KEY=VALUE` texts that change keys of all configurations.
+        overrides: the `KEY=VALUE` strings that change keys of all configurations.
     """
 
     name: str
@@ -73,29 +73,30 @@ class Plan:
 
     @property
     def memory_mb(self) -> int:
-        """The memory of the launch, which plays no rollouts."""
+        """The memory of the launch in MB; the launch plays no rollouts."""
         return _WORKER_BASE_MB
 
 
 def plan_run(name: str, files: Sequence[Path], overrides: Sequence[str], workers_per_group: int) -> Plan:
-    """Return the plan of a run of these configurations, with `workers_per_group` workers for each.
+    """Return the plan of a run with these configurations and `workers_per_group` workers for each of them.
 
     Raises:
-        CannotRender: there is no configuration, or the parts of the run could not reach each other.
-        ConfigurationError: a configuration is not usable, or two have the same name.
+        CannotRender: there is no configuration, or workers on other machines could not reach a queue or an engine.
+        ConfigurationError: a configuration is not valid, or two configurations have the same `run.name`.
     """
     worker_groups = tuple(
         WorkerGroup(launch_config.file, launch_config.config, workers_per_group)
         for launch_config in load_launch_configs(files, overrides)
     )
     if not worker_groups:
-        raise CannotRender("rollout launch --render: give the YAML of each environment.")
+        raise CannotRender("rollout launch --render: no configuration is given. Add the YAML file of each environment.")
     for group in worker_groups:
         _require_reachable_urls(group)
     return Plan(name, worker_groups[0].config.run.directory / name, worker_groups, tuple(overrides))
 
 
 def _require_reachable_urls(group: WorkerGroup) -> None:
+    """Raise CannotRender if other machines cannot reach a queue or an engine of the configuration."""
     queue = group.config.queue
     for key, url in (("queue.url", queue.url), ("queue.tasks", queue.tasks), ("queue.control", queue.control)):
         if url.startswith("memory:") or _is_loopback(url):
@@ -106,11 +107,12 @@ def _require_reachable_urls(group: WorkerGroup) -> None:
     for url in group.config.engine.urls:
         if _is_loopback(url):
             raise CannotRender(
-                f"{group.config_path}: engine.urls has {url}, where each worker reaches only its own machine. Give the "
-                "address at which all workers reach that engine."
+                f"{group.config_path}: engine.urls contains {url}, which on each machine means the machine itself. Use "
+                "an address at which all workers can reach the engine."
             )
 
 
 def _is_loopback(url: str) -> bool:
+    """Whether only the machine itself can reach this URL."""
     host = split_url(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,8 +1,8 @@
-"""A plan as batch scripts for Slurm: one job for the launch, and an array of workers for each environment.
+"""Writes a plan as batch scripts for Slurm: one job for the launch, and a job array of workers for each environment.
 
-`submit.sh` submits them in the right order. Slurm starts a preempted job again under the same number (`--requeue`): the
-launch continues its run, and a worker joins it again. `submit.sh` passes its arguments to `sbatch`: partition, account,
-time limit, and what else differs between sites.
+The script `submit.sh` submits the jobs in the right order. It passes its arguments to `sbatch`, such as the partition,
+the account and the time limit. If a job is preempted, Slurm starts it again with the same number (`--requeue`). Then
+the launch continues its run, or the worker joins the run again.
 """
 
 import shlex
@@ -14,7 +14,7 @@ _SUBMIT_SCRIPT = "submit.sh"
 
 
 def render(plan: Plan) -> dict[str, str]:
-    """Return the contents of the files by name."""
+    """Return the contents of all files, by file name."""
     scripts = {"launch.sbatch": _launch_script(plan)}
     scripts |= {_workers_file_name(group): _workers_script(plan, group) for group in plan.worker_groups}
     return scripts | {_SUBMIT_SCRIPT: _submit_script(plan)}
@@ -23,13 +23,15 @@ def render(plan: Plan) -> dict[str, str]:
 def _launch_script(plan: Plan) -> str:
     grace = max(group.grace_seconds for group in plan.worker_groups)
     command = ["rollout", "launch", *(str(group.config_path) for group in plan.worker_groups), "--workers", "0"]
-    comment = "# Feeds the run and watches it; its workers are jobs of their own. It ends when every rollout has ended."
+    comment = (
+        "# Sends the orders of the run. The workers are separate jobs. This job ends when all rollouts have ended."
+    )
     return _script(f"{plan.name}-launch", plan.memory_mb, grace, [], comment, command, plan)
 
 
 def _workers_script(plan: Plan, group: WorkerGroup) -> str:
     array_options = [f"#SBATCH --array=0-{group.worker_count - 1}"]
-    comment = "# One worker. It joins the run and ends with it. After SIGTERM it finishes the rollouts that it began."
+    comment = "# One worker. It exits when the run ends. After SIGTERM, it finishes the rollouts that it began."
     return _script(
         f"{plan.name}-{group.name}",
         group.memory_mb,
@@ -51,7 +53,7 @@ def _script(
     plan: Plan,
 ) -> str:
     override_options = [argument for override in plan.overrides for argument in ("--set", override)]
-    # `exec` replaces the shell, so that SIGTERM reaches the process itself.
+    # The script uses `exec` to replace the shell, so that SIGTERM reaches the process itself.
     command_line = shlex.join([*command, "--run", str(plan.run_directory), *override_options])
     return "\n".join(
         [
@@ -81,9 +83,9 @@ def _submit_script(plan: Plan) -> str:
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            f"# Submits the run {plan.name}. Arguments go to sbatch: ./{_SUBMIT_SCRIPT} --partition=cpu "
-            "--time=12:00:00",
-            "# Run it again after the run has ended to play the rollouts that are not done.",
+            f"# Submits the run {plan.name}. sbatch gets the arguments, for example: ./{_SUBMIT_SCRIPT} "
+            "--partition=cpu --time=12:00:00",
+            "# If some rollouts are not done after the run has ended, run this script again to play them.",
             "set -euo pipefail",
             'cd "$(dirname "$0")"',
             'launch=$(sbatch --parsable "$@" launch.sbatch)',

@@ -1,13 +1,13 @@
-"""What the processes of a run report while they work: counters and gauges for Prometheus, and their health.
+"""Exports metrics for Prometheus, and the health of each process of a run.
 
-catalogue.py      every metric there is; a test compares docs/metrics.md with it
-worker.py         what one worker measures
-outcomes.py       how rollouts ended
-launch.py         the workers of a launch
-queues.py         how full a queue is, and for how long it has not answered
-loop_monitor.py   whether an event loop turns
-export.py         all of this for one process, from its start to its end
-server.py         /metrics, /healthz and /readyz
+catalogue.py      defines all metrics; a test compares it with docs/metrics.md
+worker.py         records the metrics of a worker
+outcomes.py       exports how rollouts ended
+launch.py         exports the workers of a launch
+queues.py         measures how full a queue is, and for how long it has not answered
+loop_monitor.py   measures whether an event loop runs
+export.py         starts all of this for one process, and stops it
+server.py         serves /metrics, /healthz and /readyz
 
-The trainer's side is `rollout.trainer.metrics`.
+`rollout.trainer.metrics` exports the metrics of the trainer's reader.
 """

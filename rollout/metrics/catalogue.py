@@ -1,7 +1,7 @@
-"""Every metric that our processes export: its name, type, labels and meaning.
+"""Defines every metric that our processes export: its name, type, labels and meaning.
 
-The names follow Prometheus' conventions: base units, and `_total` for what only grows. A worker's metrics have its
-environment as a label.
+The names follow the conventions of Prometheus: values have base units, and the name of a counter ends with `_total`. A
+worker's metrics have the name of its environment as a label.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from prometheus_client.registry import CollectorRegistry
 
 
 class MetricType(StrEnum):
-    """The types of Prometheus that we use."""
+    """The types of Prometheus metrics that we use."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -23,14 +23,14 @@ class MetricType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric.
+    """The definition of one metric.
 
     Attributes:
-        name: the name that Prometheus reads, with the `_total` of a counter.
-        metric_type: its type.
-        label_names: the names of its labels.
-        description: what it measures.
-        buckets: the upper bounds of a histogram's buckets.
+        name: the name in Prometheus, including the `_total` of a counter.
+        metric_type: the type of the metric.
+        label_names: the names of the metric's labels.
+        description: what the metric measures.
+        buckets: the upper bounds of the buckets, if the metric is a histogram.
     """
 
     name: str
@@ -41,23 +41,23 @@ class MetricSpec:
 
     @property
     def base_name(self) -> str:
-        """The name by which prometheus-client knows it."""
+        """The name in the package prometheus-client, which does not have the `_total` of a counter."""
         return self.name.removesuffix("_total")
 
     def counter(self, registry: CollectorRegistry) -> Counter:
-        """Create the counter in a registry."""
+        """Create and return this counter in a registry."""
         return Counter(self.base_name, self.description, self.label_names, registry=registry)
 
     def gauge(self, registry: CollectorRegistry) -> Gauge:
-        """Create the gauge in a registry."""
+        """Create and return this gauge in a registry."""
         return Gauge(self.base_name, self.description, self.label_names, registry=registry)
 
     def histogram(self, registry: CollectorRegistry) -> Histogram:
-        """Create the histogram in a registry."""
+        """Create and return this histogram in a registry."""
         return Histogram(self.base_name, self.description, self.label_names, buckets=self.buckets, registry=registry)
 
     def build_metric(self, values: Mapping[tuple[str, ...], float]) -> Metric:
-        """Build a counter or a gauge from values that a collector read elsewhere, by the values of their labels."""
+        """Return a counter or a gauge with these values; each key contains the values of the labels."""
         family_class = CounterMetricFamily if self.metric_type is MetricType.COUNTER else GaugeMetricFamily
         metric: Metric = family_class(self.base_name, self.description, labels=self.label_names)
         for label_values, value in values.items():
@@ -65,7 +65,7 @@ class MetricSpec:
         return metric
 
     def build_histogram(self, value_counts: Mapping[int, int], *label_values: str) -> Metric:
-        """Build a histogram from values that were counted elsewhere: how often each value occurred."""
+        """Return a histogram; `value_counts` says how many times each value occurred."""
         metric = HistogramMetricFamily(self.base_name, self.description, labels=self.label_names)
         upper_bounds = (*self.buckets, float("inf"))
         cumulative_buckets = [
@@ -80,6 +80,7 @@ class MetricSpec:
 
 
 def _format_bound(upper_bound: float) -> str:
+    """Return the upper bound of a bucket in the form of Prometheus."""
     return "+Inf" if upper_bound == float("inf") else str(float(upper_bound))
 
 
@@ -94,7 +95,7 @@ ROLLOUTS = MetricSpec(
     "rollout_rollouts_total", MetricType.COUNTER, ("environment", "status"), "Rollouts that ended, by status."
 )
 FINISHED_TURNS = MetricSpec(
-    "rollout_finished_turns_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Turns of the rollouts that ended."
+    "rollout_finished_turns_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Turns in the rollouts that ended."
 )
 FINISHED_TOKENS = MetricSpec(
     "rollout_finished_tokens_total",
@@ -121,25 +122,31 @@ ATTEMPT_RETRIES = MetricSpec(
     "rollout_attempt_retries_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Attempts that followed one that the infrastructure failed, whose worker died, or whose environment raised Retry.",
+    "Repeated attempts: the infrastructure failed, a worker died, or the environment raised Retry.",
 )
 TURNS = MetricSpec(
     "rollout_turns_total",
     MetricType.COUNTER,
     ("environment", "prompt"),
-    "Sampled turns, lost attempts included, by the source of the prompt: bridge, or why it was rendered.",
+    "Sampled turns, also of lost attempts, by the source of the prompt: bridge, or the reason for a render.",
 )
 PROMPT_TOKENS = MetricSpec(
-    "rollout_prompt_tokens_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Tokens of the prompts of those turns."
+    "rollout_prompt_tokens_total",
+    MetricType.COUNTER,
+    _ENVIRONMENT_LABELS,
+    "Tokens in the prompts of the sampled turns.",
 )
 CACHED_TOKENS = MetricSpec(
     "rollout_cached_tokens_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Prompt tokens that the engine had in its prefix cache.",
+    "Prompt tokens that the engine found in its prefix cache.",
 )
 SAMPLED_TOKENS = MetricSpec(
-    "rollout_sampled_tokens_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Tokens that were sampled."
+    "rollout_sampled_tokens_total",
+    MetricType.COUNTER,
+    _ENVIRONMENT_LABELS,
+    "Tokens that the policy sampled, also in lost attempts.",
 )
 TURN_SECONDS = MetricSpec(
     "rollout_turn_seconds",
@@ -158,29 +165,32 @@ IMAGE_BYTES_SAVED = MetricSpec(
     "rollout_image_bytes_saved_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Bytes of these images that were already stored (images.mode offload).",
+    "Encoded bytes of images that were already stored, so they were not stored again (images.mode: offload).",
 )
 ENGINE_REQUEST_SECONDS = MetricSpec(
     "rollout_engine_request_seconds",
     MetricType.HISTOGRAM,
     ("environment", "engine", "outcome"),
-    "Seconds of each try at each engine; the outcome is ok, cancelled, or the name of the error.",
+    "Seconds of each try of a request; the outcome is ok, cancelled, or the name of the error.",
     _DURATION_BUCKETS,
 )
 ENGINE_RETRIES = MetricSpec(
-    "rollout_engine_retries_total", MetricType.COUNTER, _ENVIRONMENT_LABELS, "Requests that were sent again."
+    "rollout_engine_retries_total",
+    MetricType.COUNTER,
+    _ENVIRONMENT_LABELS,
+    "Requests that were sent to an engine again.",
 )
 ENGINE_EJECTIONS = MetricSpec(
     "rollout_engine_ejections_total",
     MetricType.COUNTER,
     _ENGINE_LABELS,
-    "How often the worker stopped using an engine because it failed.",
+    "How many times the worker stopped using an engine because the engine failed.",
 )
 ENGINE_EJECTED = MetricSpec(
     "rollout_engine_ejected",
     MetricType.GAUGE,
     _ENGINE_LABELS,
-    "1 while the worker sends this engine no requests because it failed, otherwise 0.",
+    "1 while the worker does not use this engine because it failed; otherwise 0.",
 )
 ENGINE_REQUESTS_IN_FLIGHT = MetricSpec(
     "rollout_engine_requests_in_flight",
@@ -192,64 +202,70 @@ POLICY_VERSION = MetricSpec(
     "rollout_policy_version",
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
-    "The trainer's version of the policy, as the worker knows it.",
+    "The number of the trainer's policy version, as the worker knows it.",
 )
 POLICY_LAG = MetricSpec(
     "rollout_policy_lag_versions",
     MetricType.HISTOGRAM,
     _ENVIRONMENT_LABELS,
-    "How many versions the weights that sampled a turn are behind the trainer's.",
+    "How many versions the weights of a turn are behind the trainer's weights.",
     _VERSION_LAG_BUCKETS,
 )
 LOOP_LAG = MetricSpec(
     "rollout_event_loop_lag_seconds",
     MetricType.HISTOGRAM,
     _ENVIRONMENT_LABELS,
-    "How late the event loop reached a timer.",
+    "Seconds between the time at which a timer was due and the time at which the event loop ran it.",
     _LOOP_LAG_BUCKETS,
 )
 LOOP_STALLED = MetricSpec(
     "rollout_event_loop_stalled_seconds",
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
-    "For how long the event loop has not run.",
+    "Seconds for which the event loop has not run.",
 )
 ADMISSION_WAIT = MetricSpec(
     "rollout_admission_wait_seconds",
     MetricType.GAUGE,
     _ENVIRONMENT_LABELS,
-    "For how long the worker has waited for room in the trajectories queue.",
+    "Seconds for which the worker has waited for room in the trajectories queue.",
 )
 
 WORKERS = MetricSpec(
-    "rollout_workers", MetricType.GAUGE, ("environment", "state"), "Workers of the launch: starting or ready."
+    "rollout_workers", MetricType.GAUGE, ("environment", "state"), "Workers of the launch, by state: starting or ready."
 )
 WORKER_DEATHS = MetricSpec(
     "rollout_worker_deaths_total",
     MetricType.COUNTER,
     _ENVIRONMENT_LABELS,
-    "Workers that ended although nobody stopped them.",
+    "Workers that ended although the launch did not stop them.",
 )
 ROLLOUTS_EXPECTED = MetricSpec(
-    "rollout_rollouts_expected", MetricType.GAUGE, _ENVIRONMENT_LABELS, "Rollouts that the run plays in all."
+    "rollout_rollouts_expected",
+    MetricType.GAUGE,
+    _ENVIRONMENT_LABELS,
+    "The total number of rollouts that the run plays.",
 )
 QUEUE_BACKLOG_RECORDS = MetricSpec(
-    "rollout_queue_backlog_records", MetricType.GAUGE, _QUEUE_LABELS, "Records that are not acked."
+    "rollout_queue_backlog_records", MetricType.GAUGE, _QUEUE_LABELS, "Records in the queue that are not acked."
 )
 QUEUE_BACKLOG_BYTES = MetricSpec(
-    "rollout_queue_backlog_bytes", MetricType.GAUGE, _QUEUE_LABELS, "Bytes of the records that are not acked."
+    "rollout_queue_backlog_bytes",
+    MetricType.GAUGE,
+    _QUEUE_LABELS,
+    "Bytes of the records in the queue that are not acked.",
 )
 QUEUE_OLDEST_AGE = MetricSpec(
     "rollout_queue_oldest_age_seconds",
     MetricType.GAUGE,
     _QUEUE_LABELS,
-    "For how long the oldest of these records has waited.",
+    "The age in seconds of the oldest record that is not acked.",
 )
 QUEUE_REDELIVERIES = MetricSpec(
-    "rollout_queue_redeliveries_total", MetricType.COUNTER, _QUEUE_LABELS, "Records that were delivered again."
+    "rollout_queue_redeliveries_total", MetricType.COUNTER, _QUEUE_LABELS, "Records that the queue delivered again."
 )
 QUEUE_DEAD_LETTERS = MetricSpec(
-    "rollout_queue_dead_letters", MetricType.GAUGE, _QUEUE_LABELS, "Records that a consumer rejected."
+    "rollout_queue_dead_letters", MetricType.GAUGE, _QUEUE_LABELS, "Dead letters: records that a consumer rejected."
 )
 QUEUE_REFUSED_MESSAGES = MetricSpec(
     "rollout_queue_refused_messages_total",
@@ -258,21 +274,21 @@ QUEUE_REFUSED_MESSAGES = MetricSpec(
     "Messages that the hub of a zmq:// queue refused.",
 )
 QUEUE_SILENCE = MetricSpec(
-    "rollout_queue_silence_seconds", MetricType.GAUGE, _QUEUE_LABELS, "For how long the queue has not answered."
+    "rollout_queue_silence_seconds", MetricType.GAUGE, _QUEUE_LABELS, "Seconds for which the queue has not answered."
 )
 
 TRAINER_TRAJECTORIES = MetricSpec(
     "rollout_trainer_trajectories_total",
     MetricType.COUNTER,
     (),
-    "Trajectories that the reader returned, those in groups included.",
+    "Trajectories that the reader returned, alone or in groups.",
 )
 TRAINER_GROUPS = MetricSpec("rollout_trainer_groups_total", MetricType.COUNTER, (), "Groups that the reader returned.")
 TRAINER_PARTIAL_GROUPS = MetricSpec(
     "rollout_trainer_partial_groups_total",
     MetricType.COUNTER,
     (),
-    "Groups that the reader gave up before they were complete.",
+    "Groups that timed out before they were whole.",
 )
 TRAINER_RECORDS = MetricSpec(
     "rollout_trainer_records_total", MetricType.COUNTER, (), "Records that the reader received."
@@ -284,55 +300,61 @@ TRAINER_REDELIVERED_RECORDS = MetricSpec(
     "rollout_trainer_redelivered_records_total",
     MetricType.COUNTER,
     (),
-    "Received records that had been delivered before.",
+    "Received records that the queue had already delivered before.",
 )
 TRAINER_DROPPED_RECORDS = MetricSpec(
     "rollout_trainer_dropped_records_total",
     MetricType.COUNTER,
     (),
-    "Duplicates: records of a rollout that was consumed, or of a group that was given up.",
+    "Records that were dropped because their rollout was already consumed, or their group timed out.",
 )
 TRAINER_REJECTED_RECORDS = MetricSpec(
-    "rollout_trainer_rejected_records_total", MetricType.COUNTER, (), "Records that cannot be decoded."
+    "rollout_trainer_rejected_records_total",
+    MetricType.COUNTER,
+    (),
+    "Records that the reader rejected because they cannot be decoded.",
 )
 TRAINER_STALE_TRAJECTORIES = MetricSpec(
-    "rollout_trainer_stale_trajectories_total", MetricType.COUNTER, (), "Trajectories dropped because of max_staleness."
+    "rollout_trainer_stale_trajectories_total",
+    MetricType.COUNTER,
+    (),
+    "Trajectories that were dropped because of max_staleness.",
 )
 TRAINER_HELD_BACK_TRAJECTORIES = MetricSpec(
     "rollout_trainer_held_back_trajectories_total",
     MetricType.COUNTER,
     (),
-    "Trajectories with a score that do not train, because of untrained_limits.",
+    "Trajectories that have a score but do not train because of untrained_limits.",
 )
 TRAINER_UNFINISHED_ROLLOUTS = MetricSpec(
     "rollout_trainer_unfinished_rollouts",
     MetricType.GAUGE,
     (),
-    "Rollouts that have records and no finished record yet.",
+    "Rollouts of which some records have arrived and others are still missing.",
 )
 TRAINER_WAITING_TRAJECTORIES = MetricSpec(
     "rollout_trainer_waiting_trajectories",
     MetricType.GAUGE,
     (),
-    "Complete trajectories that the reader has not returned yet.",
+    "Finished trajectories that the reader has not returned yet.",
 )
 TRAINER_UNACKED_RECORDS = MetricSpec(
-    "rollout_trainer_unacked_records", MetricType.GAUGE, (), "Records that no commit has acked yet."
+    "rollout_trainer_unacked_records", MetricType.GAUGE, (), "Records that the reader received and has not acked yet."
 )
 TRAINER_HELD_BYTES = MetricSpec(
     "rollout_trainer_held_bytes",
     MetricType.GAUGE,
     ("where",),
-    "Bytes of the steps of unreturned trajectories, in memory and on disk.",
+    "Bytes of steps that the reader holds for trajectories that it has not returned, in memory or on disk.",
 )
 TRAINER_POLICY_VERSION = MetricSpec(
-    "rollout_trainer_policy_version", MetricType.GAUGE, (), "The trainer's version of the policy."
+    "rollout_trainer_policy_version", MetricType.GAUGE, (), "The number of the trainer's policy version."
 )
 TRAINER_STALENESS = MetricSpec(
     "rollout_trainer_staleness_versions",
     MetricType.HISTOGRAM,
     (),
-    "How many versions the oldest weights of a trajectory were behind the trainer's when it was returned.",
+    "How many versions a returned trajectory's oldest weights were behind the trainer's weights.",
     _VERSION_LAG_BUCKETS,
 )
 TRAINER_QUEUE_BACKLOG_RECORDS = MetricSpec(
@@ -348,10 +370,10 @@ TRAINER_QUEUE_OLDEST_AGE = MetricSpec(
     "rollout_trainer_queue_oldest_age_seconds",
     MetricType.GAUGE,
     (),
-    "For how long the oldest of these records has waited.",
+    "The age in seconds of the oldest record that is not acked.",
 )
 TRAINER_QUEUE_SILENCE = MetricSpec(
-    "rollout_trainer_queue_silence_seconds", MetricType.GAUGE, (), "For how long the queue has not answered."
+    "rollout_trainer_queue_silence_seconds", MetricType.GAUGE, (), "Seconds for which the queue has not answered."
 )
 
 

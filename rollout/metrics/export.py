@@ -1,4 +1,4 @@
-"""Measures and exports the metrics of a process: the loop monitor, the watched queues and the server."""
+"""Starts everything that a process needs to export metrics: the loop monitor, the queue monitors and the server."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
@@ -16,7 +16,10 @@ from transports import Queue
 
 
 class MetricsExport:
-    """The export of a running process. It sets `not_ready_reason`, which returns why it is not ready, or None."""
+    """Represents the export of a running process.
+
+    The process sets `not_ready_reason` to a function that returns why the process is not ready, or None if it is ready.
+    """
 
     task_group: TaskGroup
 
@@ -25,7 +28,7 @@ class MetricsExport:
         self._queues = queues
 
     def watch_queue(self, environment: str, queue_name: str, queue: Queue) -> QueueMonitor:
-        """Start to export the state of a queue, which must stay open until the export ends."""
+        """Start to export the state of a queue; return its monitor. The queue must stay open until the export ends."""
         monitor = QueueMonitor(queue)
         self._queues.add(environment, queue_name, monitor)
         self.task_group.start_soon(monitor.run)
@@ -41,19 +44,19 @@ async def export_metrics(
     loop_monitor: LoopMonitor,
     stall_timeout: float,
 ) -> AsyncIterator[MetricsExport]:
-    """Measure everything, and serve the registry if the configuration says so.
+    """Measure the event loop and the queues, and serve the metrics if the configuration says so; yield the export.
 
     Args:
         registry: the metrics of the process.
         target_file: the file that says where the metrics are served.
-        config: where to serve them; None: they are not served.
+        config: where to serve the metrics; None: do not serve them.
         loop_monitor: the monitor of the process's event loop.
-        stall_timeout: seconds without a turn of the event loop after which the process is unhealthy.
+        stall_timeout: the process is unhealthy if the event loop has not run for more seconds than this.
 
     Raises:
         MetricsPortTaken: the server cannot listen at the configured address.
     """
-    disable_created_metrics()  # type: ignore[no-untyped-call] # they would double the size of each scrape
+    disable_created_metrics()  # type: ignore[no-untyped-call] # `_created` metrics would double each scrape's size
     queues = QueueCollector()
     export = MetricsExport(queues)
     status = ProcessStatus(registry, lambda: loop_monitor.problem(stall_timeout), lambda: export.not_ready_reason())

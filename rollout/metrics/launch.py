@@ -1,4 +1,4 @@
-"""The workers of a launch, as its supervisor sees them."""
+"""Exports the state of a launch's workers, as the supervisor knows it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from rollout.metrics import catalogue
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentStatus:
-    """One environment of a launch, as its supervisor sees it now.
+    """The state of one environment of a launch, as the supervisor knows it.
 
     Attributes:
-        environment: the environment's name.
-        expected_rollouts: how many rollouts it plays; None if others put its orders.
-        workers: how many worker slots it has.
-        ready_workers: how many of them have a worker that takes orders.
-        deaths: how many of its workers died.
+        environment: the name of the environment.
+        expected_rollouts: the number of rollouts to play; None if another program sends the orders.
+        workers: the number of worker slots.
+        ready_workers: the number of slots with a worker that takes orders.
+        deaths: the number of workers that died.
     """
 
     environment: str
@@ -29,13 +29,13 @@ class EnvironmentStatus:
 
 
 class LaunchCollector(Collector):
-    """Exports the workers of a launch, and how many rollouts it plays."""
+    """Exports the state of a launch's workers, and the number of rollouts that the launch plays."""
 
     def __init__(self, get_statuses: Callable[[], Sequence[EnvironmentStatus]]) -> None:
         self._get_statuses = get_statuses
 
     def collect(self) -> Iterator[Metric]:
-        """See `Collector.collect`."""
+        """Yield the metrics with their current values; see `Collector.collect`."""
         statuses = self._get_statuses()
         workers: dict[tuple[str, ...], float] = {}
         for status in statuses:

@@ -1,4 +1,4 @@
-"""How rollouts ended. One process of a run exports it, so that sums over all processes count no rollout twice."""
+"""Exports how rollouts ended. Only one process of a run does this, so that no rollout is counted twice."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -10,13 +10,13 @@ from rollout.rundir.outcomes import OutcomeTotals
 
 
 class OutcomeCollector(Collector):
-    """Exports the totals that `get_totals` returns, by the name of the environment."""
+    """Exports the totals of each environment. `get_totals` returns them by the environment's name."""
 
     def __init__(self, get_totals: Callable[[], Mapping[str, OutcomeTotals]]) -> None:
         self._get_totals = get_totals
 
     def collect(self) -> Iterator[Metric]:
-        """See `Collector.collect`."""
+        """Yield the metrics with their current values; see `Collector.collect`."""
         totals_by_environment = self._get_totals().items()
         yield catalogue.ROLLOUTS.build_metric(
             {

@@ -1,4 +1,4 @@
-"""Measures once a second how full queues are, and for how long a queue has not answered."""
+"""Measures every second how full each queue is, and for how long it has not answered."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _EMPTY_STATS = QueueStats(0, 0, 0.0, 0, 0)
 
 
 class QueueMonitor:
-    """The state of one queue, as the queue last reported it."""
+    """Asks a queue for its state every second. `latest_stats` is the last state that the queue reported."""
 
     def __init__(self, queue: Queue) -> None:
         self.latest_stats = _EMPTY_STATS
@@ -40,13 +40,13 @@ class QueueMonitor:
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since the queue last reported its state."""
+        """The number of seconds for which the queue has not answered; 0 while it answers every second."""
         return max(0.0, time.monotonic() - self._last_answer - _POLL_INTERVAL)
 
     async def run(self) -> None:
-        """Ask the queue for its state until it is closed.
+        """Ask the queue for its state every second, until the queue is closed.
 
-        An error is only logged, because the code that uses the queue raises its own error.
+        This method only logs errors, because the code that uses the queue raises its own errors.
         """
         while True:
             try:
@@ -61,17 +61,17 @@ class QueueMonitor:
 
 
 class QueueCollector(Collector):
-    """Exports the states of queues, by the name of the environment and the name of the queue."""
+    """Exports the states of several queues; the labels are the environment and the name of the queue."""
 
     def __init__(self) -> None:
         self._monitors: dict[tuple[str, str], QueueMonitor] = {}
 
     def add(self, environment: str, queue_name: str, monitor: QueueMonitor) -> None:
-        """Export the state of one more queue."""
+        """Add a queue whose state is exported."""
         self._monitors[environment, queue_name] = monitor
 
     def collect(self) -> Iterator[Metric]:
-        """See `Collector.collect`."""
+        """Yield the metrics with their current values; see `Collector.collect`."""
         stats_by_labels = {labels: monitor.latest_stats for labels, monitor in self._monitors.items()}
         yield catalogue.QUEUE_BACKLOG_RECORDS.build_metric(
             {labels: stats.backlog_records for labels, stats in stats_by_labels.items()}

@@ -1,7 +1,8 @@
-"""Serves `/metrics`, `/healthz` and `/readyz` of one process, in threads that a busy event loop does not stop.
+"""Serves `/metrics`, `/healthz` and `/readyz` of one process, in threads that a busy event loop does not block.
 
-Meanwhile a file in the run's directory has the address, in the form that Prometheus reads (`file_sd_configs` with
-`runs/*/metrics/*.json`). At the end, the last values are written to a file next to it, because no scrape follows.
+While the server runs, a file in the run's directory contains the server's address, in the form that Prometheus reads
+(`file_sd_configs` with `runs/*/metrics/*.json`). When the server stops, it writes the last values to another file in
+the same directory, because Prometheus can no longer get them from the server.
 """
 
 import socket
@@ -26,24 +27,24 @@ from rollout.errors import ConfigurationError
 log = structlog.get_logger()
 
 _POLL_INTERVAL = 0.1
-"""Seconds between two checks whether to end."""
+"""Seconds between two checks whether the server must stop."""
 _MAX_CONNECTIONS = 64
 _CONNECTION_TIMEOUT = 30.0
-"""Seconds that a connection may last, from its first byte to the end of the answer."""
+"""The maximum duration of a connection in seconds."""
 
 
 class MetricsPortTaken(ConfigurationError):
-    """The metrics cannot be served at the configured address."""
+    """The server of the metrics cannot listen at the configured address."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """What the server asks its process.
+    """Gives the server access to the metrics and the health of its process.
 
     Attributes:
-        registry: the metrics.
-        problem: returns why the process is unhealthy, or None.
-        not_ready_reason: returns why the process is not ready, or None.
+        registry: the metrics of the process.
+        problem: the function that returns why the process is unhealthy, or None if it is healthy.
+        not_ready_reason: the function that returns why the process is not ready, or None if it is ready.
     """
 
     registry: CollectorRegistry
@@ -57,7 +58,7 @@ class ScrapeTargetFile:
 
     Attributes:
         directory: the directory of the file.
-        name: the name of the process; the file is `<name>.json`, and the last values are in `<name>.prom`.
+        name: the name of the process. `<name>.json` contains the address, and `<name>.prom` the last values.
         labels: the labels that Prometheus adds to all metrics of the process.
     """
 
@@ -67,12 +68,12 @@ class ScrapeTargetFile:
 
     @property
     def target_path(self) -> Path:
-        """The file with the address, while the process serves."""
+        """The path of the file with the address; it exists while the server runs."""
         return self.directory / f"{self.name}.json"
 
     @property
     def last_values_path(self) -> Path:
-        """The file with the last values, after the process has ended."""
+        """The path of the file with the last values; it is written when the server stops."""
         return self.directory / f"{self.name}.prom"
 
 
@@ -80,17 +81,17 @@ class ScrapeTargetFile:
 def serve_metrics(
     status: ProcessStatus, *, host: str, port: int, target_file: ScrapeTargetFile | None = None
 ) -> Iterator[str]:
-    """Serve the metrics; port 0 takes a free port. Yields the URL of the server.
+    """Serve the metrics in a `with` block, and yield the URL of the server. Port 0 means any free port.
 
     Raises:
-        MetricsPortTaken: another process listens there, or this machine does not have the address.
+        MetricsPortTaken: another process uses the port, or the host is not an address of this machine.
     """
     try:
         server = _Server((host, port), status)
     except OSError as error:
         raise MetricsPortTaken(
-            f"metrics cannot be served at {host}:{port}: {error.strerror}. Choose metrics.port: 0 for a free port, "
-            "another metrics.host, or metrics.serve: false."
+            f"metrics cannot be served at {host}:{port}: {error.strerror}. Set metrics.port to 0 for any free port, "
+            "set another metrics.host, or set metrics.serve to false."
         ) from None
     url = f"http://{_reachable_host(host)}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(_POLL_INTERVAL,), name="metrics", daemon=True)
@@ -123,10 +124,12 @@ def _write_target_file(target_file: ScrapeTargetFile, address: str) -> None:
         target_file.directory.mkdir(exist_ok=True)
         draft_path = target_file.target_path.with_suffix(".draft")
         draft_path.write_bytes(content)
-        draft_path.rename(target_file.target_path)  # Prometheus never reads half of the file
+        draft_path.rename(target_file.target_path)  # atomic: Prometheus never reads a part of the file
 
 
 class _Server(ThreadingHTTPServer):
+    """An HTTP server with limits for the number and the duration of connections."""
+
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], status: ProcessStatus) -> None:
@@ -135,7 +138,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own method looks up the name of the address. That may take long, and the name is not used.
+        # HTTPServer.server_bind would look up the host's name. This may take long, and the name is not used.
         TCPServer.server_bind(self)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -150,7 +153,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """End connections that last too long, because each connection has a thread."""
+        """Close connections that last too long, because each connection needs a thread."""
         now = time.monotonic()
         for request, deadline in list(self._deadlines.items()):
             if now > deadline:
@@ -159,12 +162,12 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
-        if not isinstance(error, OSError):  # an OSError means that the client left or was too slow
+        if not isinstance(error, OSError):  # an OSError means that the client disconnected or was too slow
             log.error("a request for metrics failed", exc_info=error)
 
 
 class _Handler(MetricsHandler):
-    """Adds the health of the process to prometheus_client's handler, which does not log requests."""
+    """Answers requests. It extends the handler of prometheus_client with the health of the process."""
 
     server: _Server
 
@@ -179,7 +182,7 @@ class _Handler(MetricsHandler):
             case "/readyz":
                 self._answer_health(status.not_ready_reason())
             case _:
-                self._answer(404, "there are /metrics, /healthz and /readyz")
+                self._answer(404, "not found; use /metrics, /healthz or /readyz")
 
     def _answer_metrics(self) -> None:
         try:

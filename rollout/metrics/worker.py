@@ -1,7 +1,7 @@
-"""What one worker measures while it plays.
+"""Records the metrics of one worker.
 
-The code that does something records it here in one call. What the worker and the engine client know anyway is read
-when the metrics are collected.
+Other code calls a method here when something happens, such as the end of a turn. Values that the worker or the engine
+client keep anyway are read when Prometheus collects the metrics.
 """
 
 import time
@@ -21,52 +21,52 @@ from rollout.records.versions import version_number
 
 
 class ReplicaState(Protocol):
-    """The client's state of one engine; see `rollout.engine.routing.Replica`."""
+    """The state of one engine in the engine client; see `rollout.engine.routing.Replica`."""
 
     @property
     def url(self) -> str:
-        """The root of the engine's URL."""
+        """The root URL of the engine."""
 
     @property
     def in_flight(self) -> int:
-        """How many requests the engine has not answered yet."""
+        """The number of requests that the engine has not answered yet."""
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether the client leaves the engine out."""
+        """Whether the client does not use the engine now, because the engine failed."""
 
     @property
     def total_ejections(self) -> int:
-        """How often the client began to leave the engine out."""
+        """How many times the client stopped using the engine because the engine failed."""
 
 
 class EngineClientState(Protocol):
-    """See `rollout.engine.client.EngineClient`."""
+    """The state of the engine client; see `rollout.engine.client.EngineClient`."""
 
     @property
     def replicas(self) -> Sequence[ReplicaState]:
-        """Every engine."""
+        """The states of all engines."""
 
     @property
     def retry_count(self) -> int:
-        """How many requests were sent again."""
+        """The number of requests that were sent again."""
 
 
 class CurrentPolicyVersion(Protocol):
-    """The trainer's version of the policy; see `rollout.session.session.PolicyVersionState`."""
+    """The trainer's policy version; see `rollout.session.session.PolicyVersionState`."""
 
     @property
     def current(self) -> str:
-        """The trainer's version."""
+        """The name of the trainer's policy version."""
 
 
 class WorkerMetrics:
-    """The metrics of one worker, in a registry of their own."""
+    """Records the metrics of one worker in its own registry."""
 
     def __init__(self, environment: str) -> None:
         self.registry = CollectorRegistry()
         self._environment = environment
-        # Looking a label up costs more than counting does.
+        # Metrics with fixed labels are kept here, because finding a label takes longer than counting.
         self._turns = cache(partial(catalogue.TURNS.counter(self.registry).labels, environment))
         self._prompt_tokens = catalogue.PROMPT_TOKENS.counter(self.registry).labels(environment)
         self._cached_tokens = catalogue.CACHED_TOKENS.counter(self.registry).labels(environment)
@@ -90,7 +90,7 @@ class WorkerMetrics:
     def export_state(
         self, get_in_flight: Callable[[], int], engines: EngineClientState, version: CurrentPolicyVersion
     ) -> None:
-        """Also export how many rollouts are in flight, and the state of the engines and of the version."""
+        """Also export the number of rollouts in flight, the state of the engines, and the trainer's policy version."""
         self.registry.register(_StateCollector((self._environment,), get_in_flight, engines, version))
 
     def record_retry(self) -> None:
@@ -98,12 +98,12 @@ class WorkerMetrics:
         self._attempt_retries.inc()
 
     def record_images(self, given_bytes: int, *, stored_bytes: int) -> None:
-        """Record the images of a turn: their bytes, and how many of these bytes were stored, because they were new."""
+        """Record the size of a turn's images; `stored_bytes` is the size of the new images, which were stored."""
         self._image_bytes.inc(given_bytes)
         self._image_bytes_saved.inc(given_bytes - stored_bytes)
 
     def record_turn(self, step: Step, sampled_tokens: int) -> None:
-        """Record a turn, and how many versions its weights are behind the trainer's version at its start."""
+        """Record a turn, and how many versions its weights are behind the trainer's version when the turn started."""
         self._turns(step.prompt_source).inc()
         self._prompt_tokens.inc(step.prompt_length)
         self._cached_tokens.inc(step.cached_tokens or 0)
@@ -116,12 +116,12 @@ class WorkerMetrics:
             self._policy_lag.observe(max(0, trainer_number - min(sampled_numbers)))
 
     def record_engine_request(self, url: str, outcome: str, seconds: float) -> None:
-        """Record the end of one try at one engine."""
+        """Record the outcome and the duration of one try of a request to an engine."""
         self._engine_seconds(url, outcome).observe(seconds)
 
     @contextmanager
     def time_admission(self) -> Iterator[None]:
-        """Measure how long the worker waits for room in the trajectories queue."""
+        """Measure the time of a `with` block in which the worker waits until the trajectories queue has room."""
         self._waiting_since = time.monotonic()
         try:
             yield
@@ -135,6 +135,8 @@ class WorkerMetrics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _StateCollector(Collector):
+    """Exports the values that the worker and the engine client keep themselves."""
+
     labels: tuple[str]
     get_in_flight: Callable[[], int]
     engines: EngineClientState

@@ -1,1 +1,1 @@
-"""What is in the directory of a run: claims on attempts, outcomes, the launch's configurations, images."""
+"""Reads and writes the directory of a run: claims, outcomes, the configurations of a launch, and images."""

@@ -1,7 +1,7 @@
-"""The images of a run on disk: their number, a check for damage, and the removal of those that nothing refers to.
+"""Counts and checks the images of a run on disk, and removes images that no record refers to.
 
-Every process of a run holds a shared lock on `run.lock` until it ends. Garbage collection needs the exclusive lock:
-it does not start while a process of the run works, and no process of the run starts while it works.
+Every process of a run holds a shared lock on `run.lock` until it ends. Garbage collection needs the exclusive lock.
+Therefore it does not start while a process of the run is alive, and no process of the run starts during it.
 """
 
 import fcntl
@@ -28,13 +28,13 @@ class RunHeldError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class AssetStats:
-    """What is in an image directory.
+    """The content of an image directory.
 
     Attributes:
-        files: how many assets there are.
-        n_bytes: the sum of their sizes in bytes.
-        by_extension: how many assets have each file name extension.
-        foreign: how many other files there are, without the name of an asset.
+        files: the number of assets.
+        n_bytes: the total size of the assets in bytes.
+        by_extension: the number of assets with each file name extension.
+        foreign: the number of other files, which do not have the name of an asset.
     """
 
     files: int
@@ -48,7 +48,7 @@ class VerifyReport:
     """The result of a check of all assets.
 
     Attributes:
-        checked: how many assets were read.
+        checked: the number of assets that were read.
         problems: one error for each asset whose content does not match the hash in its name.
     """
 
@@ -58,14 +58,14 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What garbage collection removed, or would remove without `dry_run`, and why it kept the rest.
+    """The result of a garbage collection. With `dry_run`, it says what a real collection would remove.
 
     Attributes:
         removed: the file names of the removed assets.
-        bytes_removed: the sum of their sizes in bytes.
-        kept_referenced: how many assets were kept because a record refers to them.
-        kept_young: how many assets were kept because they are younger than the grace time.
-        dry_run: whether nothing was really removed.
+        bytes_removed: the total size of the removed assets in bytes.
+        kept_referenced: the number of assets that were kept because a record refers to them.
+        kept_young: the number of assets that were kept because they are younger than the grace time.
+        dry_run: whether this was only a trial, so that no file was removed.
     """
 
     removed: tuple[str, ...]
@@ -77,12 +77,12 @@ class GcReport:
 
 @contextmanager
 def hold_run_lock(run_directory: Path) -> Iterator[None]:
-    """Hold the shared lock of a run for the block. Any number of the run's processes may hold it.
+    """Hold the shared lock of a run in a `with` block. All processes of the run may hold it at the same time.
 
     Raises:
-        RunHeldError: its garbage is being collected.
+        RunHeldError: the garbage of the run is being collected.
     """
-    with _locked_run(run_directory, fcntl.LOCK_SH, "its garbage is being collected; start the run when that is done"):
+    with _locked_run(run_directory, fcntl.LOCK_SH, "its garbage is being collected. Start the run after that."):
         yield
 
 
@@ -90,7 +90,7 @@ def asset_stats(run_directory: Path) -> AssetStats:
     """Count the assets of a run.
 
     Raises:
-        ImageStoreError: the directory cannot be read.
+        ImageStoreError: the image directory cannot be read.
     """
     assets, foreign = _list_assets(run_directory)
     extensions = Counter(entry.name[64:] for entry in assets)
@@ -101,7 +101,7 @@ def verify_assets(run_directory: Path) -> VerifyReport:
     """Read every asset of a run and compare it with the hash in its name.
 
     Raises:
-        ImageStoreError: the directory cannot be read.
+        ImageStoreError: the image directory cannot be read.
     """
     assets, _ = _list_assets(run_directory)
     problems = []
@@ -120,16 +120,16 @@ def collect_garbage(
 
     Args:
         run_directory: the directory of the run.
-        referenced: the file names in unacked records and kept trajectories.
-        grace_seconds: younger assets are kept.
-        dry_run: report what would be removed, and remove nothing.
+        referenced: the file names of assets in unacked records and kept trajectories.
+        grace_seconds: the age in seconds below which assets are kept.
+        dry_run: whether to report only, and remove nothing.
 
     Raises:
         RunHeldError: a process of the run is alive.
-        ImageStoreError: the directory cannot be read, or a file in it cannot be removed.
+        ImageStoreError: the image directory cannot be read, or an asset cannot be removed.
     """
     with _locked_run(
-        run_directory, fcntl.LOCK_EX, "a process of the run still works in it; try again when it has ended"
+        run_directory, fcntl.LOCK_EX, "a process of the run still works in it. Try again when the process has ended."
     ):
         assets, _ = _list_assets(run_directory)
         unreferenced = [entry for entry in assets if entry.name not in referenced]
@@ -140,7 +140,7 @@ def collect_garbage(
             try:
                 os.unlink(path)
             except OSError as error:
-                raise ImageStoreError(f"the asset {path} cannot be removed: {error.strerror}") from error
+                raise ImageStoreError(f"the image {path} cannot be removed: {error.strerror}.") from error
     return GcReport(
         removed=tuple(sorted(name for _, name, _ in garbage)),
         bytes_removed=sum(status.st_size for _, _, status in garbage),
@@ -151,13 +151,14 @@ def collect_garbage(
 
 
 def _list_assets(run_directory: Path) -> tuple[list[os.DirEntry[str]], int]:
+    """Return the assets of a run, and the number of other files in the image directory."""
     directory = run_directory / IMAGE_DIRECTORY
     try:
         with os.scandir(directory) as entries:
             all_entries = list(entries)
     except OSError as error:
         raise ImageStoreError(
-            f"{directory} cannot be read: {error.strerror}; give the directory of a run with images"
+            f"{directory} cannot be read: {error.strerror}. Use the directory of a run that has images."
         ) from error
     assets = [entry for entry in all_entries if ASSET_NAME.fullmatch(entry.name)]
     return assets, len(all_entries) - len(assets)
@@ -165,15 +166,16 @@ def _list_assets(run_directory: Path) -> tuple[list[os.DirEntry[str]], int]:
 
 @contextmanager
 def _locked_run(run_directory: Path, lock_operation: int, held_reason: str) -> Iterator[None]:
+    """Lock a run in a `with` block; raise RunHeldError with `held_reason` if another process holds the lock."""
     try:
         fd = os.open(run_directory / RUN_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise ImageStoreError(f"the run directory {run_directory} cannot be locked: {error.strerror}") from error
+        raise ImageStoreError(f"the run directory {run_directory} cannot be locked: {error.strerror}.") from error
     try:
         fcntl.flock(fd, lock_operation | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise RunHeldError(f"the run directory {run_directory} is held: {held_reason}") from None
+        raise RunHeldError(f"the run directory {run_directory} is locked: {held_reason}") from None
     try:
         yield
     finally:

@@ -1,15 +1,15 @@
-"""Which attempts at a rollout started, and how the rollout ended: one small file for each in the run's directory.
+"""Records which attempts at a rollout started, and how the rollout ended, in small files of the run's directory.
 
-    <rollout>.<n>            attempt n started; created exclusively, so that no two attempts share a number
-    <rollout>.<n>.returned   the worker gave the attempt back on purpose: it does not count against `max_attempts`
-    <rollout>.<n>.failed     the infrastructure failed the attempt, or its environment asked for another one
-    <rollout>.<n>.outcome    the outcome while it is being written
-    <rollout>.done           the finished record was accepted; contains the outcome
+    <rollout>.<n>            attempt n has started; exclusive creation makes sure that no two attempts share a number
+    <rollout>.<n>.returned   the worker ended the attempt on purpose, so it does not count against `max_attempts`
+    <rollout>.<n>.failed     the infrastructure failed the attempt, or its environment asked for another attempt
+    <rollout>.<n>.outcome    the outcome, while it is being written
+    <rollout>.done           the finished record was accepted; the file contains the outcome
 
-Claims are files, and not records on the tasks queue, for three reasons. All workers of a run share its directory
-anyway, because their images are there. The file system needs only exclusive creation and atomic renaming. And a claim
-belongs to the rollout, not to the record: an order that was sent twice never has two attempts with one number. So any
-queue will do for the tasks.
+Claims are files, and not records on the tasks queue, for three reasons. All workers of a run already share its
+directory, because their images are there. The file system needs only exclusive creation and atomic renaming. A claim
+belongs to the rollout and not to the order, so two attempts never have the same number, even if an order is sent twice.
+Therefore the tasks can be on any queue.
 """
 
 import hashlib
@@ -40,12 +40,12 @@ class ClaimsError(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An attempt that belongs to the worker that claimed it.
+    """An attempt that a worker has claimed for itself.
 
     Attributes:
-        rollout_id: the rollout.
-        attempt_number: the number of the attempt, from 1 on.
-        attempts_used: how many attempts count against `max_attempts`, this one included.
+        rollout_id: the id of the rollout.
+        attempt_number: the number of the attempt; the first attempt has the number 1.
+        attempts_used: the number of attempts that count against `max_attempts`, including this one.
     """
 
     rollout_id: str
@@ -55,11 +55,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class AttemptHistory:
-    """How a rollout's attempts ended so far.
+    """Says how a rollout's attempts have ended so far.
 
     Attributes:
-        attempts_used: how many attempts count against `max_attempts`.
-        unreported_attempts: how many attempts have no report of their end: they still run, or their worker died.
+        attempts_used: the number of attempts that count against `max_attempts`.
+        unreported_attempts: the number of attempts without a report of their end: they still run, or their worker died.
     """
 
     attempts_used: int
@@ -68,28 +68,29 @@ class AttemptHistory:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a rollout ended, for summaries; the records on the trajectories queue are what counts.
+    """Says how a rollout ended, for summaries. The trainer uses only the records on the trajectories queue.
 
     Attributes:
-        rollout: the rollout's id.
+        rollout: the id of the rollout.
         group: the id of its task.
         attempt: the number of the attempt that finished.
-        status: the status in its finished record, see `RolloutStatus`.
-        limit: the limit that stopped it, see `RolloutLimit`.
-        reward: its reward; None if it has none.
-        rewards: its named rewards.
-        turns: how many turns it had.
-        images: how many different images it had.
-        tokens: how many tokens the policy sampled in it.
-        queue_bytes: how many bytes the records of its last attempt have.
-        error: the type and the message of its error; None if it has none.
-        traceback: the traceback of an error of the environment or the engine; None if there is none.
-        metrics: the metrics of its score.
-        retries: how many attempts followed one that the infrastructure failed, whose worker died, or whose environment
-            asked for another one.
-        request_retries: how many requests to engines were sent again, in the attempts of the worker that finished it.
-        close_failed: whether `close` of its environment failed or took too long.
-        retry_reason: why an environment last asked for another attempt at it; None if none did.
+        status: the status in the finished record, see `RolloutStatus`.
+        limit: the limit that stopped the rollout, see `RolloutLimit`.
+        reward: the reward; None if the rollout has no reward.
+        rewards: the named rewards.
+        turns: the number of turns.
+        images: the number of different images.
+        tokens: the number of tokens that the policy sampled.
+        queue_bytes: the size of the last attempt's records in bytes.
+        error: the type and the message of the error; None if there was no error.
+        traceback: the traceback of an error in the environment or the engine; None if there is none.
+        metrics: the metrics of the score.
+        retries: the number of attempts that started because the infrastructure failed the attempt before, its worker
+            died, or its environment asked for another attempt.
+        request_retries: the number of requests that were sent to an engine again, in the attempts of the worker that
+            finished the rollout.
+        close_failed: whether the environment's `close` failed or took too long.
+        retry_reason: the latest reason why the environment asked for another attempt; None if it did not.
     """
 
     rollout: str
@@ -116,7 +117,7 @@ _OUTCOME_ADAPTER = TypeAdapter(Outcome)
 
 
 class Claims:
-    """The claims of one environment in one run, shared by all of its workers."""
+    """Reads and writes the claims of one environment in one run. All workers of the environment share these files."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -124,19 +125,19 @@ class Claims:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ClaimsError(f"{directory}: the directory cannot be created: {error.strerror}.") from None
+            raise ClaimsError(f"{directory}: the directory of claims cannot be created: {error.strerror}.") from None
 
     def is_done(self, rollout_id: str) -> bool:
-        """Whether its finished record was accepted."""
+        """Whether the rollout's finished record was accepted."""
         return self._path(rollout_id, "done").exists()
 
     def attempt_history(self, rollout_id: str) -> AttemptHistory:
-        """Return what became of the attempts that started."""
+        """Return how the rollout's attempts have ended so far."""
         endings = list(self._attempt_endings(rollout_id))
         return AttemptHistory(len(endings) - endings.count("returned"), endings.count(None))
 
     def claim_next_attempt(self, rollout_id: str) -> Claim:
-        """Claim the next attempt, durably."""
+        """Claim the rollout's next attempt. The claim survives a power cut."""
         while True:
             endings = list(self._attempt_endings(rollout_id))
             number = len(endings) + 1
@@ -147,34 +148,34 @@ class Claims:
             return Claim(rollout_id, number, number - endings.count("returned"))
 
     def mark_returned(self, claim: Claim) -> None:
-        """Report that the worker gave the attempt up on purpose, which says nothing against the rollout."""
+        """Report that the worker ended the attempt on purpose; the attempt does not count against `max_attempts`."""
         self._mark_ended(claim, "returned")
 
     def mark_failed(self, claim: Claim) -> None:
-        """Report that the attempt failed without a finished record, and that it did not kill its worker."""
+        """Report that the attempt failed without a finished record, and that its worker is still alive."""
         self._mark_ended(claim, "failed")
 
     def record_outcome(self, outcome: Outcome) -> None:
-        """Record the outcome, unless one is recorded already. Call it once the finished record is accepted.
+        """Record the outcome, unless the rollout already has one. Call it when the finished record is accepted.
 
-        If two attempts end at the same moment, the outcome of either one stays. Both are right: outcomes only serve
-        summaries, and the trainer decides by the records which attempt counts.
+        If two attempts end at the same moment, the outcome of one of them stays, and either is right. Outcomes are only
+        for summaries; the trainer uses the records to decide which attempt it takes.
         """
         if self.is_done(outcome.rollout):
             return
         draft_path = self._path(outcome.rollout, f"{outcome.attempt}.outcome")
         try:
             draft_path.write_bytes(dump_json(asdict(outcome)))
-            draft_path.rename(self._path(outcome.rollout, "done"))  # so that nobody reads a part of it
+            draft_path.rename(self._path(outcome.rollout, "done"))  # atomic: no process reads a part of the file
         except OSError as error:
-            raise ClaimsError(f"{draft_path}: the outcome was not recorded: {error.strerror}.") from None
+            raise ClaimsError(f"{draft_path}: the outcome cannot be written: {error.strerror}.") from None
 
     def outcome(self, rollout_id: str) -> Outcome | None:
-        """Return how a rollout ended; None if it has not ended, or its file is damaged."""
+        """Return the outcome of a rollout; None if the rollout has not ended, or its file is damaged."""
         return self._read_outcome(self._path(rollout_id, "done"))
 
     def new_outcomes(self, seen_names: set[str]) -> Iterator[Outcome]:
-        """Yield the outcomes whose files are not in `seen_names`, and add the names of these files."""
+        """Yield the outcomes in files that are not in `seen_names`, and add the names of these files to the set."""
         for entry in os.scandir(self._directory):
             if entry.name.endswith(".done") and entry.name not in seen_names:
                 if (outcome := self._read_outcome(Path(entry.path))) is not None:
@@ -182,7 +183,10 @@ class Claims:
                 seen_names.add(entry.name)
 
     def _read_outcome(self, path: Path) -> Outcome | None:
-        """Return the outcome in a file; None if there is no such file, or if it is damaged: its rollout stays done."""
+        """Return the outcome in a file; None if the file does not exist or is damaged.
+
+        A rollout with a damaged file is still done, because the file exists.
+        """
         try:
             fields = json.loads(path.read_bytes())
             if isinstance(fields, dict) and "limit" not in fields:
@@ -197,7 +201,7 @@ class Claims:
             if path.name not in self._damaged_names:
                 self._damaged_names.add(path.name)
                 log.warning(
-                    "an outcome is damaged: its rollout is done, and is not in the summary",
+                    "the file of an outcome is damaged, so the summary does not contain its rollout",
                     file=str(path),
                     error=error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error),
                 )
@@ -205,7 +209,7 @@ class Claims:
         return outcome
 
     def _attempt_endings(self, rollout_id: str) -> Iterator[str | None]:
-        """Yield for each attempt that started how it ended; None without a report."""
+        """Yield the ending of each attempt that started; None if its end was not reported."""
         number = 1
         while self._path(rollout_id, str(number)).exists():
             markers = (
@@ -219,9 +223,10 @@ class Claims:
             self._create_exclusively(self._path(claim.rollout_id, f"{claim.attempt_number}.{ending}"))
 
     def _create_exclusively(self, path: Path) -> None:
+        """Create a file durably; raise FileExistsError if it exists."""
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            # If a number were used again after a power cut, the records of two attempts would be mixed.
+            # Without fsync, a number might be used again after a power cut, and mix the records of two attempts.
             directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(directory_fd)

@@ -1,16 +1,16 @@
-"""The directory of a run, and the lock on it.
+"""Manages the directory of a run, and locks it.
 
-assets/images/            the run's images, by content
+assets/images/            the run's images; their names are the hashes of their bytes
 claims/<environment>/     which attempts started, and how each rollout ended
-tasks/<environment>/      the orders, unless queue.tasks is elsewhere
-trajectories/             the records, unless queue.url is elsewhere
-control/<environment>/    the trainer's progress, unless queue.control is elsewhere
+tasks/<environment>/      the orders, unless queue.tasks has another URL
+trajectories/             the records of rollouts, unless queue.url has another URL
+control/<environment>/    the trainer's progress, unless queue.control has another URL
 policy/                   the weights that the trainer published last
-log.jsonl, workers/       logs
+log.jsonl, workers/       the logs
 metrics/                  where each process serves its metrics, and the last values of each process that ended
-ended                     exists when every rollout of the run has ended; workers that joined the run then exit
-run.lock                  held by every process of the run, so that no image is removed while a process works
-launch.lock               held by the one `rollout run` or `rollout launch` of the run
+ended                     exists when all rollouts of the run have ended; the workers of the run then exit
+run.lock                  locked by every process of the run, so that no image is removed while a process works
+launch.lock               locked by `rollout run` or `rollout launch`, so that only one of them works in the directory
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from rollout.rundir.private_files import write_private_file
 from transports.urls import has_plain_password, without_password
 
 RUN_CONFIG_NAME = "config.yaml"
-"""The file in which `rollout run` saves its configuration; a launch has one named after each environment."""
+"""The name of the file with the configuration of `rollout run`. A launch has a file named after each environment."""
 
 
 class RunAlreadyActive(RolloutError):
@@ -52,7 +52,7 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
-        """The run's id."""
+        """The id of the run."""
         return self.path.name
 
     @property
@@ -62,7 +62,7 @@ class RunDirectory:
 
     @property
     def metrics_path(self) -> Path:
-        """The directory in which processes say where they serve their metrics."""
+        """The directory with a file for each process that says where the process serves its metrics."""
         return self.path / "metrics"
 
     @property
@@ -72,7 +72,7 @@ class RunDirectory:
 
     @property
     def ended_marker(self) -> Path:
-        """The file that exists when every rollout of the run has ended."""
+        """The path of the file that exists when all rollouts of the run have ended."""
         return self.path / "ended"
 
     def claims_path(self, environment: str) -> Path:
@@ -80,17 +80,18 @@ class RunDirectory:
         return self.path / "claims" / environment
 
     def create(self) -> None:
-        """Make the directory if it does not exist. Several processes may do this at the same time."""
+        """Create the directory if it does not exist. Several processes may do this at the same time."""
         try:
             for directory in (self.images_path, self.path / "workers"):
                 directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunDirectoryError(f"{self.path}: the run's directory cannot be made: {error.strerror}.") from None
+            raise RunDirectoryError(f"{self.path}: the run's directory cannot be created: {error.strerror}.") from None
 
     def save_config(self, config: Config, file_name: str) -> None:
-        """Save the whole configuration with its defaults in a file that only its owner can read.
+        """Save the whole configuration, including defaults, in a file that only its owner can read.
 
-        Variables are saved as the user wrote them. A password in a queue's URL is left out if it is not in a variable.
+        Environment variables are saved as the user wrote them, not as their values. A password that the user wrote
+        directly in a queue's URL is left out.
         """
         values = config.as_written()
         queue = values["queue"]
@@ -102,25 +103,25 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the directory for the block: no image is removed, and no other run starts in it.
+        """Lock the directory in a `with` block, so that no image is removed and no other run starts in the directory.
 
         Raises:
-            RunAlreadyActive: another `rollout run` or `rollout launch` works in it.
-            RunHeldError: its garbage is being collected.
+            RunAlreadyActive: another `rollout run` or `rollout launch` works in the directory.
+            RunHeldError: the garbage of the run is being collected.
         """
         with hold_run_lock(self.path), (self.path / "launch.lock").open("ab") as lock_file:
             try:
                 fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunAlreadyActive(
-                    f"{self.path}: another process runs here. Wait for it, or stop it. To add workers to the run, use "
-                    f"`rollout worker CONFIG --run {self.path}`."
+                    f"{self.path}: another `rollout run` or `rollout launch` works in this directory. Wait for it, or "
+                    f"stop it. To add workers to the run, use `rollout worker CONFIG --run {self.path}`."
                 ) from None
             yield
 
 
 def create_run_directory(parent: Path, name: str) -> RunDirectory:
-    """Make the directory of a new run; its name is the run's id."""
+    """Create and return the directory of a new run; the directory's name is the run's id."""
     directory = RunDirectory(parent / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     directory.create()
     return directory

@@ -1,4 +1,4 @@
-"""A warning if limits stopped every rollout of a run."""
+"""Warns if limits stopped every rollout of a run."""
 
 from collections.abc import Mapping
 
@@ -9,24 +9,23 @@ from rollout.records.endings import RolloutLimit, RolloutStatus
 def warn_if_all_limited(
     limit_counts: Mapping[str, int], status_counts: Mapping[str, int], config: Config
 ) -> str | None:
-    """Return a warning if limits stopped every rollout. Return None if any rollout had no limit, or none has ended.
-
-    Abandoned rollouts are not counted.
+    """Return a warning if limits stopped all rollouts that have ended, not counting abandoned ones; otherwise None.
 
     Args:
-        limit_counts: how many rollouts each limit stopped.
-        status_counts: how many rollouts ended with each status.
+        limit_counts: the number of rollouts that each limit stopped.
+        status_counts: the number of rollouts that ended with each status.
         config: the configuration with the limits.
     """
     ended = sum(count for status, count in status_counts.items() if status != RolloutStatus.ABANDONED)
     if not ended or sum(limit_counts.values()) < ended:
         return None
     advice = {
-        RolloutLimit.TURNS: "the environment's own limit of turns: raise it, or teach the policy to finish earlier",
+        RolloutLimit.TURNS: "the environment's limit of turns: raise it, or teach the policy to finish earlier",
         RolloutLimit.TOKENS: "the length limit of an answer: raise engine.sampling.max_tokens"
         f" (now {config.engine.sampling.max_tokens})",
         RolloutLimit.CONTEXT: "the model's context: raise the engine's max_model_len,"
-        " make the conversations shorter, or score what fits (ContextExhausted, MultiTurnEnvironment.truncated)",
+        " make the conversations shorter, or score the part that fits"
+        " (ContextExhausted, MultiTurnEnvironment.truncated)",
         RolloutLimit.TIME: f"a time limit: raise worker.turn_timeout (now {config.worker.turn_timeout:g} s),"
         f" worker.rollout_timeout (now {config.worker.rollout_timeout:g} s) or policy.straggler_grace"
         f" (now {config.policy.straggler_grace:g} s)",

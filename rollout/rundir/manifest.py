@@ -1,4 +1,4 @@
-"""The configurations of a launch, saved in the run's directory, so that the launch can be resumed."""
+"""Saves the configurations of a launch in the run's directory, so that the launch can be resumed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from rollout.rundir.private_files import write_private_file
 
 _MANIFEST_NAME = "launch.json"
 _FIXED_SECTIONS = ("environment", "tasks")
-"""The sections that define the rollouts of a run; they must not change."""
+"""The sections that define the rollouts of a run; they must not change when the run is resumed."""
 
 
 class CannotResume(ConfigurationError):
-    """There is no launch in this directory, or its tasks have changed."""
+    """The directory does not contain a launch, or the launch started with other files or other tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """The configuration of one environment of a launch. Each worker reads it again from the file and the overrides.
+    """The configuration of one environment of a launch. Each worker loads it again from the file and the overrides.
 
     Attributes:
         file: the absolute path of the YAML file.
-        overrides: the `KEY=VALUE` texts that change keys of the file.
-        config: the checked configuration that results.
+        overrides: the `KEY=VALUE` strings that change keys of the file.
+        config: the checked configuration, after the overrides.
     """
 
     file: Path
@@ -40,11 +40,11 @@ class LaunchConfig:
 
 @dataclass(frozen=True, slots=True)
 class _ManifestEntry:
-    """What a launch saves about one configuration.
+    """The data that a launch saves about one configuration.
 
     Attributes:
         file: the absolute path of the YAML file.
-        overrides: the texts of `--set`, with variables that are not replaced.
+        overrides: the `KEY=VALUE` strings of `--set`; environment variables in them are not replaced.
         environment: the name of the environment, `run.name`.
         digests: a hash of each section that defines the rollouts.
     """
@@ -61,10 +61,10 @@ _MANIFEST = TypeAdapter(list[_ManifestEntry])
 def create_run(
     files: Sequence[Path], overrides: Sequence[str], run_path: Path | None = None
 ) -> tuple[RunDirectory, list[LaunchConfig]]:
-    """Make the directory of a new run of these configurations: `run_path`, or a directory with a new name.
+    """Create the directory of a new run: `run_path`, or a directory with a new name. Return it and its configurations.
 
     Raises:
-        EnvironmentUnusable: an environment cannot be made; then no directory is made.
+        EnvironmentUnusable: an environment cannot be created. Then the directory is not created either.
     """
     launch_configs = load_launch_configs(files, overrides)
     for launch_config in launch_configs:
@@ -79,9 +79,8 @@ def create_run(
         directory.save_config(launch_config.config, f"{launch_config.config.run.name}.yaml")
     manifest = orjson.dumps([_entry(launch_config) for launch_config in launch_configs], option=orjson.OPT_INDENT_2)
     try:
-        write_private_file(
-            directory.path / _MANIFEST_NAME, manifest
-        )  # last, because from now on the run can be resumed
+        # This file is written last, because the run can be resumed when it exists.
+        write_private_file(directory.path / _MANIFEST_NAME, manifest)
     except OSError as error:
         raise RunDirectoryError(f"{directory.path / _MANIFEST_NAME} cannot be written: {error.strerror}.") from None
     return directory, launch_configs
@@ -91,8 +90,8 @@ def load_launch_configs(files: Sequence[Path], overrides: Sequence[str]) -> list
     """Load the launch configurations of one run.
 
     Raises:
-        ConfigFileError: a configuration is not usable.
-        ConfigurationError: two have the same name.
+        ConfigFileError: a configuration is not valid.
+        ConfigurationError: two configurations have the same `run.name`.
     """
     launch_configs = [
         LaunchConfig(resolve_path(file), tuple(overrides), load_config(file, overrides)) for file in files
@@ -101,29 +100,29 @@ def load_launch_configs(files: Sequence[Path], overrides: Sequence[str]) -> list
     duplicate = next((name for name in names if names.count(name) > 1), None)
     if duplicate is not None:
         raise ConfigurationError(
-            f"two configurations have the run.name {duplicate!r}; give each environment its own run.name."
+            f"two configurations have the run.name {duplicate!r}. Set a different run.name in each configuration."
         )
     return launch_configs
 
 
 def can_resume(path: Path) -> bool:
-    """Whether this directory has a launch that can be resumed."""
+    """Whether this directory contains a launch that can be resumed."""
     return (path / _MANIFEST_NAME).exists()
 
 
 def resume_run(
     path: Path, overrides: Sequence[str], files: Sequence[Path] = ()
 ) -> tuple[RunDirectory, list[LaunchConfig]]:
-    """Load the run in a directory again. Additional overrides may change everything except its tasks.
+    """Load the configurations of an existing run. New overrides may change everything except the tasks.
 
     Args:
         path: the directory of the run.
-        overrides: `KEY=VALUE` texts, which are applied after those of the run's start.
-        files: if not empty, the files with which the run must have started.
+        overrides: the new `KEY=VALUE` strings; they are applied after the overrides with which the run started.
+        files: the files with which the run must have started; if there are none, this is not checked.
 
     Raises:
         CannotResume: there is no launch, its tasks have changed, or it started with other files.
-        EnvironmentUnusable: an environment cannot be made.
+        EnvironmentUnusable: an environment cannot be created.
     """
     directory = RunDirectory(resolve_path(path))
     if not can_resume(path):
@@ -131,12 +130,13 @@ def resume_run(
     try:
         entries = _MANIFEST.validate_json((path / _MANIFEST_NAME).read_bytes())
     except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no launch wrote this file"
+        reason = error.strerror if isinstance(error, OSError) else "it is not a file that `rollout launch` wrote"
         raise CannotResume(f"{path / _MANIFEST_NAME} cannot be read: {reason}. Start a new run.") from None
     recorded_files, given_files = [entry.file for entry in entries], [str(resolve_path(file)) for file in files]
     if given_files and given_files != recorded_files:
         raise CannotResume(
-            f"{path}: this run was started with {', '.join(recorded_files)}, not with {', '.join(given_files)}."
+            f"{path}: this run was started with {', '.join(recorded_files)}, not with {', '.join(given_files)}. "
+            "Use the same files, or start a new run."
         )
     launch_configs = []
     for entry in entries:
@@ -149,16 +149,17 @@ def resume_run(
 
 
 def _why_not_a_launch(path: Path) -> str:
+    """Return the error for a directory that has no launch."""
     if not path.is_dir():
-        return f"{path}: there is no such directory. Give the directory of a run that `rollout launch` started."
+        return f"{path}: this directory does not exist. Use the directory of a run that `rollout launch` started."
     if (path / RUN_CONFIG_NAME).exists():
         return (
-            f"{path} was made by `rollout run`, and only a launch can be resumed. Start a launch with "
-            "`rollout launch CONFIG`, or play everything again with `rollout run CONFIG`."
+            f"{path} was created by `rollout run`, but only a launch can be resumed. Start a launch with "
+            "`rollout launch CONFIG`, or play all rollouts again with `rollout run CONFIG`."
         )
     return (
-        f"{path}: no launch was started here, because there is no {_MANIFEST_NAME}. Give the directory of a run that "
-        "`rollout launch` started."
+        f"{path}: this is not the directory of a launch, because it has no {_MANIFEST_NAME}. Use the directory of a "
+        "run that `rollout launch` started."
     )
 
 
@@ -173,12 +174,13 @@ def _entry(launch_config: LaunchConfig) -> _ManifestEntry:
 
 
 def _require_same_tasks(launch_config: LaunchConfig, recorded: _ManifestEntry, path: Path) -> None:
+    """Raise CannotResume if the configuration now defines other rollouts than when the run started."""
     current = _entry(launch_config)
     changed = [section for section in _FIXED_SECTIONS if current.digests[section] != recorded.digests.get(section)]
     if current.environment != recorded.environment:
         changed.append("run.name")
     if changed:
         raise CannotResume(
-            f"{launch_config.file}: {' and '.join(changed)} changed since the run in {path} started, and so would "
-            "its rollouts. Start a new run, or undo the change."
+            f"{launch_config.file}: {' and '.join(changed)} changed after the run in {path} started, so its rollouts "
+            "would be different. Undo the change, or start a new run."
         )

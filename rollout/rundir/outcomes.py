@@ -1,7 +1,7 @@
-"""How rollouts ended, summed as their outcomes come.
+"""Computes totals over the outcomes of rollouts.
 
-A worker adds the outcomes of its own rollouts. A launch reads the outcomes of its run from the claims. So its totals
-stay exact when processes are killed, and they include earlier launches and workers on other machines.
+A worker adds the outcomes of its own rollouts. A launch reads all outcomes of the run from the claims. Therefore the
+launch's totals stay exact when processes are killed. They include earlier launches, and workers on other machines.
 """
 
 import re
@@ -18,22 +18,22 @@ from rollout.rundir.claims import Claims, Outcome
 _PAUSE_FACTOR = 20
 """Spend at most 1/20 of the time reading claims."""
 _MAX_DISTINCT_ERRORS = 1000
-"""For each status. Further errors are left out, because messages that are all different would fill the memory."""
+"""The limit for each status. Later errors are not kept, because many different messages would fill the memory."""
 _FRAME_PATTERN = re.compile(r'^[ |]*File "(.*)$', re.MULTILINE)
-"""The file and the line of a frame in a traceback."""
+"""Matches the line of a traceback that contains the file and the line number of a frame."""
 
 
 @dataclass(slots=True)
 class DistinctError:
-    """An error that one or more rollouts ended with. The same message from other lines of code is another error.
+    """An error with which one or more rollouts ended. The same message from other lines of code is another error.
 
     Attributes:
-        status: how these rollouts ended, such as failed.
+        status: the status of these rollouts, such as failed.
         type: the type of the error.
-        message: its message.
-        rollouts: how many rollouts ended with it.
-        first_rollout: the first of them by name.
-        traceback: where the environment's code raised it in that rollout; None if it arose elsewhere.
+        message: the message of the error.
+        rollouts: the number of rollouts that ended with this error.
+        first_rollout: the rollout with this error whose name sorts first.
+        traceback: the traceback of the error in this rollout; None if there is none.
     """
 
     status: str
@@ -45,10 +45,10 @@ class DistinctError:
 
 
 class ErrorTotals:
-    """Counts how many rollouts ended with each error.
+    """Counts the rollouts that ended with each error.
 
     Attributes:
-        rollouts: how many rollouts ended with any error.
+        rollouts: the total number of rollouts that ended with an error.
     """
 
     def __init__(self) -> None:
@@ -73,13 +73,13 @@ class ErrorTotals:
             known.first_rollout, known.traceback = outcome.rollout, traceback
 
     def distinct(self) -> list[DistinctError]:
-        """Return every error once, in the order of the first rollouts that ended with them."""
+        """Return every error once, sorted by `first_rollout`."""
         return sorted(self._by_key.values(), key=lambda error: error.first_rollout)
 
 
 @dataclass(slots=True)
 class _Mean:
-    """The mean of numbers that come one after another, without the rounding errors of a plain sum (Neumaier)."""
+    """Computes the mean of many numbers with Neumaier's summation, which avoids the rounding errors of a plain sum."""
 
     count: int = 0
     total: float = 0.0
@@ -105,21 +105,21 @@ class OutcomeTotals:
     """The totals of outcomes.
 
     Attributes:
-        rollouts: how many rollouts ended.
-        status_counts: how many of them ended with each status.
-        limits: how many of them each limit stopped.
-        turns: the turns of these rollouts.
-        images: the different images in them, counted for each rollout.
-        tokens: the tokens that the policy sampled in them.
-        queue_bytes: the bytes of their records.
-        retries: the attempts that were repeated, see `Outcome.retries`.
-        request_retries: the requests that were repeated, see `Outcome.request_retries`.
-        retry_reason: why an environment asked for another attempt, if one did.
-        close_failures: how many environments could not be closed.
-        errors: the errors of the rollouts that have one.
+        rollouts: the number of rollouts that ended.
+        status_counts: the number of rollouts that ended with each status.
+        limits: the number of rollouts that each limit stopped.
+        turns: the number of turns of these rollouts.
+        images: the number of different images in each rollout, summed over the rollouts.
+        tokens: the number of tokens that the policy sampled.
+        queue_bytes: the size of the rollouts' records in bytes.
+        retries: the number of repeated attempts, see `Outcome.retries`.
+        request_retries: the number of repeated requests, see `Outcome.request_retries`.
+        retry_reason: the latest reason why an environment asked for another attempt; None if none did.
+        close_failures: the number of environments that could not be closed.
+        errors: the errors of the rollouts.
         reward: the mean of the rewards.
-        named_rewards: the means of the named rewards.
-        metrics: the means of the scores' metrics.
+        named_rewards: the mean of each named reward, by name.
+        metrics: the mean of each metric of the scores, by name.
     """
 
     rollouts: int = 0
@@ -141,11 +141,11 @@ class OutcomeTotals:
 
     @property
     def reward_mean(self) -> float | None:
-        """The mean reward of the rollouts that have one."""
+        """The mean of the rewards; None if no rollout has a reward."""
         return self.reward.value if self.reward.count else None
 
     def add(self, outcome: Outcome) -> None:
-        """Add how a rollout ended. Any thread may call it."""
+        """Add the outcome of a rollout. Any thread may call this method."""
         with self._lock:
             self._add(outcome)
 
@@ -171,7 +171,7 @@ class OutcomeTotals:
                 means[name].add(value)
 
     def report(self) -> dict[str, Any]:
-        """Return the totals as `--json` prints them. Any thread may call it."""
+        """Return the totals as JSON-like data, in the form of the option `--json`. Any thread may call this method."""
         with self._lock:
             return self._report()
 
@@ -195,11 +195,11 @@ class OutcomeTotals:
 
 
 class RunOutcomes:
-    """The totals of a run, read from its claims a little at a time. Each outcome is read once.
+    """Keeps the totals of a run up to date. It reads the outcomes from the run's claims, each outcome once.
 
     Attributes:
-        totals: of the whole run; its errors name each rollout as `ENVIRONMENT/ROLLOUT`.
-        by_environment: of each environment, by its name.
+        totals: the totals of the whole run. In its errors, a rollout's name is `ENVIRONMENT/ROLLOUT`.
+        by_environment: the totals of each environment, by the environment's name.
     """
 
     def __init__(self, claims_by_environment: Mapping[str, Claims]) -> None:
@@ -211,9 +211,9 @@ class RunOutcomes:
         self._refresh_lock = threading.Lock()
 
     def refresh(self, *, at_once: bool = False) -> None:
-        """Add the rollouts that ended since the last call. Any thread may call it.
+        """Add the rollouts that ended since the last call. Any thread may call this method.
 
-        Unless `at_once` is set, a call soon after the last one does nothing.
+        A call soon after the last one does nothing, unless `at_once` is set.
         """
         with self._refresh_lock:
             started = time.monotonic()

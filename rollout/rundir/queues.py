@@ -1,4 +1,4 @@
-"""The queues of a run."""
+"""Gives access to the queues of a run."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from transports import Queue, open_queue
 
 @dataclass(frozen=True, slots=True)
 class RunQueues:
-    """The three queues of one environment of a run: their URLs, and new handles on them.
+    """The three queues of one environment in a run: their URLs, and methods that open them.
 
     Attributes:
         config: the configuration of the environment.
@@ -22,17 +22,17 @@ class RunQueues:
 
     @property
     def tasks(self) -> str:
-        """The URL of the queue with the orders."""
+        """The URL of the queue for orders."""
         return self._fill(self.config.queue.tasks)
 
     @property
     def trajectories(self) -> str:
-        """The URL of the queue with the records of rollouts."""
+        """The URL of the queue for the records of rollouts."""
         return self._fill(self.config.queue.url)
 
     @property
     def control(self) -> str:
-        """The URL of the queue with the trainer's progress."""
+        """The URL of the queue for the trainer's progress."""
         return self._fill(self.config.queue.control)
 
     def open_tasks(self) -> Queue:
@@ -44,7 +44,7 @@ class RunQueues:
         return open_queue(self.trajectories)
 
     def open_control(self) -> Queue:
-        """Open the queue with the trainer's progress."""
+        """Open the queue for the trainer's progress."""
         return open_queue(self.control)
 
     def _fill(self, template: str) -> str:

@@ -1,1 +1,1 @@
-"""One conversation with the policy: its session, its prompts, its trace and its images."""
+"""Plays the turns of one attempt: a session with its prompts, its trace and its images."""

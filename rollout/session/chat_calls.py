@@ -1,4 +1,4 @@
-"""The calls of `chat` of one rollout, and which of them were never awaited."""
+"""Tracks the calls of `chat` in one rollout, to find calls that were never awaited."""
 
 import inspect
 from collections.abc import Coroutine, Iterable
@@ -21,7 +21,7 @@ class ChatCalls:
         return call
 
     def close_unawaited(self) -> int:
-        """Close the calls that were never awaited, so that their turns were not played; return how many there were."""
+        """Close the calls that were never awaited; their turns are not played. Return the number of these calls."""
         unawaited = _unawaited(self._calls)
         for call in unawaited:
             call.close()
@@ -29,4 +29,5 @@ class ChatCalls:
 
 
 def _unawaited(calls: Iterable[ChatCall]) -> list[ChatCall]:
+    """Return the calls that have not been awaited."""
     return [call for call in calls if inspect.getcoroutinestate(call) == inspect.CORO_CREATED]

@@ -1,4 +1,4 @@
-"""What the turns of one session did: for the metrics of the worker, its limits, and the outcome of the rollout."""
+"""Counts the turns of one session, for the metrics of the worker, its limits, and the outcome of the rollout."""
 
 from collections import Counter
 
@@ -13,11 +13,11 @@ class SessionCounters:
 
     Attributes:
         played_turns: the numbers of the turns that were played.
-        context_tokens: the tokens of the latest prompt, and of its answer once that is there.
-        sampled_tokens: the tokens that the policy sampled.
-        prompt_sources: how many prompts came from each source.
-        request_retries: how many requests to engines were sent again.
-        last_limit: the limit that the latest turn met.
+        context_tokens: the number of tokens of the latest prompt and, when it has arrived, of its answer.
+        sampled_tokens: the number of tokens that the policy sampled in all turns.
+        prompt_sources: the number of prompts from each source.
+        request_retries: the number of requests that were sent to an engine again.
+        last_limit: the limit that stopped the latest turn; `NONE` if no limit stopped it.
     """
 
     def __init__(self, metrics: WorkerMetrics) -> None:
@@ -34,7 +34,7 @@ class SessionCounters:
         self.request_retries += 1
 
     def add_turn(self, step: Step, sampled_tokens: int, max_model_len: int | None) -> None:
-        """Count a turn whose step is on the queue."""
+        """Count a turn, after its step was put on the queue."""
         self.played_turns.add(step.turn)
         self.context_tokens = step.prompt_length + sampled_tokens
         self.sampled_tokens += sampled_tokens

@@ -1,7 +1,7 @@
-"""The images of one rollout: the reference of each in requests, its number of tokens, and its descriptor.
+"""Keeps the images of one rollout: for each image its reference for requests, its token count and its descriptor.
 
-An image is identified by its hash. Its descriptor crosses the queue once, with the step that introduces it. Every
-request refers to it again.
+An image is identified by its hash. Its descriptor crosses the queue once, with the first step that has the image. Every
+request contains a reference to the image again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,14 +24,14 @@ class _ImageEntry:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """The image's own part of its descriptor: its layout, and where it is; see `Step.images`."""
+        """The fields of the descriptor that differ between images: the layout and the location; see `Step.images`."""
         url = self.reference.url
         source = {"raw_image_id": url.rpartition("/")[2]} if self.reference.is_file else {"raw_uri": url}
         return {"payload": self.reference.payload, **source}
 
 
 class ImageTable:
-    """Holds all images of a rollout. It forgets none, because an image that a compaction removed may come again."""
+    """Keeps all images of a rollout, because an image that a compaction removed may be used again."""
 
     def __init__(self, geometry: Geometry | None) -> None:
         self._geometry = geometry
@@ -39,19 +39,19 @@ class ImageTable:
         self._sent_hashes: set[str] = set()
 
     def __len__(self) -> int:
-        """How many different images were taken for records."""
+        """The number of different images whose descriptors were put in steps."""
         return len(self._sent_hashes)
 
     def add(self, images: Sequence[PreparedImage], *, first_index: int) -> None:
-        """Add images; those that are known are skipped.
+        """Add the images that are not known yet.
 
         Args:
             images: the images of new messages.
-            first_index: the index of the first of these messages in its conversation, for the texts of errors.
+            first_index: the index of the first new message in the conversation, for errors.
 
         Raises:
-            MessageError: the model reads text only.
-            GeometryError: the model cannot take an image of this size.
+            MessageError: the model is text-only.
+            GeometryError: the model does not accept an image of this size.
         """
         for image in images:
             asset = image.asset
@@ -59,22 +59,22 @@ class ImageTable:
                 continue
             if self._geometry is None:
                 raise MessageError(
-                    f"messages[{first_index + image.message_index}] holds an image, and the renderer of this model "
-                    "takes text only; choose a multimodal one in model.renderer."
+                    f"messages[{first_index + image.message_index}] contains an image, but the renderer of this model "
+                    "accepts only text. Choose a multimodal renderer in model.renderer."
                 )
             payload, token_count = _layout_payload_and_tokens(self._geometry, asset.width, asset.height)
             self._entries[asset.mm_hash] = _ImageEntry(ImageRef(asset.url, asset.mm_hash, payload), token_count)
 
     def token_count(self, mm_hash: str) -> int:
-        """Return how many tokens an image has in expanded ids."""
+        """Return the number of tokens that an image has in expanded ids."""
         return self._entries[mm_hash].token_count
 
     def references(self, placeholders: Iterable[Placeholder]) -> tuple[ImageRef, ...]:
-        """Return one reference for each placeholder, in order; an image that occurs twice has two."""
+        """Return one reference for each placeholder, in order. An image that occurs twice has two references."""
         return tuple(self._entries[placeholder.hash].reference for placeholder in placeholders)
 
     def take_new_records(self, nodes: Iterable[MessageTokens]) -> dict[str, Mapping[str, Any]]:
-        """Return the descriptors, by hash, of the images in these nodes that no earlier step described."""
+        """Return the descriptors, by hash, of the images in these nodes that no earlier step contained."""
         new_hashes = dict.fromkeys(
             slot.hash for node in nodes for slot in node.run.images if slot.hash not in self._sent_hashes
         )
@@ -84,6 +84,6 @@ class ImageTable:
 
 @lru_cache(maxsize=1024)
 def _layout_payload_and_tokens(geometry: Geometry, width: int, height: int) -> tuple[Mapping[str, Any], int]:
-    """Return the layout as a descriptor has it, and its number of tokens; images of one size share the object."""
+    """Return the layout for a descriptor and its number of tokens. Images of the same size share these objects."""
     layout = geometry.layout(width=width, height=height)
     return geometry.payload(layout), layout.tokens

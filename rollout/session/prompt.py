@@ -1,8 +1,8 @@
 """Builds the prompt of a turn: finds the known part of the conversation, and makes the tokens of the rest.
 
-The tokens of a known prefix are used as they are, up to the last answer that the policy sampled in it. The messages
-after it are bridged. If a bridge cannot be proven right, the whole conversation is rendered, and the reason is
-recorded. In both cases every message has tokens of its own, so that the trace can share equal messages.
+The known tokens are used unchanged, up to the last known answer of the policy. The messages after this answer are
+bridged. If a bridge might give wrong tokens, the whole conversation is rendered, and the reason is recorded. In both
+cases, the tokens are divided by message, so that equal messages can share a node of the trace.
 """
 
 from collections import OrderedDict
@@ -30,7 +30,7 @@ from rollout.session.image_table import ImageTable
 from rollout.session.trace import DigestedMessage, PrefixMatch, Trace
 
 _MAX_CACHED_PATHS = 4
-"""How many paths of a rollout keep their joined tokens; those of other paths are joined again when they are needed."""
+"""The maximum number of paths whose joined tokens are cached. Other tokens are joined again when they are needed."""
 
 
 _RENDER_REASONS = {
@@ -42,11 +42,11 @@ _RENDER_REASONS = {
     PromptSource.THINKING: "reasoning dropped",
     PromptSource.REFUSED: "bridge refused",
 }
-"""The reason of a full render, as the summary of a run says it; docs/traces.md explains each."""
+"""The reasons for a full render, as the summary of a run shows them; docs/traces.md explains each reason."""
 
 
 def summarize_prompt_sources(counts: Mapping[PromptSource, int]) -> str:
-    """Return a line that says how many prompts were bridged, and how many were rendered for each reason."""
+    """Return a line with the number of bridged prompts, and the number of rendered prompts for each reason."""
     reasons = [f"{counts[source]:,} {words}" for source, words in _RENDER_REASONS.items() if counts.get(source)]
     rendered = sum(counts.get(source, 0) for source in _RENDER_REASONS)
     why = f": {', '.join(reasons)}" if reasons else ""
@@ -58,7 +58,7 @@ class TokenPath:
     """The joined tokens from a root to a node.
 
     Attributes:
-        last_node: the index of the node; ROOT for the empty path.
+        last_node: the index of the node; ROOT if there are no tokens.
         ids: the logical ids, as they cross the queue.
         expanded: the expanded ids and the placeholders, as the engine sees them.
     """
@@ -68,7 +68,7 @@ class TokenPath:
     expanded: ExpandedPath
 
     def share_memory_with(self, longer_path: "TokenPath") -> "TokenPath":
-        """Return this path in the memory of a longer path, or unchanged if the longer path does not extend it."""
+        """Return this path with slices of a longer path's arrays; unchanged if the longer path does not extend it."""
         own_runs = self.expanded.runs
         if not own_runs or longer_path.expanded.runs[len(own_runs) - 1 : len(own_runs)] != own_runs[-1:]:
             return self
@@ -82,11 +82,12 @@ class Prompt:
     """The prompt of a turn, before the answer is sampled.
 
     Attributes:
-        known_path: the path whose tokens are known; empty if the whole conversation is rendered.
-        new_messages: the messages to add below this path, in order, with their tokens.
-        generation_prompt: the tokens that open the answer; empty if the answer continues a turn of the model.
-        full_path: all of these tokens joined; its `last_node` is that of the known path.
-        source: where the tokens come from.
+        known_path: the known tokens; empty if the whole conversation is rendered.
+        new_messages: the messages after the known tokens, in order, with their own tokens.
+        generation_prompt: the tokens that begin the answer; empty if the answer continues an earlier turn of the model.
+        full_path: the known path, the new messages and the generation prompt, joined; `last_node` is that of
+            `known_path`.
+        source: whether the prompt was bridged, or the reason for a full render.
     """
 
     known_path: TokenPath
@@ -97,10 +98,10 @@ class Prompt:
 
     @property
     def parse_prefix(self) -> LogicalIds:
-        """The tokens before the answer that a parser needs.
+        """The tokens before the answer that the parser of the answer needs.
 
-        They are the generation prompt, or the whole prompt if the generation prompt is empty: then the answer continues
-        a turn that was opened earlier.
+        These are the tokens of the generation prompt. If it is empty, the answer continues an earlier turn of the
+        model, and the parser needs the whole prompt.
         """
         return self.generation_prompt if len(self.generation_prompt) else self.full_path.ids
 
@@ -126,7 +127,7 @@ class PromptBuilder:
             tools: the schemas of the tools; None without tools.
 
         Raises:
-            UnsupportedConversation: a full render and a bridge would treat the conversation differently.
+            UnsupportedConversation: a full render and a bridge would make different tokens.
             PlaceholderError: the text of a message contains the image pad token.
         """
         prefix_match = self._trace.match_prefix(messages, tools_digest)
@@ -137,7 +138,7 @@ class PromptBuilder:
             parse_prefix = LogicalIds(answer_run.ids[: answer_run.sampled_from])
             completion = LogicalIds(answer_run.ids[answer_run.sampled_from :])
             if not len(parse_prefix) and last_answer.parent != ROOT:
-                # In some templates the model continues its turn after a tool's result: the turn was opened earlier.
+                # In some templates, the model continues its turn after a tool's result. That turn began earlier.
                 parse_prefix = concat_ids(*(run.ids for run in self._trace.path_runs(last_answer.parent)))
             try:
                 bridged = await self._renderers.bridge(
@@ -157,12 +158,13 @@ class PromptBuilder:
         return self._assemble_prompt(self._empty_path, messages, rendered.segments, rendered.generation_prompt, source)
 
     def add_answer(self, prompt: Prompt, answer_node: int, completion: LogicalIds, logprobs: Logprobs) -> None:
-        """Keep the joined tokens of the path to this answer, because the next turn probably extends it."""
+        """Cache the joined tokens up to this answer, because the next turn probably extends them."""
         run = TokenRun(completion, 0, logprobs)
         expanded = extend_path(prompt.full_path.expanded, expand([run], pad_id=self._renderers.pad_id))
         self._cache_path(TokenPath(answer_node, concat_ids(prompt.full_path.ids, completion), expanded))
 
     def _prompt_source(self, prefix_match: PrefixMatch, message_count: int) -> PromptSource:
+        """Return BRIDGE if an answer of the policy is known, or the reason for a full render."""
         if prefix_match.last_answer_index != ROOT:
             return PromptSource.BRIDGE
         if not self._trace.nodes:
@@ -179,6 +181,7 @@ class PromptBuilder:
         generation_prompt: LogicalIds,
         source: PromptSource,
     ) -> Prompt:
+        """Make a prompt from the known tokens, and the tokens of the other messages and of the generation prompt."""
         new_messages = tuple(
             (message.digest, self._message_tokens(message, segment))
             for message, segment in zip(messages, segments, strict=True)
@@ -190,6 +193,7 @@ class PromptBuilder:
         return Prompt(known_path.share_memory_with(full_path), new_messages, generation_prompt, full_path, source)
 
     def _message_tokens(self, message: CanonicalMessage, segment: MessageSegment) -> MessageTokens:
+        """Return the message with its tokens and its images."""
         image_slots = tuple(
             ImageSlot(mm_hash, offset, self._image_table.token_count(mm_hash))
             for mm_hash, offset in zip(message.image_hashes, segment.image_offsets, strict=True)
@@ -198,6 +202,7 @@ class PromptBuilder:
         return MessageTokens(message.message, run, segment.content_spans)
 
     def _token_path_to(self, leaf: int) -> TokenPath:
+        """Return the joined tokens from the root to a node, from the cache if they are there."""
         if leaf in self._cached_paths:
             self._cached_paths.move_to_end(leaf)
             return self._cached_paths[leaf]
@@ -207,11 +212,12 @@ class PromptBuilder:
         )
 
     def _share_memory(self, longest_path: TokenPath) -> None:
-        """Make all cached paths that this path extends use its memory, so that a long conversation is stored once."""
+        """Let all cached paths that this path extends use its arrays, so that a long conversation is stored once."""
         for leaf, path in self._cached_paths.items():
             self._cached_paths[leaf] = path.share_memory_with(longest_path)
 
     def _cache_path(self, path: TokenPath) -> TokenPath:
+        """Add a path to the cache, and remove the oldest path if there are too many; return the path."""
         self._share_memory(path)
         self._cached_paths[path.last_node] = path
         if len(self._cached_paths) > _MAX_CACHED_PATHS:

@@ -1,7 +1,7 @@
-"""One attempt's conversation with the policy, whose turns have seven steps.
+"""Plays the turns of one attempt with the policy. A turn has seven stages.
 
 1 images     prepare the images of new messages in place, or refuse them
-2 trace      find the prefix of the conversation that is known
+2 trace      find the known part of the conversation
 3 renderer   bridge the new messages, or render the whole conversation
 4 engine     send one request; the answer has tokens, log-probs and versions
 5 renderer   parse the completion into an assistant message and tool calls
@@ -54,12 +54,12 @@ from rollout.value_limits import MAX_CHARACTERS, TooMuchTextError
 
 @dataclass(slots=True)
 class PolicyVersionState:
-    """The trainer's version of the policy, as far as this process knows; it changes while rollouts run.
+    """The trainer's policy version, as this process knows it; it changes while rollouts run.
 
     Attributes:
         current: the name of the trainer's version.
-        required: the version that the trainer loaded into the engines: engines with older weights are not used. None:
-            all engines are used.
+        required: the version that the trainer pushed to the engines. Engines with older weights are not used. None: all
+            engines are used.
     """
 
     current: str = "0"
@@ -68,16 +68,16 @@ class PolicyVersionState:
 
 @dataclass(frozen=True, slots=True)
 class PolicyClient:
-    """What a session needs to talk to the policy; all sessions of a worker share it.
+    """The objects that a session needs to talk to the policy; all sessions of a worker share them.
 
     Attributes:
-        renderers: turn messages into tokens and back.
-        engine: sends requests to the engines.
+        renderers: the renderers, which turn messages into tokens, and tokens into messages.
+        engine: the client that sends requests to the engines.
         image_policy: which images are accepted, and where they are stored.
         sampling: the sampling parameters of the YAML, which a turn may override.
-        version: the trainer's version of the policy.
+        version: the trainer's policy version.
         metrics: the metrics of the worker.
-        ban_placeholders: whether the engines must not sample the placeholders of images and videos.
+        ban_placeholders: whether requests forbid the engines to sample the pad tokens of images and videos.
     """
 
     renderers: RendererPool
@@ -95,7 +95,7 @@ class PolicyClient:
 
 
 class Session:
-    """The `Model` that the environment of one attempt talks to. Turns may run in parallel."""
+    """The `Model` of one attempt's environment. Its turns may run in parallel."""
 
     def __init__(self, policy: PolicyClient, stream: RolloutStream) -> None:
         self._policy = policy
@@ -109,7 +109,7 @@ class Session:
         self.counters = SessionCounters(policy.metrics)
 
     def close_unawaited_calls(self) -> int:
-        """Close the calls of `chat` that were never awaited; return how many there were."""
+        """Close the calls of `chat` that were never awaited; return their number."""
         return self._calls.close_unawaited()
 
     def chat(
@@ -120,7 +120,7 @@ class Session:
         sampling: Mapping[str, Any] | None = None,
         **unknown: object,
     ) -> Coroutine[Any, Any, Reply]:
-        """See `rollout.environments.base.Model.chat`."""
+        """Return the policy's answer to `messages`; see `rollout.environments.base.Model.chat`."""
         refuse_arguments(unknown)
         return self._calls.add(self._chat(messages, tools=tools, sampling=sampling))
 
@@ -131,6 +131,7 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None,
         sampling: Mapping[str, Any] | None,
     ) -> Reply:
+        """Play a turn, and record the limit if the conversation does not fit the model's context."""
         try:
             return await self._play_turn(messages, tools=tools, sampling=sampling)
         except ContextExhausted:
@@ -144,6 +145,7 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None,
         sampling: Mapping[str, Any] | None,
     ) -> Reply:
+        """Play a turn: make the prompt, let an engine sample the answer, and put the step on the queue."""
         turn, self._next_turn = self._next_turn, self._next_turn + 1
         stage_timer = _StageTimer()
         version_at_start = self._policy.version.current
@@ -191,18 +193,18 @@ class Session:
 
     @property
     def image_count(self) -> int:
-        """How many different images this rollout introduced."""
+        """The number of different images in this rollout."""
         return len(self._image_table)
 
     async def _prepare_messages(self, messages: list[Message]) -> list[CanonicalMessage]:
-        """Return the conversation in canonical form. Only new messages are prepared; every turn repeats the others."""
+        """Return the conversation in canonical form. Known messages come from the cache; only new ones are prepared."""
         cached_messages = self._message_cache.known_prefix(messages)
         first_index, new_messages = len(cached_messages), messages[len(cached_messages) :]
         try:
             require_bounded(new_messages, first_index=first_index)
             report = await prepare_images_async(new_messages, self._policy.image_policy)
         except TooMuchTextError as error:
-            raise ContextExhausted(f"the conversation {error}, which no model's context holds.") from None
+            raise ContextExhausted(f"the conversation {error}, which is too long for every model.") from None
         except ImageError as error:
             if error.message_index is None or error.part_index is None:
                 raise
@@ -216,11 +218,11 @@ class Session:
             self._message_cache.add(message, canonical_message)
         conversation = cached_messages + canonical_messages
         if (size := sum(message.size for message in conversation)) > MAX_CHARACTERS:
-            raise ContextExhausted(f"the conversation is {size:,} bytes of JSON, which no model's context holds.")
+            raise ContextExhausted(f"the conversation has {size:,} bytes of JSON, which is too long for every model.")
         return conversation
 
     def _build_request(self, turn: int, prompt: Prompt, sampling: Mapping[str, Any]) -> GenerateRequest:
-        """Build the request, with every image of the path in prompt order and as often as it occurs."""
+        """Build the request. Its images are in the order of the prompt; an image that occurs twice is there twice."""
         expanded = prompt.full_path.expanded
         remaining_tokens = _remaining_context_tokens(len(expanded.ids), self._policy.engine.max_model_len)
         request_sampling = {key: value for key, value in sampling.items() if value is not None}
@@ -246,16 +248,18 @@ class Session:
         )
 
     def _require_usable(self, generation: Generation, request: GenerateRequest) -> None:
+        """Raise UnusableCompletion if the completion is empty or contains a forbidden token."""
         if not len(generation.token_ids):
             raise UnusableCompletion(f"{request.request_id}: the completion is empty.")
         if request.pad_id is not None and (generation.token_ids == request.pad_id).any():
-            raise UnusableCompletion(f"{request.request_id}: the policy sampled an image placeholder.")
+            raise UnusableCompletion(f"{request.request_id}: the policy sampled an image pad token.")
         if np.isin(generation.token_ids, generation.banned_ids).any():
             raise UnusableCompletion(
-                f"{request.request_id}: the engine sampled a token that it was told not to sample."
+                f"{request.request_id}: the engine sampled a banned token, which the request forbids."
             )
 
     def _commit_turn(self, prompt: Prompt, message: Message, generation: Generation, tools_digest: bytes) -> Commit:
+        """Add the new messages and the answer to the trace; return the new nodes."""
         (canonical_message,) = canonicalise([message], ())
         answer_ids = concat_ids(prompt.generation_prompt, generation.token_ids)
         answer = MessageTokens(
@@ -277,6 +281,7 @@ class Session:
         stage_timer: "_StageTimer",
         version_at_start: str,
     ) -> Step:
+        """Return the record of a turn."""
         return Step(
             header=self._stream.next_header(),
             turn=turn,
@@ -302,28 +307,29 @@ class Session:
 
 
 Session._chat.__qualname__ = "model.chat"
-"""The name that environments use; Python shows it in the warning about a missing `await`."""
+"""Environments know the method by this name. Python shows the name in the warning about a missing `await`."""
 
 
 class _StageTimer:
-    """Seconds spent in each stage of a turn."""
+    """Measures the seconds of each stage of a turn."""
 
     def __init__(self) -> None:
         self.stage_seconds: dict[str, float] = {}
         self._last_mark = time.perf_counter()
 
     def mark_stage(self, stage: str) -> None:
+        """Record the time since the previous stage as the time of this stage."""
         now = time.perf_counter()
         self.stage_seconds[stage], self._last_mark = round(now - self._last_mark, 6), now
 
 
 def build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:
-    """Return the message and the tool calls of a completion, as `Reply` has them."""
+    """Return the message and the tool calls of a completion, for a `Reply`."""
     tool_calls = tuple(
         ToolCall(call.id or f"call-{turn}-{at}", call.name, call.arguments, call.raw, call.error)
         for at, call in enumerate(parsed.tool_calls)
     )
-    # Malformed calls stay in the text; otherwise a prompt that is rendered whole would not contain them.
+    # Malformed calls stay in the text. Otherwise, they would be missing when the whole conversation is rendered.
     malformed_texts = (call.malformed_text for call in parsed.tool_calls if call.error is not None)
     message: Message = {"role": "assistant", "content": "\n".join(filter(None, (parsed.text, *malformed_texts)))}
     if parsed.reasoning:
@@ -338,13 +344,20 @@ def build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Messag
 
 
 def _remaining_context_tokens(prompt_length: int, max_model_len: int | None) -> int | None:
+    """Return how many tokens fit after the prompt; None if the limit is unknown.
+
+    Raises:
+        ContextExhausted: no token fits.
+    """
     if max_model_len is None:
         return None
     if prompt_length >= max_model_len:
-        raise ContextExhausted(f"the prompt has {prompt_length} tokens, the model's context holds {max_model_len}.")
+        raise ContextExhausted(
+            f"the prompt has {prompt_length} tokens, but the model's context has only {max_model_len}."
+        )
     return max_model_len - prompt_length
 
 
 def _turn_seed(seed: int, rollout: str, turn: int) -> int:
-    """Derive a seed for each rollout and turn from the configured seed; the next run derives the same ones."""
+    """Return the seed of a turn. It depends only on the configured seed, the rollout and the turn."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{rollout}:{turn}".encode(), digest_size=4).digest(), "big")

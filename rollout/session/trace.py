@@ -1,8 +1,8 @@
-"""The message graph of one rollout: a node for each message, with the tokens that the message adds.
+"""Keeps the messages of one rollout as a graph. Each node is a message with the tokens that the message adds.
 
-A conversation is a path from a root. Turns that extend each other share their whole path. A conversation that was cut,
-compacted or forked shares the prefix in which messages and tokens are the same, and branches off where they differ.
-Nodes are only added and never changed, so an index always names the same node.
+The messages of a conversation are the nodes from a root to one node. If a turn extends an earlier one, both use the
+same nodes. If a conversation was cut, compacted or forked, it uses the same nodes up to the first message or token that
+differs. Nodes are only added and never changed, so an index always identifies the same node.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from rollout.records.kinds import ROOT, MessageTokens
 from rollout.records.messages import CanonicalMessage
 
 DigestedMessage = tuple[bytes, MessageTokens]
-"""The `CanonicalMessage.digest` of a message, by which the trace finds it, and the message with its tokens."""
+"""The digest that identifies a message in the trace (`CanonicalMessage.digest`), and the message with its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,10 @@ class PrefixMatch:
     """The part of a conversation that the trace already contains.
 
     Attributes:
-        last_answer_index: the node up to which the tokens are certain, because the policy sampled it; ROOT if none.
-        answered_messages: how many of the first messages the path to this node has; 0 if there is none.
-        matched_messages: how many of the first messages are known, in this order.
+        last_answer_index: the index of the last known answer of the policy. The tokens up to it are known. ROOT if no
+            answer is known.
+        answered_messages: the number of messages up to this answer, including it; 0 if no answer is known.
+        matched_messages: the number of messages at the start of the conversation that the trace contains.
     """
 
     last_answer_index: int
@@ -35,12 +36,12 @@ class PrefixMatch:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one turn added to the graph.
+    """The nodes that one turn added to the graph.
 
     Attributes:
-        nodes: the messages of the new nodes; each node is the child of the one before it, and the last is the answer.
-        first: the index of the first new node; the others have the next indices.
-        parent: the parent of the first new node, or ROOT.
+        nodes: the messages of the new nodes. Each node is the child of the node before it; the last is the answer.
+        first: the index of the first new node; the other new nodes have the next indices.
+        parent: the index of the first new node's parent, or ROOT.
     """
 
     nodes: tuple[MessageTokens, ...]
@@ -54,9 +55,10 @@ class Commit:
 
 
 class _TrieNode:
-    """The end of one sequence of messages: the nodes at its end, and those of them that the policy sampled.
+    """Holds all nodes that end the same sequence of messages, and says which of them the policy sampled.
 
-    There may be several nodes, because the same messages may have different tokens, or several answers.
+    There may be several nodes, because the same messages may have different tokens, or may have been sampled several
+    times.
     """
 
     __slots__ = ("answers", "children", "nodes")
@@ -73,9 +75,9 @@ class TraceNode:
 
     Attributes:
         tokens: the message and its tokens.
-        parent: the index of the node before it, or ROOT.
-        last_answer_index: the last node up to here that the policy sampled in this rollout; ROOT if there is none.
-        trie_node: where the sequence of messages up to here ends in the trie.
+        parent: the index of the node of the previous message, or ROOT.
+        last_answer_index: the index of the last answer of the policy from the root to this node; ROOT if there is none.
+        trie_node: the entry for the sequence of messages that ends with this node.
     """
 
     tokens: MessageTokens
@@ -85,10 +87,10 @@ class TraceNode:
 
 
 class Trace:
-    """The graph of one rollout. The tools belong to the root: the same messages with other tools are another tree.
+    """The message graph of one rollout. Each set of tools has its own root, because tools change the first tokens.
 
     Attributes:
-        nodes: all nodes; the index of a node is its position here.
+        nodes: all nodes; the index of a node is its position in this list.
     """
 
     def __init__(self) -> None:
@@ -96,10 +98,10 @@ class Trace:
         self._trie_roots: dict[bytes, _TrieNode] = {}
 
     def match_prefix(self, messages: Sequence[CanonicalMessage], tools_digest: bytes) -> PrefixMatch:
-        """Find how much of a conversation is known, message by message.
+        """Return how much of a conversation the trace contains.
 
-        If the same messages have several answers, one that more of the conversation follows is preferred, then the
-        newest.
+        If the last known answer exists several times, an answer that is followed by more of the conversation is
+        preferred, and then the newest answer.
         """
         trie_node, last_answered, answered, matched = self._trie_roots.get(tools_digest), None, 0, 0
         if trie_node is None:
@@ -121,7 +123,7 @@ class Trace:
         return PrefixMatch((continuing or last_answered.answers)[-1], answered, matched)
 
     def path_runs(self, leaf: int) -> list[TokenRun]:
-        """Return the tokens of each message from a root to `leaf`."""
+        """Return the tokens of each message from the root to the node `leaf`."""
         runs: list[TokenRun] = []
         while leaf != ROOT:
             node = self.nodes[leaf]
@@ -132,10 +134,10 @@ class Trace:
     def commit(
         self, base_node: int, prompt_messages: Sequence[DigestedMessage], answer: DigestedMessage, tools_digest: bytes
     ) -> Commit:
-        """Add a turn below `base_node`: its new messages, then the policy's answer.
+        """Add the new messages of a turn below `base_node`, and then the policy's answer; return the new nodes.
 
-        A message that is already there with the same tokens is used again, even if a parallel turn added it. An answer
-        is always a new node, because it was sampled again.
+        If the trace already has a message with the same tokens there, for example from a parallel turn, its node is
+        used. An answer is always a new node, because it was sampled again.
         """
         first, parent, leaf = len(self.nodes), base_node, base_node
         for digest, tokens in prompt_messages:
@@ -144,7 +146,7 @@ class Trace:
             if known_node is None:
                 leaf = self._add_node(trie_node, leaf, tokens)
             else:
-                parent = leaf = known_node  # what comes before the first new node is known
+                parent = leaf = known_node  # the first new node becomes a child of the last known node
         answer_digest, answer_tokens = answer
         self._add_node(self._trie_node(leaf, answer_digest, tools_digest), leaf, answer_tokens)
         return Commit(tuple(node.tokens for node in self.nodes[first:]), first, parent)
@@ -173,5 +175,5 @@ class Trace:
 
 
 def same_tokens(first: TokenRun, second: TokenRun) -> bool:
-    """Return whether two messages have the same tokens and images; only then can turns share them."""
+    """Whether two messages have the same tokens and images; only then can they share a node."""
     return first.images == second.images and np.array_equal(first.ids, second.ids)

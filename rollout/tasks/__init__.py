@@ -1,1 +1,1 @@
-"""Orders for rollouts, and the sources of their tasks."""
+"""Makes the orders for rollouts, and reads the sources of their tasks."""

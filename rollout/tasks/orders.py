@@ -1,4 +1,4 @@
-"""Orders: the records on the tasks queue, one for each rollout of each task."""
+"""Makes, encodes and decodes orders: the records on the tasks queue, one for each rollout of each task."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class RolloutOrder:
 
     Attributes:
         task: the task to play.
-        sample: the number of the rollout in its group, from 0 on.
-        group_size: how many rollouts the group has.
-        policy_version: the trainer's version of the policy when the order was sent; None if it was not known.
+        sample: the number of the rollout in its group; the first rollout has the number 0.
+        group_size: the number of rollouts in the group.
+        policy_version: the trainer's policy version when the order was sent; None if it was unknown.
     """
 
     task: Task
@@ -38,7 +38,7 @@ class RolloutOrder:
 
     @property
     def rollout_id(self) -> str:
-        """The id of the rollout: the id of the task and the number of the sample."""
+        """The id of the rollout, which consists of the task's id and the rollout's number in its group."""
         return f"{self.task.id}.{self.sample}"
 
     @property
@@ -48,27 +48,27 @@ class RolloutOrder:
 
 
 class TasksUnusable(ConfigurationError):
-    """An environment's tasks cannot be listed, or are not valid."""
+    """The tasks of an environment cannot be listed, or are not valid."""
 
 
 def iter_orders(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[RolloutOrder]:
     """Yield an order for every rollout of a run, group by group.
 
     Raises:
-        TasksUnusable: the environment's tasks cannot be used.
+        TasksUnusable: the tasks of the environment cannot be listed, or are not valid.
         TaskSourceError: the source of the tasks cannot be read.
     """
     seen_ids: set[str] = set()
     for task in _iter_tasks(new_environment, settings):
         if task.id in seen_ids:
-            raise TasksUnusable(f"tasks() gave two tasks with the id {task.id!r}; each task needs its own id.")
+            raise TasksUnusable(f"tasks() returned two tasks with the id {task.id!r}. Give each task a different id.")
         seen_ids.add(task.id)
         for sample in range(settings.group_size):
             yield RolloutOrder(task, sample, settings.group_size)
 
 
 def _iter_tasks(new_environment: Callable[[], Environment], settings: TaskSettings) -> Iterator[Task]:
-    """Yield checked tasks. Every exception of an environment becomes a TasksUnusable, even SystemExit."""
+    """Yield checked tasks. Every exception of the environment is raised as TasksUnusable, even SystemExit."""
     tasks: Iterator[Any] | None = None
     while True:
         try:
@@ -86,26 +86,27 @@ def _iter_tasks(new_environment: Callable[[], Environment], settings: TaskSettin
 
 
 def _check_task(task: object) -> None:
+    """Raise TasksUnusable if the object is not a task, or if a field of the task is not valid."""
     task_id: object = task.id if isinstance(task, Task) else None
     if not isinstance(task, Task) or not isinstance(task_id, str) or not task_id:
-        raise TasksUnusable(f"tasks() gave {show_value(task)}; expected a rollout.Task whose id is a text.")
+        raise TasksUnusable(f"tasks() returned {show_value(task)}; expected a rollout.Task whose id is a string.")
     if not is_well_formed(task_id):
         raise TasksUnusable(
-            f"tasks() gave a task with the id {task_id!r}, which has a lone surrogate. Files and logs cannot have one; "
-            "use another id."
+            f"tasks() returned a task with the id {task_id!r}, which has a lone surrogate. Files cannot contain "
+            "it; use another id."
         )
     numbers: tuple[object, ...] = (task.index, task.seed)
     if not all(isinstance(number, SupportsIndex) for number in numbers):
-        raise TasksUnusable(f"tasks() gave the task {task_id!r}; its index and its seed must be whole numbers.")
+        raise TasksUnusable(f"tasks() returned the task {task_id!r}; its index and its seed must be whole numbers.")
     data: object = task.data
     if not isinstance(data, Mapping):
         raise TasksUnusable(
-            f"tasks() gave the task {task_id!r} with data that is {describe_wrong_type(data)}; expected a mapping."
+            f"tasks() returned the task {task_id!r}; its data is {describe_wrong_type(data)}, but it must be a mapping."
         )
     try:
         encode(dict(data), lone_surrogates=False)
     except CodecError as error:
-        raise TasksUnusable(f"tasks() gave the task {task_id!r}, whose data cannot be recorded: {error}") from None
+        raise TasksUnusable(f"tasks() returned the task {task_id!r}; its data cannot be recorded: {error}") from None
 
 
 def encode_order(order: RolloutOrder) -> Frames:
@@ -129,10 +130,13 @@ def decode_order(frames: Frames) -> RolloutOrder:
         wire: Any = decode(frames, lone_surrogates=False)
         fields = {key: wire["task"][key] for key in ("id", "index", "seed", "data")}
         if [type(value) for value in fields.values()] != [str, int, int, dict]:
-            raise ValueError("its task must have a text, two whole numbers and a map")
+            raise ValueError("the task's id must be a string, its index and seed integers, and its data a map")
         version, sample, group_size = wire.get("policy_version"), wire["sample"], wire["group_size"]
         if (type(sample), type(group_size)) != (int, int) or not 0 <= sample < group_size <= MAX_GROUP_SIZE:
-            raise ValueError(f"it is for rollout {sample!r} of a group of {group_size!r}")
+            raise ValueError(
+                f"sample is {sample!r} and group_size is {group_size!r}; expected integers with "
+                f"0 <= sample < group_size <= {MAX_GROUP_SIZE}"
+            )
         return RolloutOrder(Task(**fields), sample, group_size, None if version is None else str(version))
     except (CodecError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise OrderError(f"this is not an order for a rollout: {error!r}") from error
+        raise OrderError(f"the record is not an order for a rollout: {error!r}") from error

@@ -1,11 +1,11 @@
-"""The sources of tasks: the environment, a JSONL or Parquet file, or a Hugging Face data set.
+"""Reads tasks from their source: the environment, a JSONL or Parquet file, or a Hugging Face data set.
 
     tasks: {source: data/questions.jsonl}
     tasks: {source: "hf://owner/name?split=train"}
-    tasks: {source: queue}        # another program puts the orders; see `rollout.tasks.orders.encode_order`
+    tasks: {source: queue}        # another program sends the orders; see `rollout.tasks.orders.encode_order`
 
-Each row becomes a task. The task's `data` is the row; its values must be JSON-like or bytes. The task's id is the row's
-`id`, or the number of the row. `count` limits the number of rows; without it, all rows are used.
+Each row becomes a task. The row is the task's `data`; its values must be JSON-like or bytes. The task's id is the row's
+`id`, or the row's number if it has no `id`. `count` limits the number of rows. Without `count`, all rows are used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,23 +27,23 @@ from transports.redaction import hide_passwords
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_LINE_BYTES = 64 << 20
 _MAX_ROWS_COUNTED = 1_000_000
-"""Counting the rows of a JSONL file reads them all, so the count ends here."""
+"""The count of the rows of a JSONL file stops at this number, because counting reads every row."""
 
 
 class TaskSourceError(ConfigurationError):
-    """The source of the tasks cannot be read, or has a row that is not a task."""
+    """The source of the tasks cannot be read, or it contains a row that cannot be a task."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowsUsed:
-    """How many rows of a source are used.
+    """The number of rows of a source that a run uses.
 
     Attributes:
         source: a short name of the source.
-        used: how many rows are used.
-        total: how many rows the source has; None if it cannot be counted.
-        total_is_exact: whether the source has exactly `total` rows; otherwise it has more.
-        asked: the value of `tasks.count`; 0: all rows.
+        used: the number of rows that are used.
+        total: the number of rows in the source; None if they cannot be counted.
+        total_is_exact: whether the source has exactly `total` rows; otherwise it has more rows.
+        asked: the value of `tasks.count`; 0 means all rows.
     """
 
     source: str
@@ -59,15 +59,15 @@ class RowsUsed:
         text = f"{self.used:,} of {more_than}{self.total:,} rows of {self.source}"
         if self.used < self.total or not self.total_is_exact:
             return f"{text} (tasks.count)"
-        return f"{text}; tasks.count asks for {self.asked:,}" if self.used < self.asked else text
+        return f"{text}; tasks.count is {self.asked:,}" if self.used < self.asked else text
 
 
 def count_rows_used(settings: TaskSettings, used: int) -> RowsUsed | None:
-    """Return how many rows of its source a run uses, or None if its tasks do not come from rows.
+    """Return the number of rows that a run uses, or None if its source has no rows.
 
     Args:
-        settings: the section `tasks`.
-        used: how many tasks the run has.
+        settings: the section `tasks` of the configuration.
+        used: the number of tasks in the run.
 
     Raises:
         TaskSourceError: the source cannot be read.
@@ -96,10 +96,13 @@ def iter_tasks(environment: Environment, settings: TaskSettings) -> Iterator[Tas
         yield from environment.tasks(settings)
         return
     if settings.source == QUEUE_SOURCE:
-        raise TaskSourceError("tasks.source is queue: only `rollout launch` and `rollout worker` play such tasks.")
+        raise TaskSourceError(
+            "tasks.source is queue, which works only with `rollout launch` and `rollout worker`. Use one of these "
+            "commands, or another source."
+        )
     if settings.count == 0 and _may_be_endless(settings.source):
         raise TaskSourceError(
-            f"tasks.source {_shown(settings.source)}: this is not a regular file, so its rows may not end. "
+            f"tasks.source {_shown(settings.source)}: this is not a regular file, so it may have rows without end. "
             "Set tasks.count to the number of rows to use."
         )
     seen_ids: set[str] = set()
@@ -107,7 +110,8 @@ def iter_tasks(environment: Environment, settings: TaskSettings) -> Iterator[Tas
         task_id = _task_id(row, index, settings.source)
         if task_id in seen_ids:
             raise TaskSourceError(
-                f"tasks.source {_shown(settings.source)}: row {index} has the id {task_id[:200]!r} of an earlier row."
+                f"tasks.source {_shown(settings.source)}: row {index} has the same id as an earlier row, "
+                f"{task_id[:200]!r}. Give each row a different id."
             )
         seen_ids.add(task_id)
         seed_bytes = blake2b(f"{settings.seed}/{task_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -115,18 +119,20 @@ def iter_tasks(environment: Environment, settings: TaskSettings) -> Iterator[Tas
 
 
 def _task_id(row: Mapping[str, Any], index: int, source: str) -> str:
+    """Return the id of a row's task; raise TaskSourceError if the row has an id of another type."""
     row_id = row.get("id")
     if row_id is None:
         return f"{index:06d}"
     if isinstance(row_id, bool) or not isinstance(row_id, str | int) or row_id == "":
         raise TaskSourceError(
-            f"tasks.source {_shown(source)}: row {index} has the id {str(row_id)[:200]!r}; expected a text, or a whole "
-            "number of at most 64 bits."
+            f"tasks.source {_shown(source)}: row {index} has the id {str(row_id)[:200]!r}; expected a string, or a "
+            "whole number of at most 64 bits."
         )
     return str(row_id)
 
 
 def _shown(source: str | Path) -> str:
+    """Return the start of a source's name, without passwords, for errors."""
     return hide_passwords(str(source)[:1000])
 
 
@@ -137,7 +143,7 @@ def _read_rows(source: str) -> Iterator[Mapping[str, Any]]:
     reader = readers.get(Path(source).suffix)
     if reader is None:
         raise TaskSourceError(
-            f"tasks.source {_shown(source)}: expected a .jsonl or .parquet file, hf://owner/name, or queue."
+            f"tasks.source {_shown(source)}: expected a .jsonl or .parquet file, hf://owner/name, or the word queue."
         )
     return reader(Path(source))
 
@@ -152,7 +158,7 @@ def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
                 if len(line) > _MAX_LINE_BYTES:
                     raise TaskSourceError(
                         f"{path}:{line_number}: this line has more than {_MAX_LINE_BYTES:,} bytes. Put large data in "
-                        "files, and write their paths here."
+                        "other files, and write only their paths in this file."
                     )
                 if content := line.removeprefix(_BYTE_ORDER_MARK if line_number == 1 else b"").strip():
                     yield _require_mapping(orjson.loads(content), f"{path}:{line_number}")
@@ -163,6 +169,7 @@ def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _may_be_endless(source: str) -> bool:
+    """Whether the source exists and is not a regular file, such as a named pipe."""
     path = Path(source)
     try:
         return not source.startswith("hf://") and path.exists() and not (path.is_file() or path.is_dir())
@@ -171,6 +178,7 @@ def _may_be_endless(source: str) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> TaskSourceError:
+    """Return the error for a source that cannot be read."""
     return TaskSourceError(f"tasks.source {_shown(path)}: {getattr(error, 'strerror', None) or error}.")
 
 
@@ -191,7 +199,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise TaskSourceError(
-            f"tasks.source {path}: reading Parquet needs pyarrow: pip install 'rollout-rl[parquet]'."
+            f"tasks.source {path}: reading a Parquet file needs pyarrow. Run pip install 'rollout-rl[parquet]'."
         ) from None
     try:
         with parquet.ParquetFile(path) as file:
@@ -206,12 +214,12 @@ def _read_hugging_face(source: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _load_hugging_face(source: str) -> Any:
-    """Return a split of a data set, whose rows stay on the disk."""
+    """Return a split of a data set. Its rows stay on disk until they are read."""
     try:
         import datasets
     except ImportError:
         raise TaskSourceError(
-            f"tasks.source {_shown(source)} needs the datasets package: pip install 'rollout-rl[datasets]'."
+            f"tasks.source {_shown(source)} needs the package datasets. Run pip install 'rollout-rl[datasets]'."
         ) from None
     try:
         parts = urlsplit(source)
@@ -228,5 +236,7 @@ def _load_hugging_face(source: str) -> Any:
 
 def _require_mapping(row: Any, location: str) -> Mapping[str, Any]:
     if not isinstance(row, dict):
-        raise TaskSourceError(f"{location}: expected an object with the task's data, found a {type(row).__name__}.")
+        raise TaskSourceError(
+            f"{location}: expected an object with the data of one task; found the type {type(row).__name__}."
+        )
     return row

@@ -1,4 +1,4 @@
-"""The trainer's side: reads whole trajectories exactly once, turns them into batches, and publishes weights."""
+"""Reads whole trajectories exactly once, turns them into batches, and publishes weights, for a trainer."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Batches need torch and publishing needs an HTTP client. A trainer that only reads must not load them.
+    # Batches need torch, and publishing needs an HTTP client. A trainer that only reads must load neither.
     if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module 'rollout.trainer' has no attribute {name!r}")
     return getattr(import_module(_LAZY_EXPORTS[name]), name)

@@ -1,4 +1,4 @@
-"""The reader for a trainer without an event loop: the reader's event loop runs in a thread of its own."""
+"""Provides a reader for a trainer without an event loop; the reader runs on an event loop in its own thread."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,13 +18,13 @@ _POLL_SECONDS = 0.5
 
 
 class BlockingReader:
-    """The reader of `open_reader` with blocking methods.
+    """A `TrajectoryReader` with blocking methods; the arguments are those of `open_reader`.
 
     with BlockingReader(url) as reader:
         for group in reader.groups():
             train(group)
 
-    Use it in a `with` statement. The methods do the same as those of `TrajectoryReader`.
+    Use it in a `with` statement. Each method does the same as the method of `TrajectoryReader` with the same name.
     """
 
     def __init__(self, url: str, *, rank: int = 0, world_size: int = 1, settings: ReaderSettings | None = None) -> None:
@@ -36,7 +36,7 @@ class BlockingReader:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal())
-            # The reader is created on the loop, because its queue belongs to the loop that opens it.
+            # Create the reader on the event loop, because its queue belongs to the event loop that opens it.
             reader = self._portal.call(self._open_reader)
             self._reader = stack.enter_context(self._portal.wrap_async_context_manager(reader))
             self._stack = stack.pop_all()
@@ -48,44 +48,44 @@ class BlockingReader:
         self._stack.close()
 
     def __iter__(self) -> Iterator[Trajectory]:
-        """Yield trajectories until the queue ends, which only a replayed queue does."""
+        """Yield trajectories until the queue ends; only a replayed queue ends."""
         while not self.ended:
             if (trajectory := self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     def groups(self) -> Iterator[Group]:
-        """Yield groups until the queue ends."""
+        """Yield groups until the queue ends; only a replayed queue ends."""
         while not self.ended:
             if (group := self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
 
     @property
     def ended(self) -> bool:
-        """Whether the reader has handed out everything and no more records can come."""
+        """Whether the reader has returned everything and no more records can arrive."""
         return self._reader.ended
 
     def receive(self, *, timeout: float) -> Trajectory | None:
-        """See `TrajectoryReader.receive`."""
+        """Return the next finished trajectory; None after `timeout` seconds. See `TrajectoryReader.receive`."""
         return self._portal.call(partial(self._reader.receive, timeout=timeout))
 
     def receive_group(self, *, timeout: float) -> Group | None:
-        """See `TrajectoryReader.receive_group`."""
+        """Return the next group; None after `timeout` seconds. See `TrajectoryReader.receive_group`."""
         return self._portal.call(partial(self._reader.receive_group, timeout=timeout))
 
     def state_dict(self) -> dict[str, Any]:
-        """See `TrajectoryReader.state_dict`."""
+        """Return the state to save with the weights. See `TrajectoryReader.state_dict`."""
         return self._portal.call(self._reader.state_dict)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `TrajectoryReader.load_state_dict`."""
+        """Continue from a saved state. See `TrajectoryReader.load_state_dict`."""
         self._portal.call(self._reader.load_state_dict, state)
 
     def commit(self, number: int | None = None) -> None:
-        """See `TrajectoryReader.commit`."""
+        """Ack the records of a saved state. See `TrajectoryReader.commit`."""
         self._portal.call(self._reader.commit, number)
 
     def stats(self) -> ReaderStats:
-        """See `TrajectoryReader.stats`."""
+        """Return the reader's counters and the amount of data that it holds."""
         return self._portal.call(self._reader.stats)
 
     def serve_metrics(self, *, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -97,7 +97,7 @@ class BlockingReader:
 
     @property
     def version(self) -> int | None:
-        """The trainer's version of the policy; set it after each update, so that the reader knows the staleness."""
+        """The trainer's policy version. Set it after each update; the reader needs it to compute the staleness."""
         return self._reader.version
 
     @version.setter

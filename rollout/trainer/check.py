@@ -3,17 +3,18 @@
     for violation in check(trajectory):
         print(violation.invariant, violation.where, violation.detail)
 
-The check needs only the records: each step has digests of what the engine saw. Violations come in the order of the
-turns, so the first one shows where the fault began. A turn after a faulty turn is not reported for the same fault.
+The check needs only the records, because each step has digests of the prompt and the answer that the engine saw.
+Violations come in the order of the turns, so the first one shows where the fault began. Turns that continue from a
+faulty turn are not reported again for the same fault.
 
-    1 prefix     the tokens of a path are the engine's prompt and answer, and sampled tokens have their log-probs
-    2 images     a path has its own images and no others, in order, each as often as its messages, with its descriptor
+    1 prefix     the tokens up to a turn's answer are those that the engine saw, and sampled tokens have log-probs
+    2 images     a prompt has exactly the images of its messages, with their descriptors
     3 positions  each placeholder covers exactly the pad tokens of its image
     4 raw        a descriptor contains no pixels
     5 once       nothing crosses the queue twice
-    6 branches   nodes form a tree, branches share equal nodes, and every sampled token trains exactly once
+    6 branches   the nodes form a tree, branches share equal nodes, and every sampled token trains exactly once
     8 score      the reward is the weighted sum of the named rewards
-    11 aligned   all data about tokens covers them exactly, and no image is cut
+    11 aligned   all arrays about tokens have one entry for each token, and no image is cut
 """
 
 import math
@@ -57,7 +58,7 @@ Finding = tuple[int, str, str]
 
 
 def check(trajectory: Trajectory) -> list[Violation]:
-    """Return every violation in a trajectory's records. Without a start record nothing is checked."""
+    """Return every violation in a trajectory's records; none if its start record is missing, which the check needs."""
     if trajectory.started is None:
         return []
     findings = [*_check_tree(trajectory)]
@@ -69,19 +70,19 @@ def check(trajectory: Trajectory) -> list[Violation]:
 
 
 def check_sample(sample: TrainingSample) -> list[Violation]:
-    """Return the violations of 3 and 11 in a sample, which may be truncated."""
+    """Return the violations of the invariants 3 and 11 in a sample; the sample may be truncated."""
     where = f"sample of node {sample.leaf}"
     return [Violation(number, sample.rollout, where, detail) for number, detail in _check_alignment(sample)]
 
 
 def _check_tree(trajectory: Trajectory) -> Iterator[Finding]:
-    """6: the nodes of each step follow those of earlier steps, and each node comes after its parent."""
+    """Check invariant 6: a step's nodes come after those of earlier steps, and each node comes after its parent."""
     node_count = 0
     for step_index, step in enumerate(trajectory.steps):
         where, parent = f"turn {step.turn}", step.parent
         nodes = trajectory.nodes[node_count : node_count + len(step.nodes)]
         if step.first != node_count or len(nodes) != len(step.nodes) or not nodes:
-            yield 6, where, f"its {len(step.nodes)} nodes begin at {step.first}; expected {node_count}"
+            yield 6, where, f"its {len(step.nodes)} nodes begin at index {step.first}; expected index {node_count}"
             return
         for node in nodes:
             if (node.index, node.parent, node.step) != (
@@ -89,20 +90,20 @@ def _check_tree(trajectory: Trajectory) -> Iterator[Finding]:
                 parent,
                 step_index,
             ) or not ROOT <= parent < node_count:
-                actual = f"node {node.index} below {node.parent}, of step {node.step}"
+                actual = f"node {node.index} with the parent {node.parent} in step {node.step}"
                 yield (
                     6,
                     f"{where}, node {node_count}",
-                    f"it is {actual}; expected node {node_count} below {parent}, of step {step_index}",
+                    f"it is {actual}; expected node {node_count} with the parent {parent} in step {step_index}",
                 )
                 return
             parent, node_count = node_count, node_count + 1
     if node_count != len(trajectory.nodes):
-        yield 6, f"node {node_count}", "it belongs to no turn"
+        yield 6, f"node {node_count}", "no turn contains this node"
 
 
 def _check_turns(trajectory: Trajectory) -> Iterator[Finding]:
-    """1 to 5 and 11, turn by turn, as far as one turn shows it."""
+    """Check the invariants 1 to 5 and 11 in each turn, as far as they concern single turns."""
     paths = _PathExpander(trajectory)
     faulty_nodes: set[int] = set()
     first_turn_by_image: dict[str, int] = {}
@@ -122,24 +123,38 @@ def _check_turns(trajectory: Trajectory) -> Iterator[Finding]:
 
 
 def _check_nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
-    """1, 2, 3 and 11 for each single node that a turn added."""
+    """Check the invariants 1, 2, 3 and 11 for each node that a turn added."""
     for node in trajectory.nodes[step.first : step.leaf + 1]:
         where, role = f", node {node.index}", node.message.get("role")
         if role not in ROLES:
             yield 11, where, f"its role is {role!r}; expected one of {', '.join(ROLES)}"
         elif node.sampled and role != "assistant":
-            yield 1, where, f"it was sampled, but its role is {role!r}"
+            yield 1, where, f"its tokens were sampled, but its role is {role!r}; expected 'assistant'"
         content_offsets = [at for span in node.content for at in span]
         if content_offsets != sorted(content_offsets) or any(
             not 0 <= at <= len(node.run.ids) for at in content_offsets
         ):
-            yield 11, where, f"its content ranges {node.content} do not fit its {len(node.run.ids)} tokens"
+            yield (
+                11,
+                where,
+                f"its content ranges {node.content} overlap, or are outside of its {len(node.run.ids)} tokens",
+            )
         if node.sampled != (node.index == step.leaf):
-            yield 1, where, "it was sampled, but is not the turn's answer" if node.sampled else "nothing was sampled"
+            yield (
+                1,
+                where,
+                "it has sampled tokens, but it is not the turn's answer"
+                if node.sampled
+                else "it is the turn's answer, but it has no sampled tokens",
+            )
         message_hashes = [part["hash"] for part in _content_parts(node) if "hash" in part]
         token_hashes = [slot.hash for slot in node.run.images]
         if message_hashes != token_hashes:
-            yield 2, where, f"its message has the images {message_hashes}, but its tokens have {token_hashes}"
+            yield (
+                2,
+                where,
+                f"the images of its message are {message_hashes}, but those of its tokens are {token_hashes}",
+            )
         try:
             expand([node.run], pad_id=trajectory.pad_id)
         except PlaceholderError as error:
@@ -149,14 +164,14 @@ def _check_nodes(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
 
 
 def _check_images(trajectory: Trajectory, step: Step, first_turn_by_image: dict[str, int]) -> Iterator[Finding]:
-    """2, 4 and 5 for the descriptors that a turn added, and for the images that it needs."""
+    """Check the invariants 2, 4 and 5 for the descriptors that a turn added, and for the images that the turn needs."""
     nodes = trajectory.nodes[step.first : step.leaf + 1]
     needed_hashes = {slot.hash for node in nodes for slot in node.run.images}
     for mm_hash, descriptor in step.images.items():
         if mm_hash in first_turn_by_image:
-            yield 5, f", image {mm_hash}", f"its descriptor was sent before, in turn {first_turn_by_image[mm_hash]}"
+            yield 5, f", image {mm_hash}", f"its descriptor was already sent in turn {first_turn_by_image[mm_hash]}"
         elif mm_hash not in needed_hashes:
-            yield 5, f", image {mm_hash}", "its descriptor was sent, but no message of this turn has the image"
+            yield 5, f", image {mm_hash}", "its descriptor was sent, but no new message of this turn has the image"
         first_turn_by_image.setdefault(mm_hash, step.turn)
         if mm_hash not in trajectory.images:
             continue
@@ -171,17 +186,18 @@ def _check_images(trajectory: Trajectory, step: Step, first_turn_by_image: dict[
     for node in nodes:
         for slot in node.run.images:
             if slot.hash not in first_turn_by_image or slot.hash not in trajectory.images:
-                yield 2, f", node {node.index}", f"no turn up to this one has a descriptor of its image {slot.hash}"
+                yield 2, f", node {node.index}", f"neither this turn nor an earlier one has a descriptor of {slot.hash}"
 
 
 class _PathExpander:
-    """Expands paths, and reuses the last one, because most paths extend it."""
+    """Expands the tokens from the root to a node. It reuses the last result, because most turns extend the last one."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         self._trajectory = trajectory
         self._last_leaf, self._last_expanded = ROOT, expand([], pad_id=None)
 
     def expand_to(self, leaf: int) -> ExpandedPath:
+        """Return the expanded tokens and the placeholders from the root to this node."""
         path = self._trajectory.path(leaf)
         shared_count = next((at + 1 for at in reversed(range(len(path))) if path[at].index == self._last_leaf), 0)
         shared = self._last_expanded if shared_count else expand([], pad_id=None)
@@ -190,7 +206,7 @@ class _PathExpander:
         return self._last_expanded
 
     def expand_prompt(self, step: Step) -> ExpandedPath:
-        """Return the path before the tokens that this turn sampled."""
+        """Return the expanded tokens and the placeholders that come before the sampled tokens of this turn."""
         answer_node = self._trajectory.nodes[step.leaf]
         generation_prompt = TokenRun(
             LogicalIds(answer_node.run.ids[: answer_node.run.sampled_from]), answer_node.run.sampled_from
@@ -201,7 +217,7 @@ class _PathExpander:
 
 
 def _check_prompt(paths: _PathExpander, step: Step) -> Iterator[Finding]:
-    """1 and 2: the expanded path has the tokens and the images of the engine's prompt."""
+    """Check the invariants 1 and 2: the nodes before the answer have the tokens and images of the engine's prompt."""
     prompt = paths.expand_prompt(step)
     hashes = [placeholder.hash for placeholder in prompt.placeholders]
     half_bytes = PROMPT_DIGEST_BYTES // 2
@@ -209,15 +225,15 @@ def _check_prompt(paths: _PathExpander, step: Step) -> Iterator[Finding]:
     if len(step.prompt_digest) != PROMPT_DIGEST_BYTES:
         yield 1, "", f"its prompt digest has {len(step.prompt_digest)} bytes; expected {PROMPT_DIGEST_BYTES}"
     elif images_digest(hashes) != engine_images_digest:
-        yield 2, "", f"the images of its path ({hashes[:4]}, in this order) are not those of the engine's prompt"
+        yield 2, "", f"its recorded images ({hashes[:4]}, in this order) differ from those of the engine's prompt"
     elif len(prompt.ids) != step.prompt_length:
-        yield 1, "", f"the path has {len(prompt.ids)} tokens, the engine's prompt had {step.prompt_length}"
+        yield 1, "", f"its recorded prompt has {len(prompt.ids)} tokens, but the engine's had {step.prompt_length}"
     elif ids_digest(prompt.ids) != engine_ids_digest:
-        yield 1, "", "the path's tokens are not those of the engine's prompt"
+        yield 1, "", "the tokens of its recorded prompt differ from those of the engine's prompt"
 
 
 def _check_evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
-    """1 and 11: what the engine reported about a turn covers exactly its sampled tokens, with possible values."""
+    """Check the invariants 1 and 11: the engine's data about the sampled tokens covers all of them and is valid."""
     run, where = trajectory.nodes[step.leaf].run, f", node {step.leaf}"
     sampled_ids = LogicalIds(run.ids[run.sampled_from :])
     if (
@@ -229,30 +245,35 @@ def _check_evidence(trajectory: Trajectory, step: Step) -> Iterator[Finding]:
     elif np.isin(sampled_ids, step.banned_ids).any():
         yield 1, where, "a banned token was sampled"
     elif step.answer_digest and answer_digest(sampled_ids, run.logprobs) != step.answer_digest:
-        yield 1, where, "the sampled tokens or their log-probs are not those of the engine's answer"
+        yield 1, where, "the sampled tokens or their log-probs differ from those of the engine's answer"
     ends = [0, *(span.end for span in step.versions)]
     starts = [*(span.start for span in step.versions), len(sampled_ids)]
     if step.versions and (ends != starts or ends != sorted(ends)):
-        yield 1, where, "the policy versions do not cover the sampled tokens"
+        yield 1, where, "the spans of the policy versions do not cover each sampled token exactly once"
     mask, experts, expected_end = step.sampling_mask, step.routed_experts, step.prompt_length + len(sampled_ids) - 1
     if mask is not None and (len(mask.lengths) != len(sampled_ids) or int(mask.lengths.sum()) != len(mask.ids)):
-        yield 11, where, f"the sampling mask covers {len(mask.lengths)} tokens; {len(sampled_ids)} were sampled"
+        yield (
+            11,
+            where,
+            f"the sampling mask has {len(mask.lengths)} lengths with the sum {mask.lengths.sum()}, and {len(mask.ids)} "
+            f"ids; expected {len(sampled_ids)} lengths, one for each sampled token, and their sum as the number of ids",
+        )
     if experts is not None and not 0 <= experts.first <= experts.first + len(experts.rows) == expected_end:
         row_range = f"{experts.first} to {experts.first + len(experts.rows)}"
-        yield 11, where, f"the routed experts cover the tokens {row_range}; expected an end at {expected_end}"
+        yield 11, where, f"the routed experts cover the tokens {row_range}; they must end at token {expected_end}"
 
 
 def _check_bans(trajectory: Trajectory) -> Iterator[Finding]:
-    """11: all turns that ban tokens ban the same ones. A turn bans none if an engine refused to ban."""
+    """Check invariant 11: all turns that ban tokens ban the same ones. A turn bans none if its engine cannot ban."""
     banning_steps = [step for step in trajectory.steps if step.banned_ids]
     for step in banning_steps:
         if step.banned_ids != banning_steps[0].banned_ids:
             where = f"turn {step.turn}, node {step.leaf}"
-            yield 11, where, "its banned_ids differ from those of an earlier turn"
+            yield 11, where, f"its banned_ids differ from those of turn {banning_steps[0].turn}"
 
 
 def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
-    """6 and 11: shared nodes exist once and train once; each branch has the images of its own path."""
+    """Check the invariants 6 and 11: shared nodes exist once and train once, and a branch has only its own images."""
     yield from _check_duplicates(trajectory)
     times_trained: dict[int, int] = {}
     for sample in samples(trajectory):
@@ -261,7 +282,7 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
         path = trajectory.path(sample.leaf)
         path_hashes = [slot.hash for node in path for slot in node.run.images]
         if [placeholder.hash for placeholder in sample.placeholders] != path_hashes:
-            yield 6, where, "its images are not those of its path"
+            yield 6, where, "its images differ from the images of its branch's messages"
         starts = expand([node.run for node in path], pad_id=trajectory.pad_id).run_starts
         for node, start, end in zip(path, starts[:-1], starts[1:], strict=True):
             yield from (
@@ -269,15 +290,18 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
             )
             trained_tokens = int(sample.mask[start:end].sum())
             if trained_tokens and trained_tokens != (len(node.run.ids) - node.run.sampled_from if node.sampled else 0):
-                yield 6, where, f"it trains {trained_tokens} tokens of node {node.index}, not exactly the sampled ones"
+                yield 6, where, f"it trains {trained_tokens} tokens of node {node.index}; expected all sampled tokens"
             times_trained[node.index] = times_trained.get(node.index, 0) + (trained_tokens > 0)
     for node in trajectory.nodes:
         if trajectory.trainable and node.sampled and times_trained.get(node.index, 0) != 1:
-            yield 6, f"node {node.index}", f"it trains in {times_trained.get(node.index, 0)} samples; expected one"
+            yield 6, f"node {node.index}", f"it trains in {times_trained.get(node.index, 0)} samples; expected 1 sample"
 
 
 def _check_turn(trajectory: Trajectory, sample: TrainingSample, node: TrajectoryNode, end: int) -> Iterator[str]:
-    """11: the sampled tokens of a node that ends at `end` have its turn's number, and the last one its reward."""
+    """Check invariant 11: a node's sampled tokens have its turn's number, and the last token has the turn's reward.
+
+    The node's tokens end at the index `end` of the sample.
+    """
     if not node.sampled:
         return
     turn = trajectory.steps[node.step].turn
@@ -285,13 +309,13 @@ def _check_turn(trajectory: Trajectory, sample: TrainingSample, node: Trajectory
     rewards = np.zeros(sampled.stop - sampled.start, np.float32)
     rewards[-1] = trajectory.turn_rewards.get(turn, 0.0)
     if (sample.turn_index[sampled] != turn).any():
-        yield f"the turn_index of its sampled tokens is not {turn}, their turn"
+        yield f"the turn_index of its sampled tokens must be {turn}, the number of their turn"
     if not np.array_equal(sample.token_rewards[sampled], rewards):
-        yield f"the token_rewards of its sampled tokens are not {rewards[-1]} at the last one and 0 elsewhere"
+        yield f"the token_rewards of its sampled tokens must be {rewards[-1]} at the last token and 0 at the others"
 
 
 def _check_score(trajectory: Trajectory) -> Iterator[Finding]:
-    """8: if there are named rewards, the reward is their weighted sum."""
+    """Check invariant 8: if there are named rewards, the reward is their weighted sum."""
     parts = [named.value * named.weight for named in trajectory.rewards.values()]
     tolerance = _REWARD_TOLERANCE * math.fsum(map(abs, parts))
     if parts and (trajectory.reward is None or abs(trajectory.reward - math.fsum(parts)) > tolerance):
@@ -300,7 +324,7 @@ def _check_score(trajectory: Trajectory) -> Iterator[Finding]:
 
 
 def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
-    """6: messages that have the same parent and are equal for the policy are one node, unless they were sampled."""
+    """Check invariant 6: no two nodes have the same parent, message and tokens, unless they were sampled."""
     first_seen: dict[tuple[int, str, bytes, str], int] = {}
     for node in trajectory.nodes:
         if node.sampled:
@@ -308,15 +332,15 @@ def _check_duplicates(trajectory: Trajectory) -> Iterator[Finding]:
         tools = str(trajectory.steps[node.step].tools) if node.parent == ROOT else ""
         first_index = first_seen.setdefault((node.parent, str(node.message), node.run.ids.tobytes(), tools), node.index)
         if first_index != node.index:
-            yield 6, f"node {node.index}", f"it is a copy of node {first_index}: same parent, message and tokens"
+            yield 6, f"node {node.index}", f"it has the same parent, message and tokens as node {first_index}"
 
 
 def _check_alignment(sample: TrainingSample) -> Iterator[tuple[int, str]]:
-    """3 and 11: the arrays of a sample have one length, and its images are whole and on image tokens."""
+    """Check the invariants 3 and 11: a sample's arrays are equally long, and its images are whole, on image tokens."""
     length = len(sample.token_ids)
     lengths = [len(getattr(sample, name)) for name in TOKEN_ARRAYS]
     if set(lengths) != {length}:
-        yield 11, f"its arrays have the lengths {lengths}; expected {length}, one per token"
+        yield 11, f"its arrays have the lengths {lengths}; expected {length}, one entry for each token"
         return
     if len(sample.images) != len(sample.placeholders):
         yield 11, f"it has {len(sample.images)} descriptors for {len(sample.placeholders)} placeholders"
@@ -330,9 +354,10 @@ def _check_alignment(sample: TrainingSample) -> Iterator[tuple[int, str]]:
         image_tokens[placeholder.offset : placeholder.offset + placeholder.length] += 1
     if not np.array_equal(image_tokens, sample.token_types):
         first_difference = int(np.flatnonzero(image_tokens != sample.token_types)[0])
-        yield 3, f"its placeholders do not cover exactly the image tokens; they first differ at {first_difference}"
+        yield 3, f"its placeholders must cover exactly the image tokens; the first difference is at {first_difference}"
 
 
 def _content_parts(node: TrajectoryNode) -> list[dict[str, str]]:
+    """Return the parts of a message's content; none if the content is a string or missing."""
     content = node.message.get("content")
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list | tuple) else []

@@ -1,17 +1,18 @@
-"""The errors of the trainer's side."""
+"""Defines the errors of the trainer's side."""
 
 from rollout.errors import ConfigurationError, RolloutError
 
 
 class ReaderStateError(RolloutError):
-    """A reader cannot load a state."""
+    """The reader cannot load a state, because the state is invalid or the reader has already received records."""
 
 
 class LeaseLost(RolloutError):
-    """The lease of some records ended before this process acked them; the next holder reads them again.
+    """The lease of some records ended before this process acked them; the queue delivers these records again.
 
-    If another process has taken over, this one must stop without saving again. If it only slept longer than its lease,
-    it may go on: the reader drops the records that come again, and acks them with the next commit.
+    If another process reads the queue now, this process must stop and must not save again. If this process was only
+    paused for longer than its lease, it may continue. Its reader drops the repeated records and acks them at the next
+    commit.
     """
 
 
@@ -20,7 +21,7 @@ class ImagesUnreadable(RolloutError):
 
 
 class SpillError(RolloutError):
-    """The reader is over its memory limit and cannot write steps to the disk."""
+    """The steps in memory take more than the memory limit, and the reader cannot write them to disk."""
 
 
 class RankError(ConfigurationError):
@@ -28,16 +29,16 @@ class RankError(ConfigurationError):
 
 
 class NothingArrived(RolloutError):
-    """No whole group came before the timeout."""
+    """No whole group arrived before the timeout."""
 
 
 class SampleTooLong(RolloutError):
-    """A sample has more tokens than fit into a row."""
+    """A sample has more tokens than a row of the batch may have."""
 
 
 class NoArchive(ConfigurationError):
-    """A directory has no recorded trajectories."""
+    """The directory does not contain recorded trajectories."""
 
 
 class RolloutNotFound(ConfigurationError):
-    """A run has no rollout with the given name, or several."""
+    """The run has no rollout with the given name, or several rollouts with this name."""

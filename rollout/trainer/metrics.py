@@ -1,9 +1,9 @@
-"""The metrics of a reader, on a port of their own or in the trainer's Prometheus registry.
+"""Exports the metrics of a reader, on a separate port or in the trainer's Prometheus registry.
 
     async with open_reader(url) as reader, serving_metrics(reader, port=9401):
         ...
 
-A trainer that has a registry registers `ReaderCollector(reader)` there. docs/metrics.md explains the metrics.
+A trainer that has its own registry registers `ReaderCollector(reader)` there. docs/metrics.md explains the metrics.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +20,7 @@ from rollout.metrics.server import ProcessStatus, serve_metrics
 from rollout.trainer.reading.reader import TrajectoryReader
 
 _STALL_TIMEOUT_SECONDS = 3600.0
-"""Seconds that a training step may block the event loop before the trainer counts as unhealthy."""
+"""If a training step blocks the event loop for more seconds than this, /healthz reports the trainer as unhealthy."""
 
 
 class ReaderCollector(Collector):
@@ -65,10 +65,10 @@ class ReaderCollector(Collector):
 
 @asynccontextmanager
 async def serving_metrics(reader: TrajectoryReader, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve /metrics, /healthz and /readyz for a reader, and yield the root URL. Port 0 takes a free port.
+    """Serve /metrics, /healthz and /readyz for a reader, and yield the root URL. Port 0 means any free port.
 
     Raises:
-        MetricsPortTaken: the port is in use, or the host is not of this machine.
+        MetricsPortTaken: the port is in use, or the host is not an address of this machine.
     """
     registry, loop_monitor, queue_monitor = CollectorRegistry(), LoopMonitor(), QueueMonitor(reader.queue)
     registry.register(ReaderCollector(reader, queue_monitor))

@@ -1,4 +1,4 @@
-"""The records of made-up rollouts, for tests and benchmarks of a trainer without an engine or an environment.
+"""Makes the records of invented rollouts, to test and measure a trainer without an engine or an environment.
 
 for packet in await scripted_rollout("000000.0", turns=3, group_size=4):
     await queue.put(packet.frames, key=packet.key, tag=packet.tag)
@@ -27,19 +27,19 @@ _STAGE_SECONDS = {"prepare": 0.002, "render": 0.001, "engine": 0.75, "parse": 0.
 
 
 class Packet(NamedTuple):
-    """One record: the arguments of `Queue.put`."""
+    """One record, as the arguments of `Queue.put`."""
 
     frames: Frames
     """The bytes of the record."""
     key: str
-    """The key, which decides the partition."""
+    """The key; it determines the partition."""
     tag: str
-    """What identifies the record in logs and dead letters."""
+    """The name of the record in logs and dead letters."""
 
 
 @dataclass(slots=True)
 class _RecordingQueue:
-    """Keeps the records that a stream puts, so that a test can deliver them in any order."""
+    """Keeps the records that a stream sends, so that a test can deliver them in any order."""
 
     packets: list[Packet]
 
@@ -63,11 +63,11 @@ async def scripted_rollout(
     limit: RolloutLimit = RolloutLimit.NONE,
     turn_rewards: Mapping[int, float] | None = None,
 ) -> list[Packet]:
-    """Return all records of one attempt at a rollout. Its group is its name up to the last dot.
+    """Return all records of one attempt at a rollout. The id of its group is the rollout's id up to the last dot.
 
     Each turn has a question of `question_tokens` tokens and an answer of `answer_tokens` tokens. If `image_tokens` is
     not 0, one token of each question is a new image that expands to `image_tokens` tokens. The reward is the number of
-    the attempt, so that a test sees which attempt a trajectory was made of.
+    the attempt, so that a test can see which attempt a trajectory comes from.
     """
     recording_queue: Any = _RecordingQueue([])
     group = rollout.rpartition(".")[0]
@@ -115,13 +115,13 @@ async def scripted_rollout(
 
 
 async def put_all(queue: Queue, packets: list[Packet]) -> None:
-    """Put all packets into a queue, in their order."""
+    """Put all packets into a queue, in the given order."""
     for packet in packets:
         await queue.put(packet.frames, key=packet.key, tag=packet.tag)
 
 
 async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Trajectory]:
-    """Receive trajectories until neither a trajectory nor a record comes for `timeout` seconds."""
+    """Return the trajectories that arrive until no trajectory and no record arrives for `timeout` seconds."""
     trajectories: list[Trajectory] = []
     while True:
         records_before = reader.stats().records
@@ -132,7 +132,7 @@ async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Traj
 
 
 async def checkpoint(reader: TrajectoryReader) -> dict[str, Any]:
-    """Take the reader's state and commit it, as a trainer does when it saves; return the state."""
+    """Get the reader's state and commit it, as a trainer does when it saves; return the state."""
     state = reader.state_dict()
     await reader.commit()
     return state

@@ -1,4 +1,4 @@
-"""A whole rollout as the trainer sees it: its steps, the tree of its messages, and how it ended."""
+"""Defines the trajectory: a whole rollout with its steps, the tree of its messages, and how it ended."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ from rollout.records.kinds import (
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryNode(MessageTokens):
-    """A message of a trajectory with its tokens: `message`, `run`, `content` and `sampled` are those of MessageTokens.
+    """A message of a trajectory with its tokens.
 
     Attributes:
         index: the index of the node in `Trajectory.nodes`.
-        parent: the index of the node before it on its path; -1 (`ROOT`): it begins a path.
-        step: the index in `Trajectory.steps` of the turn that added it.
+        parent: the index of the node of the previous message; -1 (`ROOT`) if this is the first message.
+        step: the index in `Trajectory.steps` of the turn that added the node.
     """
 
     index: int
@@ -38,28 +38,28 @@ class TrajectoryNode(MessageTokens):
 
 @dataclass(frozen=True, slots=True)
 class Trajectory(HasRolloutIdentity):
-    """One finished rollout. If it failed, its start record or some steps may be missing, and it never trains.
+    """One finished rollout. If it failed, its start record or some steps may be missing; it then never trains.
 
     Attributes:
         run: the id of the run.
         environment: the name of the environment.
         group: the id of the group.
         rollout: the id of the rollout, unique in its environment.
-        attempt: the number of the attempt that the trajectory was made of.
+        attempt: the number of the attempt that produced the trajectory.
         status: whether the rollout has a score.
-        reward: the reward; None if it has no score.
+        reward: the reward; None if the rollout has no score.
         metrics: the metrics of the score, by name.
         error: the `type` and the `message` of the error that ended the rollout; None if there was none.
         started: the first record of the attempt; None if it did not arrive.
         steps: the records of the turns, in order.
         nodes: the messages; each node comes after its parent.
         images: the raw descriptor of every image, by the image's hash.
-        seconds: how many seconds the attempt took; 0 if its last record did not arrive.
+        seconds: the duration of the attempt in seconds; 0 if its finished record did not arrive.
         limit: which limit stopped the rollout; `NONE` if none did.
-        rewards: the named rewards, whose weighted sum is the reward; empty if the environment gave a single reward.
+        rewards: the named rewards; `reward` is their weighted sum. Empty if the environment gave a single reward.
         turn_rewards: the rewards of single turns, by `Step.turn`; they are not part of `reward`.
-        held_back: whether it does not train although it has a score, because `ReaderSettings.untrained_limits` contains
-            its limit.
+        held_back: whether the trajectory has a score but does not train, because `ReaderSettings.untrained_limits`
+            contains its limit.
     """
 
     run: str
@@ -83,12 +83,12 @@ class Trajectory(HasRolloutIdentity):
 
     @property
     def group_size(self) -> int | None:
-        """How many rollouts its group has; None if the start record is missing."""
+        """The number of rollouts in its group; None if the start record is missing."""
         return self.started.group_size if self.started else None
 
     @property
     def trainable(self) -> bool:
-        """Whether it has a score and is not held back."""
+        """Whether the trajectory has a score and is not held back."""
         return self.reward is not None and self.status.trains and not self.held_back
 
     @property
@@ -102,7 +102,7 @@ class Trajectory(HasRolloutIdentity):
         return self.started.pad_id if self.started else None
 
     def path(self, leaf: int) -> list[TrajectoryNode]:
-        """Return the nodes from the root to `leaf`, the index of a node."""
+        """Return the nodes from the root to the node with the index `leaf`."""
         path_nodes: list[TrajectoryNode] = []
         while leaf != ROOT:
             path_nodes.append(self.nodes[leaf])
@@ -110,27 +110,27 @@ class Trajectory(HasRolloutIdentity):
         return path_nodes[::-1]
 
     def leaves(self) -> list[int]:
-        """Return the indices of the nodes without children, in order."""
+        """Return the indices of the nodes that have no children, in order."""
         parents = {node.parent for node in self.nodes}
         return [node.index for node in self.nodes if node.index not in parents]
 
 
 def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFinished) -> Trajectory:
-    """Make a trajectory from the records of one attempt. Raises RecordError if they do not fit together."""
+    """Make a trajectory from the records of one attempt. Raises RecordError if the records contradict each other."""
     nodes: list[TrajectoryNode] = []
     images: dict[str, Mapping[str, Any]] = {}
-    path_tokens: list[int] = []  # for each node, how many expanded tokens its path has
-    path_nodes: list[int] = []  # for each node, how many nodes its path has
+    path_tokens: list[int] = []  # for each node, the number of expanded tokens from the root to it
+    path_nodes: list[int] = []  # for each node, the number of nodes from the root to it
     contract = raw_mm_common_fields(**started.layout) if started.layout else {}
     for step_index, step in enumerate(steps):
         parent = step.parent
         if step.first != len(nodes) or not ROOT <= parent < step.first:
             raise RecordError(
-                f"{step.header.tag}: its nodes begin at {step.first} below the parent {parent}; expected to begin at "
-                f"{len(nodes)} below an earlier node."
+                f"{step.header.tag}: its nodes begin at index {step.first} with the parent {parent}; they must begin "
+                f"at index {len(nodes)}, and the parent must be an earlier node."
             )
         if step.images and not contract:
-            raise RecordError(f"{step.header.tag}: it has images, but the start record has no layout for images.")
+            raise RecordError(f"{step.header.tag}: the step has images, but the start record has no image layout.")
         for mm_hash, descriptor in step.images.items():
             images[mm_hash] = {**contract, **descriptor}
         tokens, depth = (0, 0) if parent == ROOT else (path_tokens[parent], path_nodes[parent])
@@ -141,7 +141,7 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
                 tokens += slot.length - 1
                 if slot.hash not in images:
                     raise RecordError(
-                        f"{step.header.tag}: no step up to this one has a descriptor of image {slot.hash}."
+                        f"{step.header.tag}: neither this step nor an earlier one describes image {slot.hash}."
                     )
             path_tokens.append(tokens)
             path_nodes.append(depth)
@@ -150,14 +150,16 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         prompt_tokens = tokens - len(step.nodes[-1].run.logprobs)
         if prompt_tokens != step.prompt_length:
             raise RecordError(
-                f"{step.header.tag}: its path has {prompt_tokens} tokens; the engine's prompt had {step.prompt_length}."
+                f"{step.header.tag}: its recorded prompt has {prompt_tokens} tokens, but the engine's prompt had "
+                f"{step.prompt_length}."
             )
     _require_images_on_pads(nodes, started.pad_id)
     leaves = {step.leaf for step in steps} - {step.parent for step in steps}
     branch_tokens = sum(path_tokens[leaf] + path_nodes[leaf] for leaf in leaves)
     if branch_tokens > MAX_BRANCH_TOKENS:
         raise RecordError(
-            f"its {len(leaves)} branches have {branch_tokens} tokens and messages; the maximum is {MAX_BRANCH_TOKENS}."
+            f"its {len(leaves)} branches have {branch_tokens} tokens and messages in total; the maximum is "
+            f"{MAX_BRANCH_TOKENS}."
         )
     if unknown_turns := finished.turn_rewards.keys() - {step.turn for step in steps}:
         raise RecordError(f"turn {min(unknown_turns)} has a reward but no step.")
@@ -195,5 +197,5 @@ def _require_images_on_pads(nodes: Sequence[TrajectoryNode], pad_id: int | None)
         pads = np.flatnonzero(np.concatenate([node.run.ids for node in nodes]) == pad_id).tolist()
     if pads != positions:
         raise RecordError(
-            f"its messages have {len(positions)} images, which are not on its {len(pads)} image pad tokens."
+            f"the {len(positions)} images of its messages are not at the positions of its {len(pads)} image pad tokens."
         )

@@ -254,7 +254,7 @@ def test_a_launch_of_a_buggy_environment_stops_early_and_can_be_resumed(
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [([], "give the YAML of each environment"), (["--resume", "nowhere"], "nowhere: there is no such directory")],
+    [([], "give the YAML of each environment"), (["--resume", "nowhere"], "nowhere: this directory does not exist")],
 )
 def test_a_launch_without_a_configuration_exits_with_2(arguments: list[str], complaint: str) -> None:
     result = run_cli("launch", *arguments)
@@ -268,11 +268,11 @@ def test_only_a_launch_is_resumed(color_codeword: str, tmp_path: Path) -> None:
     run = Path(json.loads(run_cli("run", color_codeword, "--json", *settings).stdout)["run_dir"])
     resumed = run_cli("launch", "--resume", str(run))
     assert (resumed.returncode, resumed.stdout) == (2, "")
-    assert f"{run} was made by `rollout run`, and only a launch can be resumed" in resumed.stderr
+    assert f"{run} was created by `rollout run`, but only a launch can be resumed" in resumed.stderr
     assert "`rollout launch CONFIG`" in resumed.stderr
     resumed = run_cli("launch", "--resume", str(tmp_path))
     assert resumed.returncode == 2
-    assert f"{tmp_path}: no launch was started here" in resumed.stderr
+    assert f"{tmp_path}: this is not the directory of a launch" in resumed.stderr
 
 
 def test_a_launch_whose_workers_cannot_reach_the_queue_exits_with_2(color_codeword: str, tmp_path: Path) -> None:

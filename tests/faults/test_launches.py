@@ -297,7 +297,7 @@ def test_a_second_launch_on_the_same_directory_is_refused(world: LaunchHarness) 
     second = world.resume(launched.run_dir, {})
     _, err = second.process.communicate(timeout=30)
     assert second.process.returncode == 1
-    assert "another process runs here" in err
+    assert "works in this directory" in err
     assert "Traceback" not in err
     launched.process.send_signal(signal.SIGTERM)
     launched.process.communicate(timeout=30)

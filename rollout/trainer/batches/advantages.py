@@ -1,4 +1,4 @@
-"""Computes the advantages within a group: one for each rollout, or one for each of its turns.
+"""Computes the advantages within a group: one for each rollout, or one for each turn of each rollout.
 
 advantages_of(group, grpo)                            # every token of a rollout has the same advantage
 by_turn = turn_advantages_of(group, grpo)             # every token of a turn has the same advantage
@@ -27,7 +27,7 @@ def grpo(rewards: Rewards) -> Rewards:
 
 
 def rloo(rewards: Rewards) -> Rewards:
-    """Return how far each reward is above the mean of the *other* rewards; 0 if there is only one."""
+    """Return the difference between each reward and the mean of the *other* rewards; 0 if there is only one reward."""
     other_count = len(rewards) - 1
     return (rewards - rewards.mean()) * (len(rewards) / other_count) if other_count else np.zeros_like(rewards)
 
@@ -35,7 +35,7 @@ def rloo(rewards: Rewards) -> Rewards:
 def advantages_of(group: Group, estimator: Estimator) -> dict[str, float]:
     """Return the advantage of each trainable trajectory, by `Trajectory.rollout`.
 
-    Turn rewards do not count here; see `turn_advantages_of`.
+    This function ignores turn rewards; `turn_advantages_of` uses them.
     """
     trainable = _trainable(group)
     if not trainable:
@@ -48,10 +48,10 @@ def advantages_of(group: Group, estimator: Estimator) -> dict[str, float]:
 def turn_advantages_of(group: Group, estimator: Estimator) -> dict[str, Rewards]:
     """Return an array with the advantage of each turn of each trainable trajectory, by `Trajectory.rollout`.
 
-    An array has one number for each of `Trajectory.turns`. The return of a turn is the sum of the turn rewards from
-    this turn on, plus the reward of the rollout. The estimator compares the returns of the first turns of all rollouts,
-    then those of the second turns, and so on. A rollout with fewer turns counts with the return of its last turn.
-    Without turn rewards, every turn of a rollout has the advantage that `advantages_of` gives to the rollout.
+    An array has one number for each turn in `Trajectory.turns`. The return of a turn is the sum of the rewards of this
+    turn and all later turns, plus the reward of the rollout. The estimator compares the returns of all first turns,
+    then those of all second turns, and so on. If a rollout has fewer turns, the return of its last turn is compared.
+    If there are no turn rewards, each turn has the advantage that `advantages_of` computes for the rollout.
     """
     trainable = _trainable(group)
     if not trainable:
@@ -69,7 +69,7 @@ def turn_advantages_of(group: Group, estimator: Estimator) -> dict[str, Rewards]
 
 
 def align_advantages(sample: TrainingSample, advantages_by_turn: Sequence[float] | Rewards) -> npt.NDArray[np.float32]:
-    """Return an array with the advantage of its turn for each sampled token of a sample, and 0 for other tokens.
+    """Return an array with one number for each token: the advantage of its turn, or 0 if it was not sampled.
 
     Args:
         sample: a sample of the rollout; it may be truncated.
@@ -80,8 +80,8 @@ def align_advantages(sample: TrainingSample, advantages_by_turn: Sequence[float]
     """
     if len(advantages_by_turn) != len(sample.turns):
         raise ValueError(
-            f"{sample.rollout}: {len(advantages_by_turn)} advantages for {len(sample.turns)} turns. Give one for each "
-            "turn in TrainingSample.turns, as turn_advantages_of() returns them."
+            f"{sample.rollout}: there are {len(advantages_by_turn)} advantages for {len(sample.turns)} turns. Pass one "
+            "advantage for each turn in TrainingSample.turns, as turn_advantages_of() returns them."
         )
     aligned = np.zeros(len(sample.token_ids), np.float32)
     is_sampled = sample.turn_index >= 0
@@ -91,11 +91,12 @@ def align_advantages(sample: TrainingSample, advantages_by_turn: Sequence[float]
 
 
 def _trainable(group: Group) -> list[Trajectory]:
+    """Return the trajectories of the group that train."""
     return [trajectory for trajectory in group.trajectories if trajectory.trainable]
 
 
 def _returns_by_turn(trajectory: Trajectory) -> Rewards:
-    """Return the return of each turn. A rollout without turns counts as one turn with the rollout's reward."""
+    """Compute the return of each turn. A rollout without turns counts as one turn with the rollout's reward."""
     rewards = [trajectory.turn_rewards.get(turn, 0.0) for turn in trajectory.turns] or [0.0]
     rewards[-1] += trajectory.reward or 0.0
     return np.cumsum(rewards[::-1], dtype=np.float64)[::-1]

@@ -5,8 +5,8 @@
     )
     model(input_ids=..., **materializer.inputs([sample]))
 
-Each image is checked: its layout is that of the checkpoint, its bytes have its hash, and its patches fill its
-placeholder. A mismatch raises an error that names the rollout, the node and the file.
+Each image is checked: its layout must be that of the checkpoint, its bytes must have its hash, and its patches must
+fill its placeholder. Otherwise, an error names the rollout, the node and the file.
 """
 
 import hashlib
@@ -36,16 +36,16 @@ from rollout.images.single_flight import SingleFlightCache
 from rollout.trainer.batches.samples import TrainingSample
 
 _PATCH_COPIES = 3
-"""The peak memory of transformers' image processors, as measured, in multiples of the patches as float32."""
+"""The measured peak memory of transformers' image processors, divided by the size of the patches as float32."""
 
 
 class MaterializeError(RolloutError):
-    """An image of a sample is missing, has other bytes or another layout, or does not fit its placeholder.
+    """An image of a sample is missing, has the wrong bytes or layout, or does not fit its placeholder.
 
     Attributes:
         reason: what is wrong.
         rollout: the id of the sample's rollout.
-        node: the last node of the sample's branch.
+        node: the index of the last node of the sample's branch.
         file: the name of the image file, or the first characters of its data URI.
     """
 
@@ -61,13 +61,13 @@ class Materializer:
     """Makes the pixel inputs of training samples. It is thread-safe.
 
     Args:
-        family: the family of the images' geometry, such as `qwen_vl`.
+        family: the model family that defines the geometry, such as `qwen_vl`.
         processor_config: the processor configuration of the checkpoint that is trained.
         images: the run's image directory.
         backend: the library that resizes images; it must be the one that the engine uses.
-        pixels: `normalised`, as the model takes them, or `uint8`, before rescaling and normalising.
-        cache_bytes: how many bytes of patches to keep for later samples, such as those of the same group.
-        memory: how many bytes decoding and processing may take in this process, for all images together.
+        pixels: `normalised` for pixels as the model needs them, or `uint8` for pixels that are not normalised yet.
+        cache_bytes: the maximum bytes of patches to keep for later samples, such as those of the same group.
+        memory: the maximum bytes that this process may use to decode and process images.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Materializer:
     def inputs(self, samples: Sequence[TrainingSample]) -> dict[str, Any]:
         """Return `pixel_values` and the grids of all images of these samples, in order, as torch tensors.
 
-        Without images, the mapping is empty.
+        The result is empty if the samples have no images.
 
         Raises:
             MaterializeError: an image does not fit the sample.
@@ -105,14 +105,14 @@ class Materializer:
         torch = import_trainer_extra("torch")
         grids = [grid for _, _, grid, _ in image_inputs]
         total_patches = sum(map(patch_count, grids))
-        # One array for all images, filled image by image: concatenating them would take twice the memory.
+        # Fill one array image by image, because concatenating the images would take twice the memory.
         pixel_values = np.empty((total_patches, *self._processor.patch_shape()), self._processor.dtype)
         filled_patches = 0
         for sample, placeholder, grid, image in image_inputs:
             processed = self._process_image(sample, placeholder, image, grid)
             if processed.grid != grid:
                 raise _mismatch_error(
-                    sample, image, f"its descriptor has the grid {grid}, but its pixels give {processed.grid}"
+                    sample, image, f"its descriptor has the grid {grid}, but its pixels have the grid {processed.grid}"
                 )
             pixel_values[filled_patches : filled_patches + len(processed.patches)] = processed.patches
             filled_patches += len(processed.patches)
@@ -124,6 +124,7 @@ class Materializer:
     def _checked_grid(
         self, sample: TrainingSample, placeholder: Placeholder, descriptor: Mapping[str, Any]
     ) -> tuple[int, int, int]:
+        """Return the grid of a descriptor after it was compared with the checkpoint and the placeholder."""
         geometry = self._processor.geometry
         try:
             item = parse_raw_mm_item(descriptor)
@@ -131,17 +132,19 @@ class Materializer:
                 raise _mismatch_error(
                     sample,
                     descriptor,
-                    f"its layout fingerprint is {item.family} {item.layout_fingerprint}, but that of this checkpoint's "
-                    f"processor configuration is {geometry.family} {geometry.fingerprint}",
+                    f"its layout fingerprint is {item.family} {item.layout_fingerprint}, but the processor "
+                    f"configuration of this checkpoint has {geometry.family} {geometry.fingerprint}",
                 )
             if item.raw_image_id is not None and not item.raw_image_id.startswith(placeholder.hash):
-                raise _mismatch_error(sample, descriptor, f"its placeholder is for another image, {placeholder.hash}")
+                raise _mismatch_error(sample, descriptor, f"its placeholder is for the image {placeholder.hash}")
             grid = geometry.grid(item.payload)
         except AdapterError as error:
             raise _mismatch_error(sample, descriptor, str(error)) from error
         if geometry.tokens(grid) != placeholder.length:
             raise _mismatch_error(
-                sample, descriptor, f"its grid {grid} has {geometry.tokens(grid)} tokens, not {placeholder.length}"
+                sample,
+                descriptor,
+                f"its grid {grid} has {geometry.tokens(grid)} tokens, but its placeholder has {placeholder.length}",
             )
         return grid
 
@@ -152,6 +155,8 @@ class Materializer:
         descriptor: Mapping[str, Any],
         grid: tuple[int, int, int],
     ) -> ProcessedImage:
+        """Return the patches of an image from the cache, or read and process the image."""
+
         def read_and_process() -> ProcessedImage:
             data = self._read_image(parse_raw_mm_item(descriptor))
             if hashlib.sha256(data).hexdigest()[: len(placeholder.hash)] != placeholder.hash:

@@ -31,25 +31,26 @@ class TrainingSample:
     Attributes:
         rollout: the id of the rollout.
         group: the id of its group.
-        leaf: the index of the node that the branch ends with.
+        leaf: the index of the last node of the branch.
         reward: the reward of the rollout.
         token_ids: the expanded ids of the branch.
         mask: True for tokens that train. Each sampled token trains in exactly one sample of its rollout.
-        logprobs: the log-prob of a sampled token under the weights that sampled it; 0 for other tokens.
+        logprobs: the log-prob of a sampled token, from the weights that sampled it; 0 for other tokens.
         token_types: 1 for image tokens, 0 for text.
         version_index: the index in `versions` of the version that sampled the token; -1 for other tokens.
-        versions: the policy versions that sampled tokens of the branch.
+        versions: the policy versions that sampled the tokens of the branch.
         turn_index: the number of the turn that sampled the token, as in `Step.turn`; -1 for other tokens.
-        turns: the numbers of all turns of the rollout, also of other branches, in order. The number of a failed turn is
-            missing.
+        turns: the numbers of all turns of the rollout in order, including those of other branches. The number of a
+            failed turn is missing.
         token_rewards: the reward of a turn, at the last sampled token of its answer; 0 for other tokens. An answer in
-            several branches has its reward in each of them; under `mask` it counts once.
-        content: 1 + the index in `ROLES` of the role whose content the token is; 0 for tokens of the template.
+            several branches has its reward in each of them, but only one of them trains it (`mask`).
+        content: for tokens of a message's content, 1 + the index of the message's role in `ROLES`; 0 for tokens of the
+            chat template.
         placeholders: the range of each image's pad tokens, in order.
         images: the raw descriptor of the image at each placeholder; `Materializer` makes the pixels from it.
-        banned_ids: the tokens that the engine could not sample in any turn of the branch. With `--logprobs-mode
-            processed_logprobs` vLLM computes log-probs without these tokens: set their logits to -inf before you
-            compare. With `raw_logprobs` vLLM reports log-probs that include them.
+        banned_ids: the ids of the tokens that were banned in every turn of the branch. With `--logprobs-mode
+            processed_logprobs`, vLLM computes log-probs without these tokens. Set their logits to -inf before you
+            compare. With `raw_logprobs`, vLLM's log-probs include these tokens.
     """
 
     rollout: str
@@ -71,20 +72,20 @@ class TrainingSample:
     banned_ids: tuple[int, ...] = ()
 
     def content_mask(self, *roles: str) -> npt.NDArray[np.bool_]:
-        """Return a mask that is True for the content of these roles, also for images, and False for the template."""
+        """Return a mask that is True for the content of messages with these roles, including their images."""
         return np.isin(self.content, [1 + ROLES.index(role) for role in roles])
 
     def truncated(self, limit: int) -> Self:
         """Return the sample with at most its first `limit` tokens.
 
-        It ends before an image that would be cut. An answer that is cut loses its turn reward, which is at its last
-        token.
+        If the limit would cut an image, the sample ends before the image. If it cuts an answer, the reward of that turn
+        is lost, because it is at the last token.
 
         Raises:
-            ValueError: the limit is below zero.
+            ValueError: the limit is negative.
         """
         if limit < 0:
-            raise ValueError(f"a sample cannot be cut to {limit} tokens; give 0 or more")
+            raise ValueError(f"a sample cannot be cut to {limit} tokens; the limit must be 0 or more")
         cut_images = (
             placeholder.offset
             for placeholder in self.placeholders
@@ -103,7 +104,7 @@ class TrainingSample:
 
 
 def samples(trajectory: Trajectory) -> list[TrainingSample]:
-    """Return one sample for each leaf that has tokens to train. A node of several branches trains in the first one."""
+    """Return one sample for each branch with tokens to train. A node in several branches trains only in the first."""
     if not trajectory.trainable:
         return []
     training_samples: list[TrainingSample] = []
@@ -121,6 +122,7 @@ def samples(trajectory: Trajectory) -> list[TrainingSample]:
 def _make_sample(
     trajectory: Trajectory, turns: tuple[int, ...], path: list[TrajectoryNode], trained_nodes: set[int]
 ) -> TrainingSample:
+    """Make the sample of the branch `path`, in which the sampled tokens of `trained_nodes` train."""
     expanded = expand([node.run for node in path], pad_id=trajectory.pad_id)
     labels = expanded.labels()
     length = len(expanded.ids)
@@ -135,7 +137,7 @@ def _make_sample(
             for first, last in node.content:
                 content[start + node.run.expanded_offset(first) : start + node.run.expanded_offset(last)] = role
             continue
-        # A sampled message has no images, so its sampled tokens are not expanded and end where its range ends.
+        # A sampled message has no images, so it has no expanded tokens. Its sampled tokens are the last of its range.
         sampled_start = end - (len(node.run.ids) - node.run.sampled_from)
         mask[sampled_start:end] = node.index in trained_nodes
         content[sampled_start:end] = role

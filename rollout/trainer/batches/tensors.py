@@ -1,7 +1,7 @@
-"""Makes torch tensors from training samples: one row for each sample, or several samples packed into a row.
+"""Makes torch tensors from training samples. Each sample has its own row, or several samples are packed into one row.
 
 samples_of_group = [sample for trajectory in group.trajectories for sample in samples(trajectory)]
-batch = collate(samples_of_group, advantages=[…], packing=32768)    # for each sample a number, or an array
+batch = collate(samples_of_group, advantages=[…], packing=32768)    # a number or an array for each sample
 model(batch.token_ids, position_ids=batch.position_ids, **materializer.inputs(batch.ordered(samples_of_group)))
 """
 
@@ -21,60 +21,60 @@ from rollout.trainer.reading.groups import Group
 T = TypeVar("T")
 
 Credit = Literal["outcome", "turns"]
-"""What the advantage of a token is computed from: the reward of its rollout, or the return of its turn."""
+"""The basis of a token's advantage. "outcome": the reward of its rollout. "turns": the return of its turn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """The samples of one training step. A tensor has the shape (rows, tokens) unless its text gives another shape.
+    """The samples of one training step, as tensors of the shape (rows, tokens), unless a field has another shape.
 
-    Samples and images are numbered row by row, from 0.
+    Samples and images have numbers from 0, row by row.
     """
 
     token_ids: torch.Tensor
     """int64: the expanded ids of the samples; 0 in the padding."""
     position_ids: torch.Tensor
-    """int64: the position of the token in its sample, from 0; 0 in the padding."""
+    """int64: the position of the token in its sample; it starts at 0, and is 0 in the padding."""
     sample_index: torch.Tensor
-    """int32: the number of the token's sample, to keep packed samples apart in the attention; -1 in the padding."""
+    """int32: the number of the token's sample; -1 in the padding. The attention must not mix the packed samples."""
     mask: torch.Tensor
     """bool: whether the token trains. Each sampled token trains in exactly one sample of its rollout."""
     logprobs: torch.Tensor
-    """float32: the log-prob of a sampled token under the weights that sampled it; 0 elsewhere."""
+    """float32: the log-prob of a sampled token, from the weights that sampled it; 0 elsewhere."""
     advantages: torch.Tensor | None
-    """float32: the advantage of the token where `mask` is True; 0 elsewhere. None if `collate` was given none."""
+    """float32: the advantage of the token where `mask` is True; 0 elsewhere. None if `collate` got no advantages."""
     token_types: torch.Tensor
     """uint8: 1 for image tokens, 0 elsewhere."""
     content: torch.Tensor
-    """uint8: 1 + the index in `rollout.records.messages.ROLES` of the role whose content the token is; 0 elsewhere."""
+    """uint8: for content, 1 + the index of the message's role in `rollout.records.messages.ROLES`; 0 elsewhere."""
     version_index: torch.Tensor
     """int32: the index in `versions` of the version that sampled the token; -1 elsewhere."""
     turn_index: torch.Tensor
     """int32: the number of the turn that sampled the token, as in `Step.turn`; -1 elsewhere."""
     token_rewards: torch.Tensor
-    """float32: the reward of a turn, at the last sampled token of its answer; 0 elsewhere. Sum it under `mask`, because
-    an answer may be in several samples."""
+    """float32: the reward of a turn, at the last sampled token of its answer; 0 elsewhere. To get a sum, add only the
+    values where `mask` is True, because an answer may be in several samples."""
     rewards: torch.Tensor
-    """float32, (samples,): the reward of each sample's rollout."""
+    """float32 of the shape (samples,): the reward of each sample's rollout."""
     spans: torch.Tensor
-    """int64, (samples, 3): row, first token, number of tokens."""
+    """int64 of the shape (samples, 3): the row, the first token and the number of tokens of each sample."""
     placeholders: torch.Tensor
-    """int64, (images, 4): sample, row, first token, number of tokens."""
+    """int64 of the shape (images, 4): the sample, the row, the first token and the number of tokens of each image."""
     images: tuple[Mapping[str, Any], ...]
     """The raw descriptor of each image."""
     versions: tuple[str, ...]
-    """The policy versions that sampled tokens of the batch."""
+    """The policy versions that sampled the tokens of the batch."""
     rollouts: tuple[str, ...]
     """The id of each sample's rollout."""
     order: tuple[int, ...]
-    """For each sample, its index among the samples that `collate` was given."""
+    """For each sample, its index in the argument of `collate`."""
     banned_ids: tuple[tuple[int, ...], ...] = ()
-    """For each sample, the tokens that the engine could not sample; see `TrainingSample.banned_ids`."""
+    """For each sample, the ids of the banned tokens; see `TrainingSample.banned_ids`."""
 
     def without_banned(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the logits (rows, tokens, vocabulary) with -inf for the banned tokens of each sample.
 
-        Log-probs of these logits are comparable with those of an engine that leaves out banned tokens, as vLLM does
+        With these logits, log-probs can be compared with those of an engine that excludes banned tokens. vLLM does this
         with `--logprobs-mode processed_logprobs`.
         """
         if not any(self.banned_ids):
@@ -87,7 +87,7 @@ class Batch:
         return without
 
     def ordered(self, given: Sequence[T]) -> list[T]:
-        """Return a sequence with one item for each sample given to `collate` in the order of this batch."""
+        """Return items in the order of this batch. `given` has one item for each sample passed to `collate`."""
         return [given[at] for at in self.order]
 
     def to(self, device: torch.device | str) -> Self:
@@ -110,12 +110,12 @@ def collate(
 
     Args:
         given: the samples.
-        advantages: for each sample one number for all of its tokens, or an array with one for each token, as
+        advantages: for each sample, one number for all tokens, or an array with a number for each token, as
             `align_advantages` returns it. Only tokens that train get an advantage.
-        packing: how many tokens a row may have; several samples then share a row. None: one row for each sample.
+        packing: the maximum number of tokens in a row, which several samples may share. None: one row for each sample.
 
     Raises:
-        SampleTooLong: a sample has more tokens than fit into a row.
+        SampleTooLong: a sample has more tokens than a row may have.
         ValueError: an array of advantages does not have one entry for each token.
     """
     rows = [[at] for at in range(len(given))] if packing is None else _pack_rows(given, packing)
@@ -162,19 +162,20 @@ def batch_of(
     max_length: int | None = None,
     packing: int | None = None,
 ) -> Batch | None:
-    """Make one batch of the groups' samples, with advantages within each group; None if no token trains.
+    """Make one batch of the groups' samples, with their advantages within each group; None if no token trains.
 
     Args:
-        groups: the groups, with their failed members.
-        estimator: compares the rewards, or the returns, of a group: `grpo`, `rloo`, or a function like them.
-        credit: "outcome": the tokens of a rollout have the advantage of its reward (`advantages_of`). "turns": the
+        groups: the groups, including their failed members.
+        estimator: the function that compares the rewards or the returns of a group, such as `grpo` or `rloo`.
+        credit: "outcome": all tokens of a rollout have the advantage of its reward (`advantages_of`). "turns": the
             tokens of a turn have the advantage of its return (`turn_advantages_of`).
-        max_length: truncate longer samples, and leave out those without a token that trains; None: truncate none.
-        packing: how many tokens a row may have; see `collate`.
+        max_length: the maximum number of tokens of a sample. Longer samples are truncated, and samples without a
+            token that trains are left out. None: no maximum.
+        packing: the maximum number of tokens in a row; see `collate`.
 
     Raises:
-        SampleTooLong: a sample does not fit into a row.
-        ValueError: there is no such credit.
+        SampleTooLong: a sample has more tokens than a row may have.
+        ValueError: `credit` has an unknown value.
     """
     if credit not in get_args(Credit):
         raise ValueError(f"credit is {credit!r}; expected one of {', '.join(map(repr, get_args(Credit)))}")
@@ -194,7 +195,7 @@ def batch_of(
 
 
 class _BatchArrays:
-    """The arrays of the shape (rows, length). Padding has the token id 0, which every model can embed."""
+    """Fills the arrays of the shape (rows, length). Padding has the token id 0, because every model can embed it."""
 
     def __init__(self, rows: int, length: int) -> None:
         shape = (rows, length)
@@ -214,11 +215,11 @@ class _BatchArrays:
     def write_sample(
         self, sample: TrainingSample, sample_number: int, row: int, start: int, version_indices: dict[str, int]
     ) -> tuple[int, slice]:
-        """Write a sample into a row; return its place in the arrays. New versions are added to `version_indices`."""
+        """Write a sample into a row, and add its new versions to `version_indices`; return its row and its slice."""
         length = len(sample.token_ids)
         token_slice = row, slice(start, start + length)
         batch_indices = [version_indices.setdefault(version, len(version_indices)) for version in sample.versions]
-        # The last entry keeps the index -1 of tokens that were not sampled.
+        # A token that was not sampled has the index -1; the last entry maps it to -1.
         version_index = np.array([*batch_indices, -1], np.int32)[sample.version_index]
         for name in TOKEN_ARRAYS:
             self.arrays[name][token_slice] = getattr(sample, name)
@@ -229,19 +230,19 @@ class _BatchArrays:
 
 
 def _trained_advantages(sample: TrainingSample, advantage: float | npt.NDArray[Any]) -> Any:
-    """Return one advantage for all tokens that train, or an array with one for each of them."""
+    """Return one advantage for all tokens that train, or an array with one advantage for each of these tokens."""
     if np.ndim(advantage) == 0:
         return advantage
     if np.shape(advantage) != sample.mask.shape:
         raise ValueError(
-            f"{sample.rollout}, branch of node {sample.leaf}: the advantages have the shape {np.shape(advantage)} for "
-            f"{len(sample.token_ids)} tokens. If you truncate the sample, call align_advantages() afterwards."
+            f"{sample.rollout}, branch of node {sample.leaf}: the advantages have the shape {np.shape(advantage)}, but "
+            f"the sample has {len(sample.token_ids)} tokens. Truncate samples before you call align_advantages()."
         )
     return np.asarray(advantage)[sample.mask]
 
 
 def _pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> list[list[int]]:
-    """Assign samples to rows: the longest sample first, each to the first row with enough space."""
+    """Return the samples' indices for each row. Assign long samples first, each to the first row with enough space."""
     rows: list[list[int]] = []
     free_tokens: list[int] = []
     for sample_index in sorted(range(len(samples_to_pack)), key=lambda at: -len(samples_to_pack[at].token_ids)):
@@ -249,7 +250,8 @@ def _pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> li
         if length > row_length:
             raise SampleTooLong(
                 f"{samples_to_pack[sample_index].rollout}, branch of node {samples_to_pack[sample_index].leaf}: "
-                f"{length} tokens do not fit into a row of {row_length}. Truncate the sample, or raise `packing`."
+                f"the sample has {length} tokens, but a row has at most {row_length}. Truncate the sample, or raise "
+                "`packing`."
             )
         row = next((row for row, free in enumerate(free_tokens) if free >= length), None)
         if row is None:

@@ -1,4 +1,4 @@
-"""A torch dataset of batches, read in this process or in the processes of a `DataLoader`, each trained exactly once.
+"""Provides a torch dataset of batches, each trained exactly once. A `DataLoader` can read it in several processes.
 
     dataset = TrajectoryDataset(url, partial(batch_of, packing=32768), groups_per_batch=8)
     dataset.load_state_dict(checkpoint["reader"])
@@ -6,13 +6,13 @@
         train(portion.batch)
         dataset.trained(portion)
         if time_to_save:
-            save(weights, reader=dataset.state_dict())    # contains what was trained, not what was read ahead
+            save(weights, reader=dataset.state_dict())    # contains trained portions, not those that were read ahead
             dataset.commit()
     dataset.close()                                       # the loader's processes release their partitions
 
-A loader reads ahead of the training. Therefore each portion has the state that its reader must continue from after the
-portion was trained. The readers of the loader's processes lease disjoint partitions, as ranks do. Use `in_order=False`:
-otherwise the loader waits for each process in turn, also for a process whose partitions are empty.
+A loader reads more than was trained. Therefore each portion contains the state from which a reader must continue after
+the portion was trained. Each process of the loader reads its own partitions of the queue, as a rank does. Use
+`in_order=False`. Otherwise, the loader waits for each process in turn, even if the partitions of a process are empty.
 """
 
 import multiprocessing
@@ -44,23 +44,23 @@ _UNSET = -1
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The state of a reader after a portion and all earlier portions of the same process were trained."""
+    """The state of a reader that has returned a portion and all earlier portions of the same process."""
 
     process: int
-    """The index of the process in the loader; 0 without a loader."""
+    """The index of the reading process in the loader; 0 without a loader."""
     number: int
-    """Identifies the state. It rises with each state, and from one reader to the next."""
+    """The number that identifies the state. A later state has a higher number, even after the reader is replaced."""
     state: Mapping[str, Any]
-    """The state, as the reader's `state_dict` returned it."""
+    """The result of the reader's `state_dict()`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Portion(Generic[T]):
-    """What a dataset yields.
+    """One item of a dataset: a batch and the state of its reader.
 
     Attributes:
-        batch: what the dataset's `make` returned.
-        receipt: the state of the reader, for `TrajectoryDataset.trained`.
+        batch: the result of the dataset's `make`.
+        receipt: the state of the reader; `TrajectoryDataset.trained` needs it.
     """
 
     batch: T
@@ -68,14 +68,15 @@ class Portion(Generic[T]):
 
 
 class TrajectoryDataset(IterableDataset[Portion[T]]):
-    """Yields batches that `make` makes of whole groups. Use it with `DataLoader(…, batch_size=None)`.
+    """Reads whole groups, and yields the batches that `make` makes. Use it with `DataLoader(…, batch_size=None)`.
 
     Args:
         url: the URL of the trajectories queue.
-        make: makes a batch of groups, in the reading process; returns None to skip groups that have nothing to train.
-        groups_per_batch: how many groups `make` gets.
+        make: the function that makes a batch from groups. It runs in the reading process, and returns None if these
+            groups have nothing to train.
+        groups_per_batch: the number of groups that `make` gets.
         rank: the rank of this trainer process.
-        world_size: how many trainer processes read the queue.
+        world_size: the number of trainer processes that read the queue.
         settings: the settings of the readers.
         timeout: seconds to wait for a group before `NothingArrived` is raised.
     """
@@ -101,41 +102,41 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         self._loaded_state: Mapping[str, Any] | None = None
         self._trained_receipts: dict[int, Receipt] = {}
         self._saved_receipts: dict[int, Receipt] = {}
-        # Shared with the loader's processes: for each process the number of its last committed state, and the version.
+        # The loader's processes share these tensors. The first has the number of each process's last committed state.
         self._committed_numbers = _shared_numbers(_MAX_PROCESSES)
         self._shared_version = _shared_numbers(1)
         self._close_requested = _shared_numbers(1)
 
     def trained(self, portion: Portion[T]) -> None:
-        """Let the next state contain this portion, and the earlier ones of the same process."""
+        """Add this portion, and all earlier portions of the same process, to the next state."""
         self._trained_receipts[portion.receipt.process] = portion.receipt
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after all portions passed to `trained`; save it atomically with the weights."""
+        """Return the state that contains all portions passed to `trained`; save it atomically with the weights."""
         self._saved_receipts = dict(self._trained_receipts)
         return self._merged_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state. The number of processes may differ. Raises ReaderStateError if it is invalid."""
-        merge_states([state])  # An invalid state must raise here, not later in a loader's process.
+        """Continue from a saved state. The number of processes may differ. Raises ReaderStateError for invalid data."""
+        merge_states([state])  # raises for an invalid state here, and not later in a loader's process
         self._loaded_state, self._trained_receipts = state, {}
 
     def commit(self) -> None:
-        """Let the readers ack what the last state contains; call it when that state is safely stored."""
+        """Let the readers ack the records in the last state; call it when this state is safely stored."""
         for process, receipt in self._saved_receipts.items():
             self._committed_numbers[process] = receipt.number
 
     def close(self) -> None:
-        """Stop all reading processes within half a second, and free their partitions.
+        """Tell all reading processes to stop within half a second, so that they release their partitions.
 
-        Without this call, torch waits five seconds for each loader process that waits for records, and then kills it.
-        Its partitions stay leased until the lease ends.
+        Without this call, torch waits five seconds for each process that waits for records, and then kills the process.
+        The partitions of a killed process stay leased until the lease expires.
         """
         self._close_requested[0] = 1
 
     @property
     def version(self) -> int | None:
-        """The trainer's version of the policy; set it after each update, so that the readers know the staleness."""
+        """The trainer's policy version. Set it after each update; the readers need it to compute the staleness."""
         number = int(self._shared_version[0])
         return None if number == _UNSET else number
 
@@ -144,10 +145,10 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         self._shared_version[0] = version
 
     def __iter__(self) -> Iterator[Portion[T]]:
-        """Yield portions until the dataset is closed or the queue ends, which only a replayed queue does.
+        """Yield portions until the dataset is closed or the queue ends; only a replayed queue ends.
 
         Raises:
-            NothingArrived: no whole group came before the timeout.
+            NothingArrived: no whole group arrived before the timeout.
         """
         loader_worker = get_worker_info()
         process_index, process_count = (
@@ -170,7 +171,7 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
                         yield Portion(batch, Receipt(process_index, number_base + state["number"], state))
 
     def _read_groups(self, reader: BlockingReader, committer: "_BackgroundCommitter") -> list[Group]:
-        """Return the next groups: none if the dataset is closed, fewer or none if the queue has ended."""
+        """Return the next groups: no groups if the dataset is closed, and fewer groups at the end of the queue."""
         groups: list[Group] = []
         deadline = time.monotonic() + self._timeout
         while len(groups) < self._groups_per_batch and not reader.ended:
@@ -184,12 +185,12 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
             elif time.monotonic() > deadline:
                 raise NothingArrived(
                     f"{hide_passwords(self._url)}: no whole group came within {self._timeout:g} s ({reader.stats()}). "
-                    "Check that workers run, or raise the dataset's timeout."
+                    "Check that the workers are running, or raise the dataset's timeout."
                 )
         return groups
 
     def _should_stop(self) -> bool:
-        """Whether to stop, because the dataset was closed or the training process has died."""
+        """Whether the dataset was closed or the training process has died."""
         parent_process = multiprocessing.parent_process()
         orphaned = get_worker_info() is not None and parent_process is not None and not parent_process.is_alive()
         return orphaned or int(self._close_requested[0]) != _UNSET
@@ -200,10 +201,10 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
 
 
 class _BackgroundCommitter:
-    """Acks what the training process has committed, in a thread of the reading process.
+    """Runs in a thread of the reading process, and acks the records that the training process has committed.
 
-    Without the thread, a process that is a batch ahead would not ack before the next request, so that the backlog would
-    stay high.
+    Without the thread, a reading process would ack only when the loader asks for the next batch. Until then, the
+    queue's backlog would stay high.
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class _BackgroundCommitter:
         self._thread.join()
 
     def raise_failure(self) -> None:
-        """Raise the error of a commit that failed, if one did."""
+        """If a commit has failed, raise its error."""
         if self._failure is not None:
             raise self._failure
 
@@ -247,7 +248,7 @@ class _BackgroundCommitter:
 
 
 def _shared_numbers(size: int) -> torch.Tensor:
-    """Return numbers in memory that this process shares with the loader's processes; they are not set yet."""
+    """Return `size` unset numbers in memory that this process shares with the loader's processes."""
     numbers: Any = torch.full((size,), _UNSET, dtype=torch.int64)
     shared: torch.Tensor = numbers.share_memory_()
     return shared

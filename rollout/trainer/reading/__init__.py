@@ -1,1 +1,1 @@
-"""Reads a queue and hands out whole trajectories, or groups of them, each exactly once."""
+"""Reads the records of a queue and returns whole trajectories, or groups of them, each exactly once."""

@@ -1,4 +1,4 @@
-"""Keeps each delivery until its ack. It is first unacked, then settled, then part of a saved state, then acked."""
+"""Keeps each delivery until it is acked: the reader settles its record, a state contains it, and a commit acks it."""
 
 from collections import deque
 
@@ -8,12 +8,12 @@ from transports import Delivery, Queue, StaleLease
 
 
 def lane_position(delivery: Delivery) -> RecordKey:
-    """Return the lane and the position of a delivery, which identify its record."""
+    """Return the lane and the position of a delivery; together they identify the record."""
     return delivery.lane, delivery.position
 
 
 class PendingAcks:
-    """Acks a record after it was settled, a state contained it, and that state was committed."""
+    """Acks a record when it is settled, a saved state contains it, and that state is committed."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -25,38 +25,40 @@ class PendingAcks:
 
     @property
     def unacked(self) -> int:
-        """How many records were delivered and are not acked."""
+        """The number of records that were delivered and are not acked."""
         return len(self._unacked_deliveries)
 
     def add_delivery(self, delivery: Delivery) -> bool:
-        """Keep what an ack of this delivery needs; return False if its record is here already, from another lease."""
+        """Keep a delivery until its ack; return False if an earlier delivery of the same record is already here."""
         key = lane_position(delivery)
         is_new = key not in self._unacked_deliveries
-        # The frames of a rejected record are kept, because the record goes to the dead letters unchanged.
+        # A rejected record needs its frames, because its dead letter contains them unchanged.
         self._unacked_deliveries[key] = delivery if key in self._rejection_reasons else _without_frames(delivery)
         return is_new
 
     def mark_settled(self, key: RecordKey) -> None:
-        """Let the next state contain this record."""
+        """Add this record to the next state."""
         self._settled_keys.append(key)
 
     def mark_rejected(self, delivery: Delivery, reason: str) -> None:
-        """Move this record to the dead letters, instead of acking it, when its state is committed."""
+        """Mark this record, so that `commit` moves it to the dead letters instead of acking it."""
         key = lane_position(delivery)
         self._unacked_deliveries[key], self._rejection_reasons[key] = delivery, reason
 
     def assign_state_number(self) -> int:
-        """Return the number of a new state, which contains all records that are settled by now."""
+        """Return the number of a new state; the state contains all records that are settled now."""
         self._last_state_number += 1
         self._keys_by_state.append((self._last_state_number, self._settled_keys))
         self._settled_keys = []
         return self._last_state_number
 
     async def commit(self, state_number: int | None) -> None:
-        """Ack the records of the states up to this number; None: of all states. It can be cancelled and called again.
+        """Ack the records of all states up to this number, or of all states if it is None.
+
+        If this call is cancelled, another call acks the rest.
 
         Raises:
-            LeaseLost: the lease of some records has ended; the other records were acked.
+            LeaseLost: the lease of some records has ended; the other records are acked.
         """
         last_number = self._last_state_number if state_number is None else state_number
         keys = [key for number, state_keys in self._keys_by_state if number <= last_number for key in state_keys]
@@ -75,16 +77,16 @@ class PendingAcks:
                 del self._unacked_deliveries[key]
                 self._rejection_reasons.pop(key, None)
         if lost_keys:
-            # These records may be delivered again under a new lease. Then the next commit acks them.
+            # The queue may deliver these records again under a new lease. Then the next commit acks them.
             self._keys_by_state.appendleft((last_number, list(lost_keys)))
             raise LeaseLost(
                 f"{self._queue.url}: this trainer has lost the lease of {len(lost_keys)} of the {len(keys)} records "
-                "that it commits. If another process was started in its place, stop this one and do not save again. "
-                "If not, go on: the saved state contains these records, and the reader drops them when they come again."
+                "that it must ack. If another process has replaced it, stop this one and do not save again. If not, "
+                "continue: the saved state contains these records, and the reader drops them if they arrive again."
             )
 
     async def _ack(self, deliveries: list[Delivery]) -> list[RecordKey]:
-        """Ack deliveries; return the keys of those whose lease has ended."""
+        """Ack deliveries; return the keys of the deliveries that were not acked because their lease has ended."""
         if not deliveries:
             return []
         try:
@@ -94,6 +96,7 @@ class PendingAcks:
         return []
 
     async def _reject(self, delivery: Delivery, reason: str) -> bool:
+        """Move a record to the dead letters; return False if its lease has ended."""
         try:
             await self._queue.reject(delivery, reason)
         except StaleLease:
@@ -102,7 +105,8 @@ class PendingAcks:
 
 
 def _without_frames(delivery: Delivery) -> Delivery:
-    """Return the delivery without its frames. Not with `replace`, which is as slow as decoding a small record."""
+    """Return the delivery without its frames."""
+    # `dataclasses.replace` would take as long as decoding a small record.
     return Delivery(
         frames=(),
         key=delivery.key,

@@ -1,4 +1,4 @@
-"""Reads the recorded trajectories of a finished run, with the reader that a trainer uses.
+"""Reads the recorded trajectories of a finished run with a trainer's reader.
 
 async with open_archive(run_directory) as reader:
     async for trajectory in reader:
@@ -16,9 +16,9 @@ from transports import open_queue
 
 
 def open_archive(run_directory: Path | str) -> TrajectoryReader:
-    """Return a reader of all trajectories in a run's directory. It ends after the last record and acks nothing.
+    """Return a reader for all trajectories in a run's directory. It ends after the last record and acks nothing.
 
-    Unfinished rollouts come last, as failed trajectories with the error `Unfinished`.
+    It returns unfinished rollouts last, as failed trajectories with the error `Unfinished`.
 
     Raises:
         NoArchive: the directory has no recorded trajectories.
@@ -27,15 +27,17 @@ def open_archive(run_directory: Path | str) -> TrajectoryReader:
     if not trajectories_directory.is_dir():
         problem = "does not exist" if not Path(run_directory).is_dir() else "has no recorded trajectories"
         raise NoArchive(
-            f"{run_directory} {problem}. Give the directory of a run whose queue.url is the default, "
-            "file://{run_dir}/trajectories?retain=true. Other queues delete records when they are acked."
+            f"{run_directory} {problem}. Use the directory of a run with the default queue.url, "
+            "file://{run_dir}/trajectories?retain=true. Other queues delete acked records."
         )
     queue = open_queue(f"file://{quote(str(trajectories_directory))}?replay=true")
     return TrajectoryReader(queue, ReaderSettings(require_images=False))
 
 
 async def find_trajectory(run_directory: Path, rollout: str) -> Trajectory:
-    """Return the trajectory with this name: ROLLOUT, or ENVIRONMENT/ROLLOUT if several environments have that rollout.
+    """Return the trajectory with this name.
+
+    The name is ROLLOUT, or ENVIRONMENT/ROLLOUT if several environments have a rollout of that name.
 
     Raises:
         NoArchive: the directory has no recorded trajectories.
@@ -47,8 +49,9 @@ async def find_trajectory(run_directory: Path, rollout: str) -> Trajectory:
         return found[0]
     if not found:
         raise RolloutNotFound(
-            f"{run_directory} has no rollout {rollout!r}. `rollout inspect {run_directory}` lists its rollouts."
+            f"{run_directory} has no rollout {rollout!r}. To list its rollouts, run `rollout inspect {run_directory}`."
         )
     raise RolloutNotFound(
-        f"{run_directory} has several rollouts {rollout!r}. Give one of {', '.join(t.identity for t in found)}."
+        f"{run_directory} has several rollouts with the name {rollout!r}. Choose one of "
+        f"{', '.join(t.identity for t in found)}."
     )

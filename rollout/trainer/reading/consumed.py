@@ -1,14 +1,15 @@
-"""Records what a trainer has consumed, in a state that is small enough for every checkpoint.
+"""Remembers what a trainer has consumed, in a state that is small enough for every checkpoint.
 
-The state has two parts. For each lane it has the *watermark*: every record up to it is settled. It also has the names
-of *consumed* rollouts, as digests: those with records above a watermark, and the latest `REMEMBERED_NAMES`, because
-stalled attempts may still send records.
+The state has two parts. The first is a *watermark* for each lane: every record up to this position is settled. The
+second is the names of *consumed* rollouts, as digests. It contains every rollout with a record above a watermark, and
+the latest `REMEMBERED_NAMES` rollouts, because stalled attempts may still send records.
 
-A rollout never trains twice, after any number of restarts. An attempt trains only if its first record arrives. If that
-record came before the rollout was consumed, it was settled with the rollout: it is below the watermark, or its name is
-in the state. If it comes later, its name is in the state, because the last `REMEMBERED_NAMES` names are kept.
-One case remains: a worker stalls before its first record and wakes up more than `REMEMBERED_NAMES` rollouts later. The
-other members of its group do not come again, so the group stays partial, and partial groups are dropped by default.
+A rollout never trains twice, even after restarts, for this reason. An attempt trains only if its start record arrives.
+If that record arrived before the rollout was consumed, it was settled together with the rollout. Then the record is
+below the watermark, or the name of the rollout is in the state. If the record arrives later, the name is in the state,
+because the latest names are kept. Only one case remains. A worker may stall before its start record, and continue when
+more than `REMEMBERED_NAMES` other rollouts have been consumed. The other members of its group do not arrive again, so
+the group stays partial, and partial groups are dropped by default.
 """
 
 import base64
@@ -23,27 +24,27 @@ from typing import Any
 from rollout.trainer.errors import ReaderStateError
 
 REMEMBERED_NAMES = 1 << 18
-"""How many names are kept after their records were acked; they take 2 MiB of a checkpoint."""
+"""The number of names that are kept after their records were acked; they take 2 MiB of a checkpoint."""
 
 _MAX_IDLE_LANES = 4096
-"""How many lanes without unsettled records are kept; every new worker process may add lanes."""
+"""The maximum number of lanes without unsettled records; it is needed because every worker process may add lanes."""
 
 _STATE_VERSION = 2
 
 
 class ConsumedRollouts:
-    """Keeps the watermarks and the consumed names; `state` is what a checkpoint must contain."""
+    """Keeps the watermarks and the names of consumed rollouts. A checkpoint must contain the result of `state()`."""
 
     def __init__(self) -> None:
         self._lanes: dict[str, _LaneWatermark] = {}
         self._consumed_digests: dict[int, None] = {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Load a state. Raises ReaderStateError if it is damaged or has another version."""
+        """Load a saved state. Raises ReaderStateError if it is damaged or was saved in another format."""
         if state.get("version") != _STATE_VERSION:
             raise ReaderStateError(
-                f"the reader state has the version {state.get('version')!r}; expected {_STATE_VERSION}. "
-                "Load what `state_dict()` of this release of rollout returned."
+                f"the reader state has the format version {state.get('version')!r}; expected {_STATE_VERSION}. "
+                "Load a state that `state_dict()` of this release of rollout returned."
             )
         try:
             consumed_digests = array("Q", base64.b64decode(state["consumed"], validate=True))
@@ -61,29 +62,29 @@ class ConsumedRollouts:
         }
 
     def was_settled(self, lane: str, position: int) -> bool:
-        """Whether the loaded state contains this record."""
+        """Whether the loaded state says that this record is settled."""
         return lane in self._lanes and position <= self._lanes[lane].loaded_watermark
 
     def mark_arrived(self, lane: str, position: int) -> None:
-        """Record that a record has arrived and is not settled yet."""
+        """Remember that this record has arrived and is not settled yet."""
         lane_watermark = self._lanes.pop(lane, None) or _LaneWatermark(-1)
         self._lanes[lane] = lane_watermark
         lane_watermark.mark_arrived(position)
 
     def mark_settled(self, lane: str, position: int) -> None:
-        """Record that nothing needs this record any more."""
+        """Remember that this record is no longer needed."""
         self._lanes[lane].mark_settled(position)
 
     def mark_consumed(self, name: str) -> None:
-        """Record that a rollout, or an abandoned group, is consumed; its later records must be dropped."""
+        """Remember that a rollout, or an abandoned group, is consumed, so that its later records are dropped."""
         self._consumed_digests[_name_digest(name)] = None
 
     def is_consumed(self, name: str) -> bool:
-        """Whether this rollout, or this abandoned group, is known as consumed."""
+        """Whether the rollout, or the abandoned group, with this name is consumed."""
         return _name_digest(name) in self._consumed_digests
 
     def prune_acked(self, unacked: int) -> None:
-        """Forget the oldest names and idle lanes above the limits; keep at least as many names as `unacked` records."""
+        """Forget the oldest names and idle lanes above the limits. At least `unacked` names stay."""
         surplus_count = len(self._consumed_digests) - max(REMEMBERED_NAMES, unacked)
         for digest in list(islice(self._consumed_digests, max(0, surplus_count))):
             del self._consumed_digests[digest]
@@ -92,7 +93,7 @@ class ConsumedRollouts:
             del self._lanes[name]
 
     def merge(self, other: "ConsumedRollouts") -> None:
-        """Add what the other one contains."""
+        """Add the watermarks and the names of another object."""
         for name, lane in other._lanes.items():
             own_lane = self._lanes.get(name)
             self._lanes[name] = _LaneWatermark(max(lane.watermark, own_lane.watermark) if own_lane else lane.watermark)
@@ -102,7 +103,7 @@ class ConsumedRollouts:
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge the states of several ranks, or of a data loader's processes, into one.
 
-    A trainer that restarts with another number of ranks loads the merged state into each of them.
+    A trainer that restarts with another number of ranks loads the merged state into every rank.
     """
     merged = ConsumedRollouts()
     for state in states:
@@ -113,7 +114,7 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class _LaneWatermark:
-    """The watermark of one lane, and the positions above it."""
+    """Keeps the watermark of one lane, and the unsettled positions above it."""
 
     def __init__(self, loaded_watermark: int) -> None:
         self.loaded_watermark = loaded_watermark

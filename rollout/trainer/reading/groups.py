@@ -1,4 +1,4 @@
-"""Groups: all rollouts of one task, complete before any of them trains."""
+"""Collects the rollouts of each task in a group, so that the trainer gets them together."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ class Group:
     """The trajectories of one task."""
 
     id: str
-    """The id of the group: `Trajectory.group` of its members."""
+    """The id of the group; its members have the same id in `Trajectory.group`."""
     size: int | None
-    """How many members a whole group has; None if no member has its start record, which says it."""
+    """The number of members in the whole group; None if it is unknown because all start records are missing."""
     trajectories: tuple[Trajectory, ...]
-    """The members, also failed ones, in the order of their rollouts' names."""
+    """The members, sorted by the names of their rollouts. Some may have failed."""
 
     @property
     def whole(self) -> bool:
@@ -26,12 +26,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """What the reader does with a group that stays partial. It drops members that come after the timeout."""
+    """Says what the reader does with a group that is not whole when its timeout passes. Later members are dropped."""
 
     timeout: float = 3600.0
-    """Seconds to wait for the other members after the first one came."""
+    """Seconds to wait for the other members after the first member came."""
     keep_partial: int | None = None
-    """Hand out a partial group if it has at least this many members; None: drop all partial groups."""
+    """Return a partial group to the trainer if it has at least this many members; None: drop all partial groups."""
 
 
 class GroupMember(Protocol):
@@ -43,11 +43,11 @@ class GroupMember(Protocol):
 
     @property
     def group_identity(self) -> str:
-        """The name of its group."""
+        """The name of the member's group."""
 
     @property
     def group_size(self) -> int | None:
-        """How many members its group has; None if it does not know."""
+        """The number of members in the whole group; None if the member does not know it."""
 
 
 MemberT = TypeVar("MemberT", bound=GroupMember)
@@ -64,18 +64,18 @@ class _IncompleteGroup(Generic[MemberT]):
 
 
 class GroupAssembler(Generic[MemberT]):
-    """Collects members until their group is whole."""
+    """Collects the members of each group until the group is whole."""
 
     def __init__(self) -> None:
         self._groups: dict[str, _IncompleteGroup[MemberT]] = {}
 
     @property
     def waiting(self) -> int:
-        """How many members wait for the rest of their group."""
+        """The number of members that wait for the rest of their group."""
         return sum(len(group.members) for group in list(self._groups.values()))
 
     def add(self, member: MemberT, now: float = 0.0) -> tuple[MemberT, ...] | None:
-        """Add a member; if its group is now whole, return all members in the order of their names."""
+        """Add a member. If its group is now whole, return all members, sorted by name; otherwise return None."""
         name = member.group_identity
         group = self._groups.setdefault(name, _IncompleteGroup(now))
         group.members[member.identity] = member
@@ -85,6 +85,6 @@ class GroupAssembler(Generic[MemberT]):
         return self._groups.pop(name).sorted_members()
 
     def give_up(self, before: float) -> Iterable[tuple[MemberT, ...]]:
-        """Remove and return the groups whose first member came before the time `before`."""
+        """Remove the groups whose first member came before the time `before`; return the members of each group."""
         expired_names = [name for name, group in self._groups.items() if group.first_member_at < before]
         return [self._groups.pop(name).sorted_members() for name in expired_names]

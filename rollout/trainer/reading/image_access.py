@@ -1,4 +1,4 @@
-"""Checks that this process can read the images of trajectories, so that a missing mount is found at the start."""
+"""Checks that this process can read the images of trajectories, to find a missing mount at the start of training."""
 
 import errno
 import logging
@@ -15,15 +15,15 @@ from rollout.trainer.trajectory import Trajectory
 log = logging.getLogger(__name__)
 
 MAX_UNREADABLE = 8
-"""How many trajectories may have unreadable images. If more have, a directory is missing, not single images."""
+"""The maximum number of trajectories with unreadable images. If there are more, the directory is probably missing."""
 
-# Non-blocking, because a record names the directory and it could be a named pipe, which would block.
+# O_NONBLOCK, because the path comes from a record. If it is a named pipe, opening it would otherwise block.
 _OPEN_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ImageAccessCheck:
-    """Tries to read one image of each image directory, until one image of that directory could be read."""
+    """Checks the images of trajectories. When it has read one image of a directory, it trusts this directory."""
 
     def __init__(self) -> None:
         self._readable_directories: set[str] = set()
@@ -31,11 +31,11 @@ class ImageAccessCheck:
 
     @property
     def has_read(self) -> bool:
-        """Whether this process could read any image so far."""
+        """Whether this process has read at least one image."""
         return bool(self._readable_directories)
 
     def problem(self, trajectory: Trajectory) -> str | None:
-        """Return why this process cannot read the images of a trajectory; None if it can, or if there are none."""
+        """Return why this process cannot read a trajectory's images; None if it can, or if there are no image files."""
         directory = trajectory.started.assets if trajectory.started else ""
         if directory in self._readable_directories:
             return None
@@ -56,10 +56,10 @@ class ImageAccessCheck:
         return None
 
     def fail(self, trajectory: Trajectory, problem: str) -> Trajectory:
-        """Return the trajectory as a failed one, because its images cannot be read while others can.
+        """Return the trajectory as failed. Call it if other images can be read, but not those of this trajectory.
 
         Raises:
-            ImagesUnreadable: `MAX_UNREADABLE` trajectories of this directory have failed already.
+            ImagesUnreadable: `MAX_UNREADABLE` trajectories of this directory have already failed.
         """
         assert trajectory.started is not None
         directory = trajectory.started.assets
@@ -72,6 +72,7 @@ class ImageAccessCheck:
 
 
 def _read_one_byte(directory: str, image_name: str) -> None:
+    """Read one byte of an image file; raise OSError if that fails."""
     directory_fd = os.open(directory, _OPEN_DIRECTORY_FLAGS)
     try:
         fd = os.open(image_name, _OPEN_FILE_FLAGS, dir_fd=directory_fd)

@@ -1,7 +1,7 @@
-"""Collects the records of each rollout until one of its attempts is whole. The first whole attempt counts.
+"""Collects the records of each rollout until one of its attempts has all of its records. That attempt is used.
 
-A finished rollout stays here, with its steps in memory or on disk, until the trainer gets it. Records of its other
-attempts may still come; they are settled together with it.
+A finished rollout stays here until the trainer gets it; its steps are in memory or on disk. Records of its other
+attempts may still arrive. They are settled together with the rollout.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,38 +24,39 @@ class _PendingAttempt:
     steps: dict[int, StoredStep] = field(default_factory=dict)
     finished: RolloutFinished | None = None
     last_record_at: float = 0.0
-    """When its latest record came, in seconds that the reader has waited for records."""
+    """When its latest record arrived, on a clock that counts only the seconds in which the reader waits for records."""
 
     @property
     def whole(self) -> bool:
+        """Whether all records of the attempt have arrived."""
         return self.started is not None and self.finished is not None and len(self.steps) == self.finished.steps
 
     def problem(self, now: float, *, gap_timeout: float, unfinished_timeout: float) -> Mapping[str, str] | None:
-        """Return why the reader stops waiting for its records; None if it still waits."""
+        """Return an error if the reader has waited too long for missing records; otherwise None."""
         silence = now - self.last_record_at
         if self.finished is not None and silence > gap_timeout:
             missing_start = "" if self.started is not None else "; the start record is missing"
-            message = f"{len(self.steps)} of {self.finished.steps} steps came{missing_start}"
+            message = f"only {len(self.steps)} of {self.finished.steps} steps arrived{missing_start}"
             return {"type": "LostRecords", "message": message}
         if self.finished is None and silence > unfinished_timeout:
-            return {"type": "Unfinished", "message": f"nothing came after {len(self.steps)} steps"}
+            return {"type": "Unfinished", "message": f"no record arrived after {len(self.steps)} steps"}
         return None
 
 
 @dataclass(slots=True, eq=False)
 class PendingRollout:
-    """A rollout that the trainer has not got yet."""
+    """A rollout that the trainer has not received yet."""
 
     header: RecordHeader
-    """The header of the record that came first."""
+    """The header of the record that arrived first."""
     attempts: dict[int, _PendingAttempt] = field(default_factory=dict)
-    """The attempts, by their numbers."""
+    """The attempts that have records, by number."""
     record_keys: list[RecordKey] = field(default_factory=list)
-    """The records to settle when the rollout is consumed."""
+    """The keys of the records to settle when the rollout is consumed."""
     whole_attempt: _PendingAttempt | None = None
     """The first attempt that has all of its records; None if there is none yet."""
     error: Mapping[str, str] | None = None
-    """Why the rollout failed without a whole attempt; None if it did not."""
+    """The error if the reader failed the rollout, because no attempt is whole; otherwise None."""
 
     @property
     def identity(self) -> str:
@@ -69,25 +70,25 @@ class PendingRollout:
 
     @property
     def group_size(self) -> int | None:
-        """How many members its group has; None if no start record came, which says it."""
+        """The number of rollouts in its group; None if it is unknown because no start record has arrived."""
         starts = (attempt.started for attempt in self.attempts.values())
         return next((started.group_size for started in starts if started is not None), None)
 
     @property
     def done(self) -> bool:
-        """Whether it can be handed out."""
+        """Whether the rollout is complete or failed, so that the trainer can get it."""
         return self.whole_attempt is not None or self.error is not None
 
     @property
     def best_attempt(self) -> _PendingAttempt:
-        """The attempt that the trajectory is made of: the whole one, or the latest that has its start record."""
+        """The whole attempt; if there is none, the latest attempt that has its start record, or the latest of all."""
         return self.whole_attempt or max(
             self.attempts.values(), key=lambda attempt: (attempt.started is not None, attempt.header.attempt)
         )
 
 
 class PendingRollouts:
-    """All rollouts that have records and that the trainer has not got."""
+    """Holds all rollouts that have records and that the trainer has not received."""
 
     def __init__(self, step_store: StepStore, *, gap_timeout: float, unfinished_timeout: float) -> None:
         self._step_store = step_store
@@ -107,7 +108,7 @@ class PendingRollouts:
         return [rollout for rollout in self._rollouts.values() if rollout.group_identity == group_identity]
 
     def add(self, record: Record, frames: Frames, key: RecordKey, now: float) -> PendingRollout | None:
-        """Add a record; return its rollout if the record completed it."""
+        """Add a record. If it completes its rollout, return the rollout; otherwise return None."""
         rollout, attempt = self._get_or_create_attempt(record.header, key)
         if rollout.done:
             return None
@@ -126,7 +127,7 @@ class PendingRollouts:
         return rollout
 
     def mark_failed(self, header: RecordHeader, key: RecordKey, error: RecordError) -> PendingRollout | None:
-        """Fail a rollout because one of its records cannot be decoded; return it if it was not done before."""
+        """Fail a rollout because a record cannot be decoded. Return the rollout, or None if it was already done."""
         rollout, _ = self._get_or_create_attempt(header, key)
         if rollout.done:
             return None
@@ -134,7 +135,7 @@ class PendingRollouts:
         return rollout
 
     def fail_stalled(self, now: float) -> list[PendingRollout]:
-        """Fail and return the rollouts for whose attempts the reader has waited too long."""
+        """Fail each rollout if the reader has waited too long for all of its attempts; return these rollouts."""
         failed = []
         for rollout in self._rollouts.values():
             if rollout.done:
@@ -145,7 +146,7 @@ class PendingRollouts:
         return failed
 
     def build_trajectory(self, rollout: PendingRollout) -> Trajectory:
-        """Return the trajectory of a rollout that is done. The rollout stays here."""
+        """Return the trajectory of a rollout that is done. This does not remove the rollout."""
         attempt = rollout.best_attempt
         if rollout.whole_attempt is None or attempt.started is None or attempt.finished is None:
             return self._partial_trajectory(attempt, rollout.error or {})
@@ -155,7 +156,7 @@ class PendingRollouts:
             digest.add(frames)
             steps.append(step)
         if digest.digest() != attempt.finished.digest:
-            error = {"type": "DigestMismatch", "message": "the steps that arrived are not those that were sent"}
+            error = {"type": "DigestMismatch", "message": "the steps that arrived differ from those that were sent"}
             return _failed_trajectory(attempt, error)
         try:
             return assemble(attempt.started, steps, attempt.finished)
@@ -163,7 +164,7 @@ class PendingRollouts:
             return _failed_trajectory(attempt, {"type": type(error).__name__, "message": str(error)})
 
     def remove(self, rollout: PendingRollout) -> list[RecordKey]:
-        """Remove a rollout; return the keys of its records, which must be settled."""
+        """Remove a rollout; return the keys of its records, so that the caller can settle them."""
         del self._rollouts[rollout.identity]
         self._drop_steps(rollout.attempts.values())
         return rollout.record_keys
@@ -179,7 +180,7 @@ class PendingRollouts:
         return rollout, attempt
 
     def _partial_trajectory(self, attempt: _PendingAttempt, error: Mapping[str, str]) -> Trajectory:
-        """Return a failed trajectory with the steps before the first gap, for people to read; it never trains."""
+        """Return a failed trajectory with the steps before the first missing step. It never trains; people read it."""
         if attempt.started is None:
             return _failed_trajectory(attempt, error)
         steps: list[Step] = []
@@ -200,6 +201,7 @@ class PendingRollouts:
 
 
 def _failed_trajectory(attempt: _PendingAttempt, error: Mapping[str, str]) -> Trajectory:
+    """Return a failed trajectory without steps."""
     header = attempt.header
     return Trajectory(
         run=header.run,

@@ -1,4 +1,4 @@
-"""Divides the partitions of a queue among the readers of several ranks. A group is always in one partition."""
+"""Divides the partitions of a queue among the readers of several ranks. All records of a group are in one partition."""
 
 from urllib.parse import parse_qs
 
@@ -12,7 +12,7 @@ from transports.urls import split_url
 def open_reader(
     url: str, *, rank: int = 0, world_size: int = 1, settings: ReaderSettings | None = None
 ) -> TrajectoryReader:
-    """Return the reader of one rank. With several ranks, the URL must say how many partitions the queue has.
+    """Return the reader of one rank. With several ranks, the URL must have the number of partitions.
 
     Raises:
         RankError: there are fewer partitions than ranks, or the rank does not exist.
@@ -22,15 +22,19 @@ def open_reader(
 
 
 def partitions_of(url: str, rank: int, world_size: int) -> list[int]:
-    """Return the partitions that a rank reads; they are the same after a restart."""
+    """Return the partitions that a rank reads; a restart does not change them.
+
+    Raises:
+        RankError: there are fewer partitions than ranks, or the rank does not exist.
+    """
     if not 0 <= rank < world_size:
-        raise RankError(f"rank {rank} does not exist; with world_size {world_size}, give 0 to {world_size - 1}.")
+        raise RankError(f"rank {rank} is not valid; with world_size {world_size}, use a rank of 0 to {world_size - 1}.")
     partition_count_text = parse_qs(split_url(url).query).get("partitions", ["1"])[0]
     partition_count = int(partition_count_text) if partition_count_text.isdecimal() else 0
     if partition_count < world_size:
         raise RankError(
-            f"{hide_passwords(url)}: {world_size} readers need at least {world_size} partitions, and the URL has "
-            f"{partition_count_text}. Partitions are fixed when a queue is created: give workers and trainer the same "
-            f"URL, such as …?partitions={8 * world_size}."
+            f"{hide_passwords(url)}: {world_size} readers need at least {world_size} partitions, but the URL has "
+            f"{partition_count_text}. Use a new queue, because the number of partitions cannot change, and give "
+            f"workers and trainer the same URL, such as …?partitions={8 * world_size}."
         )
     return list(range(rank, partition_count, world_size))

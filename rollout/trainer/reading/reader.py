@@ -1,16 +1,16 @@
-"""Reads whole trajectories from the queue, each exactly once relative to the trainer's checkpoint.
+"""Reads whole trajectories from a queue, each exactly once relative to the trainer's checkpoint.
 
     async with open_reader(url, rank=rank, world_size=world_size) as reader:
-        reader.load_state_dict(checkpoint["reader"])        # drops what the loaded weights have trained on
+        reader.load_state_dict(checkpoint["reader"])        # skips what the loaded weights have trained on
         async for group in reader.groups():
             train(group)
             if time_to_save:
                 save(weights, reader=reader.state_dict())    # atomically, in one file
                 await reader.commit()                        # from now on the queue may delete the records
 
-The queue delivers each record at least once, in any order. `state_dict` counts every trajectory that was handed out
-as consumed. Only `commit` acks, and it acks exactly what the saved state contains. So a trainer may die at any time:
-it restarts from its last checkpoint and gets every trajectory that the checkpoint's weights have not seen.
+The queue delivers each record at least once, in any order. The state from `state_dict` marks every returned trajectory
+as consumed. Only `commit` acks records, and it acks exactly those in the saved state. Therefore a trainer may die at
+any time: it restarts from its last checkpoint and gets every trajectory that the checkpoint's weights have not seen.
 """
 
 import asyncio
@@ -46,36 +46,38 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
 _SHORTEST_READ_SECONDS = 0.01
-"""How long a reader handles records that are there already, even if its timeout is shorter."""
+"""The time in which a reader handles records that have already arrived, even if its timeout is shorter."""
 _MAX_BLOCKING_SECONDS = 0.01
-"""How long a reader may handle records that are there already without a break for other tasks of the event loop."""
+"""After this time, a reader that is handling records lets other tasks of the event loop run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderSettings:
-    """How a reader treats late, large, incomplete or stale data. Timeouts count only the time of waiting for records.
+    """Says how a reader treats late, large, incomplete or stale data.
+
+    Timeouts count only the time in which the reader waits for records, so a long training step does not matter.
 
     Raises:
-        ConfigurationError: `untrained_limits` contains the name of no limit.
+        ConfigurationError: `untrained_limits` contains an unknown name.
     """
 
     gap_timeout: float = 30.0
-    """Seconds to wait for a missing record after the last record of an attempt came; then the rollout fails."""
+    """Seconds to wait for missing records when an attempt's finished record is there; then the rollout fails."""
     unfinished_timeout: float = 7200.0
-    """Seconds without a record after which an attempt that has no last record fails."""
+    """Seconds to wait for the next record while an attempt's finished record is missing; then the rollout fails."""
     memory_limit: int = 1 << 30
-    """Bytes that steps may take in memory, as frames and decoded. Above it, the reader spills steps to disk."""
+    """The maximum bytes of steps in memory, as frames and decoded. Above it, the reader spills steps to disk."""
     spill_directory: Path | str | None = None
     """The directory for spilled steps; None: the system's directory for temporary files."""
     groups: GroupPolicy = field(default_factory=GroupPolicy)
-    """What happens to groups that stay partial."""
+    """What happens to groups that are not whole when their timeout has passed."""
     max_staleness: int | None = None
     """Drop a group if one of its trajectories is more than this many versions behind `TrajectoryReader.version`; None:
-    drop none."""
+    drop no group for its staleness."""
     require_images: bool = True
-    """Whether to check that the images of a trajectory can be read before it is handed out."""
+    """Whether to check that a trajectory's images can be read before the trainer gets the trajectory."""
     untrained_limits: frozenset[RolloutLimit | str] = frozenset()
-    """Limits, or their names. A rollout that one of them stopped does not train, even if it has a score."""
+    """Limits, or their names. A rollout that was stopped by one of these does not train, even if it has a score."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "untrained_limits", limits_named(self.untrained_limits))
@@ -85,10 +87,10 @@ class TrajectoryReader:
     """Reads trajectories, or whole groups, from one queue for one trainer process.
 
     Attributes:
-        settings: how it treats late, large, incomplete or stale data.
-        version: the trainer's version of the policy; set it after each update, so that the reader knows the staleness.
+        settings: how the reader treats late, large, incomplete or stale data.
+        version: the trainer's policy version. Set it after each update; the reader needs it to compute the staleness.
             None: the staleness is unknown, and `max_staleness` drops nothing.
-        queue: the queue that it reads.
+        queue: the queue that the reader reads.
     """
 
     def __init__(self, queue: Queue, settings: ReaderSettings | None = None) -> None:
@@ -107,15 +109,15 @@ class TrajectoryReader:
         self._ready_rollouts: deque[PendingRollout] = deque()
         self._ready_groups: deque[tuple[PendingRollout, ...]] = deque()
         self._unreadable_groups: deque[tuple[PendingRollout, ...]] = deque()
-        """Groups whose images could not be read, while no other image was read either; they are tried again."""
+        """Groups whose images could not be read, at a time when no image had been read yet. The reader retries them."""
         self._images_problem = ""
         self._waited_seconds = 0.0
         self._timeouts_checked_at = 0.0
         self._group_timeouts_due = False
-        """Whether to look for groups that have waited too long."""
+        """Whether the next read must look for groups that have timed out."""
         self._queue_ended = False
         self._next_break_at = 0.0
-        """When to let other tasks of the event loop run, even if more records are there already."""
+        """The time at which other tasks of the event loop must run, even if more records have already arrived."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,65 +130,74 @@ class TrajectoryReader:
 
     @property
     def ended(self) -> bool:
-        """Whether the reader has handed out everything and no more records can come."""
+        """Whether the reader has returned everything and no more records can arrive."""
         return self._queue_ended and not (
             self._ready_rollouts or self._ready_groups or self._unreadable_groups or self._group_assembler.waiting
         )
 
     async def __aiter__(self) -> AsyncIterator[Trajectory]:
-        """Yield trajectories until the queue ends, which only a replayed queue does."""
+        """Yield trajectories until the queue ends; only a replayed queue ends."""
         while not self.ended:
             if (trajectory := await self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     async def groups(self) -> AsyncIterator[Group]:
-        """Yield groups until the queue ends."""
+        """Yield groups until the queue ends; only a replayed queue ends."""
         while not self.ended:
             if (group := await self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
 
     async def receive(self, *, timeout: float) -> Trajectory | None:
-        """Return the next finished trajectory, with any status; None if there is none within `timeout` seconds.
+        """Return the next finished trajectory, with any status; None if none is finished within `timeout` seconds.
+
+        If only a few images of a directory cannot be read, their trajectories are returned as failed.
 
         Raises:
-            ImagesUnreadable: this process cannot read the images of any trajectory, or of several in one directory;
-                they are not consumed. If it can read other images, only the trajectory fails.
-            SpillError: steps cannot be spilled to disk.
+            ImagesUnreadable: this process can read no images, or many images of one directory are unreadable. The
+                trajectories are not consumed.
+            SpillError: the reader cannot spill steps to disk.
         """
         return await self._read_until(self._next_trajectory, timeout)
 
     async def receive_group(self, *, timeout: float) -> Group | None:
-        """Return the next group; None if there is none within `timeout` seconds. Raises the same errors as `receive`.
+        """Return the next group; None if none is ready within `timeout` seconds. Raises the same errors as `receive`.
 
-        Groups are whole, unless `settings.groups` allows partial ones. Use a reader for trajectories or for groups, not
-        for both.
+        A group is whole, unless `settings.groups` allows partial groups. Do not call both `receive` and
+        `receive_group` on the same reader.
         """
         return await self._read_until(self._next_group, timeout)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after all that was handed out; save it atomically with the weights trained on that.
+        """Return the state that marks everything returned so far as consumed.
 
-        The state is JSON-like, and its size is bounded. `commit` takes its `number`.
+        Save the state atomically with the weights that were trained on these trajectories. It is JSON-like data of
+        bounded size. Pass its `number` to `commit`.
         """
         return {**self._consumed_rollouts.state(), "number": self._pending_acks.assign_state_number()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state. Raises ReaderStateError if records were read before, or the state is invalid."""
+        """Continue from a saved state.
+
+        Raises:
+            ReaderStateError: the reader has already received a record, or the state is invalid.
+        """
         if self._counters.records:
             raise ReaderStateError("Call load_state_dict() before the first receive().")
         self._consumed_rollouts.load(state)
 
     async def commit(self, number: int | None = None) -> None:
-        """Ack the records of the state with this number, or of the last state; call it when the state is safely stored.
+        """Ack the records in the state with this number, or in the last state if the number is None.
+
+        Call it when the state is safely stored.
 
         Raises:
-            LeaseLost: the lease of some records has ended, so another process may have taken over.
+            LeaseLost: the lease of some records has ended, so another process may read the queue now.
         """
         await self._pending_acks.commit(number)
         self._consumed_rollouts.prune_acked(self._pending_acks.unacked)
 
     def stats(self) -> ReaderStats:
-        """Return what the reader did and what it holds; may be called from any thread."""
+        """Return the reader's counters and the amount of data that it holds; may be called from any thread."""
         return ReaderStats(
             **{**vars(self._counters), "staleness": self._counters.staleness.copy()},
             unfinished=len(self._pending_rollouts.unfinished()),
@@ -199,12 +210,13 @@ class TrajectoryReader:
         )
 
     async def _read_until(self, next_item: Callable[[], T | None], timeout: float) -> T | None:
+        """Handle records until `next_item` returns an item or the timeout passes; return the item or None."""
         begun_at = time.monotonic()
         deadline, busy_until = begun_at + timeout, begun_at + max(timeout, _SHORTEST_READ_SECONDS)
         self._retry_images()
         is_reading, now = True, begun_at
         while True:
-            # The break comes before `next_item`, because a cancellation after it would lose the item.
+            # Let other tasks run before `next_item`: if this call were cancelled after it, the item would be lost.
             if now >= self._next_break_at:
                 await asyncio.sleep(0)
                 self._next_break_at = time.monotonic() + _MAX_BLOCKING_SECONDS
@@ -220,7 +232,7 @@ class TrajectoryReader:
                     raise ImagesUnreadable(self._images_problem)
 
     async def _receive_record(self, deadline: float) -> bool:
-        """Wait for a record and handle it, and fail what has waited too long; return whether there was a record."""
+        """Wait for a record, handle it, and fail rollouts whose timeout has passed; return whether a record arrived."""
         started_at = time.monotonic()
         delivery = await self.queue.receive(timeout=max(0.0, min(deadline - started_at, _POLL_SECONDS)))
         self._waited_seconds += time.monotonic() - started_at
@@ -236,12 +248,14 @@ class TrajectoryReader:
         return delivery is not None
 
     def _next_trajectory(self) -> Trajectory | None:
+        """Consume and return the next trajectory; None if none is ready."""
         while self._ready_rollouts:
             self._ready_groups.append((self._ready_rollouts.popleft(),))
-        trajectories = self._hand_out_next()
+        trajectories = self._consume_next()
         return trajectories[0] if trajectories else None
 
     def _next_group(self) -> Group | None:
+        """Consume and return the next group; None if none is ready."""
         while self._ready_rollouts:
             if members := self._group_assembler.add(self._ready_rollouts.popleft(), self._waited_seconds):
                 self._ready_groups.append(members)
@@ -251,7 +265,7 @@ class TrajectoryReader:
                 math.inf if self._queue_ended else self._waited_seconds - self.settings.groups.timeout
             ):
                 self._give_up_group(members)
-        trajectories = self._hand_out_next()
+        trajectories = self._consume_next()
         if not trajectories:
             return None
         self._counters.groups += 1
@@ -259,6 +273,7 @@ class TrajectoryReader:
         return Group(trajectories[0].group, size, trajectories)
 
     def _handle_delivery(self, delivery: Delivery) -> None:
+        """Add a delivered record to its rollout, or drop it if it is not needed."""
         self._counters.records += 1
         self._counters.bytes += delivery.nbytes
         self._counters.redelivered += delivery.redelivered
@@ -296,6 +311,7 @@ class TrajectoryReader:
             self._settle(key)
 
     def _is_wanted(self, header: RecordHeader) -> bool:
+        """Whether the record's rollout is pending, or neither it nor its group is consumed."""
         if header.identity in self._pending_rollouts:
             return True
         return not (
@@ -308,13 +324,13 @@ class TrajectoryReader:
             self._ready_rollouts.append(rollout)
 
     def _give_up_group(self, members: tuple[PendingRollout, ...]) -> None:
-        """Stop waiting for the rest of a group: hand out the members that came, or drop them; drop later members."""
+        """Stop waiting for the rest of a group; make its members ready or drop them. Later members are dropped."""
         group_identity = members[0].group_identity
         min_members = self.settings.groups.keep_partial
         keep = min_members is not None and len(members) >= min_members
         self._counters.partial_groups += 1
-        outcome = "handed out" if keep else "dropped"
-        log.warning("group %s stayed partial; its %d members were %s", group_identity, len(members), outcome)
+        outcome = "kept" if keep else "dropped"
+        log.warning("group %s timed out; its %d members were %s", group_identity, len(members), outcome)
         self._consumed_rollouts.mark_consumed(_abandoned_group_name(group_identity))
         for rollout in self._pending_rollouts.in_group(group_identity):
             if rollout not in members or not keep:
@@ -322,8 +338,8 @@ class TrajectoryReader:
         if keep:
             self._ready_groups.append(members)
 
-    def _hand_out_next(self) -> tuple[Trajectory, ...] | None:
-        """Consume the first ready rollouts and return their trajectories; None if there is nothing to hand out."""
+    def _consume_next(self) -> tuple[Trajectory, ...] | None:
+        """Consume the next ready rollouts and return their trajectories; None if none are ready or they are stale."""
         if self._unreadable_groups and self._image_access.has_read:
             self._retry_images()
         if not self._ready_groups:
@@ -357,7 +373,9 @@ class TrajectoryReader:
         return trajectories
 
     def _set_aside(self, problem: str) -> None:
-        """Let the first ready rollouts wait until another image can be read. Then theirs are bad, not the mount.
+        """Let the next ready rollouts wait until another image has been read.
+
+        Until then, the reader does not know whether their images are damaged or the mount is missing.
 
         Raises:
             ImagesUnreadable: `MAX_UNREADABLE` rollouts wait.
@@ -368,23 +386,27 @@ class TrajectoryReader:
             raise ImagesUnreadable(problem)
 
     def _retry_images(self) -> None:
+        """Make the groups with unreadable images ready again."""
         self._ready_groups.extendleft(reversed(self._unreadable_groups))
         self._unreadable_groups.clear()
 
     def _consume(self, rollout: PendingRollout) -> None:
+        """Mark a rollout as consumed, and settle its records."""
         self._consumed_rollouts.mark_consumed(rollout.identity)
         for key in self._pending_rollouts.remove(rollout):
             self._settle(key)
 
     def _drop(self, key: RecordKey) -> None:
+        """Settle a record without using it."""
         self._counters.dropped += 1
         self._settle(key)
 
     def _settle(self, key: RecordKey) -> None:
+        """Mark a record as settled, so that the next state contains it and a commit acks it."""
         self._consumed_rollouts.mark_settled(*key)
         self._pending_acks.mark_settled(key)
 
 
 def _abandoned_group_name(group_identity: str) -> str:
-    """Return the name that marks an abandoned group as consumed; no rollout has such a name."""
+    """Return the name under which an abandoned group is marked as consumed; no rollout has such a name."""
     return f"#{group_identity}"

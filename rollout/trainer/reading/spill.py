@@ -1,7 +1,7 @@
 """Stores the steps of pending rollouts. Above a memory limit, it spills the oldest steps to files.
 
-The files have no name, so that nothing stays on disk when the process dies. A file is closed, which frees its space,
-when none of its steps is needed.
+The files have no name, so the system deletes them when the process dies. A file is closed when none of its steps is
+needed any more; this frees its space.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ from transports import Frames
 
 _MAX_FILE_BYTES = 64 << 20
 _DECODED_OVERHEAD_BYTES = 5 << 10
-"""Bytes that a decoded step takes besides its arrays; the arrays take as much as its frames."""
+"""Bytes that a decoded step takes in addition to its arrays. The arrays take as many bytes as the frames."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,9 +25,9 @@ class StoredStep:
     """One step in a `StepStore`.
 
     Attributes:
-        nbytes: how many bytes its frames have.
-        frames_and_step: its frames and the decoded step; None if it is on disk.
-        location: where its frames are on disk; None if it is in memory.
+        nbytes: the size of its frames in bytes.
+        frames_and_step: its frames and the decoded step; None if the step is on disk.
+        location: where its frames are on disk; None if the step is in memory.
     """
 
     nbytes: int
@@ -36,7 +36,7 @@ class StoredStep:
 
     @property
     def bytes_in_memory(self) -> int:
-        """The bytes that it takes in memory, as frames and decoded."""
+        """The bytes that this step takes in memory: its frames and the decoded step."""
         return 2 * self.nbytes + _DECODED_OVERHEAD_BYTES
 
 
@@ -56,25 +56,25 @@ class _SpillLocation:
 
 @dataclass(slots=True)
 class StepStore:
-    """Stores steps in memory and on disk."""
+    """Stores steps in memory and, above a limit, on disk."""
 
     memory_limit: int
-    """Bytes that steps may take in memory, as frames and decoded."""
+    """The maximum bytes of steps in memory, as frames and decoded."""
     directory: Path | str | None = None
     """The directory of the spill files; None: the system's directory for temporary files."""
     in_memory: int = 0
-    """Bytes that steps take in memory now."""
+    """The bytes that steps take in memory now."""
     on_disk: int = 0
-    """Bytes that steps take on disk now."""
+    """The bytes that steps take on disk now."""
     _steps_in_memory: dict[StoredStep, None] = field(default_factory=dict)
     _spill_files: list[_SpillFile] = field(default_factory=list)
-    """New steps go to the last file. Each other file stays open while one of its steps is needed."""
+    """Steps are written to the last file. Every other file stays open while one of its steps is needed."""
 
     def add(self, frames: Frames, step: Step) -> StoredStep:
-        """Store a step, and spill the oldest ones until those in memory are within the limit.
+        """Store a step and return its entry. The oldest steps are spilled until memory is within the limit.
 
         Raises:
-            SpillError: the directory is full or does not exist.
+            SpillError: a step cannot be written, for example because the directory is full or does not exist.
         """
         nbytes = sum(memoryview(frame).nbytes for frame in frames)
         stored = StoredStep(nbytes, (frames, step))
@@ -85,7 +85,7 @@ class StepStore:
         return stored
 
     def read(self, stored: StoredStep) -> tuple[Frames, Step]:
-        """Return the frames and the step; it stays in the store."""
+        """Return the frames and the decoded step. The step stays in the store."""
         if stored.frames_and_step is not None:
             return stored.frames_and_step
         frames = tuple(self._read_frames(stored))
@@ -104,11 +104,12 @@ class StepStore:
         self._close_unused_files()
 
     def close(self) -> None:
-        """Close all files, which deletes them."""
+        """Close all files; this deletes them."""
         while self._spill_files:
             self._spill_files.pop().handle.close()
 
     def _spill(self, stored: StoredStep) -> None:
+        """Move a step from memory to disk."""
         assert stored.frames_and_step is not None
         frames = stored.frames_and_step[0]
         try:
@@ -119,7 +120,7 @@ class StepStore:
         except OSError as error:
             raise SpillError(
                 f"{self.directory or tempfile.gettempdir()}: the reader cannot spill steps to this directory: "
-                f"{error.strerror}. Free space, set another spill_directory, or raise the memory_limit of "
+                f"{error.strerror}. Free some space, set another spill_directory, or raise the memory_limit, which is "
                 f"{self.memory_limit} bytes."
             ) from error
         stored.location = _SpillLocation(
@@ -133,6 +134,7 @@ class StepStore:
         self.on_disk += stored.nbytes
 
     def _writable_file(self) -> _SpillFile:
+        """Return the last file, or a new file if the last one is full."""
         if not self._spill_files or self._spill_files[-1].size >= _MAX_FILE_BYTES:
             self._spill_files.append(_SpillFile(tempfile.TemporaryFile(dir=self.directory, buffering=0)))  # noqa: SIM115
             self._close_unused_files()

@@ -1,4 +1,4 @@
-"""The counters of a reader, and a snapshot of them with what the reader holds."""
+"""Defines the counters of a reader, and a snapshot of its counters and of the data that it holds."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class ReaderCounters:
-    """What a reader did since it was created. The values only grow."""
+    """Counts what a reader did since it was created. The values only grow."""
 
     trajectories: int = 0
-    """Trajectories that were handed out."""
+    """Trajectories that the reader returned to the trainer."""
     groups: int = 0
-    """Groups that were handed out; `trajectories` counts their members, too."""
+    """Groups that the reader returned to the trainer; `trajectories` counts their members, too."""
     records: int = 0
     """Records that were received."""
     bytes: int = 0
@@ -20,45 +20,45 @@ class ReaderCounters:
     redelivered: int = 0
     """Records that the queue had delivered before."""
     dropped: int = 0
-    """Records that were dropped, because their rollout was consumed or their group was given up."""
+    """Records that were dropped because their rollout was already consumed, or because their group timed out."""
     rejected: int = 0
     """Records that could not be decoded."""
     stale: int = 0
     """Trajectories that were dropped because of `ReaderSettings.max_staleness`."""
     held_back: int = 0
-    """Trajectories with a score that were handed out and do not train, because of `ReaderSettings.untrained_limits`."""
+    """Returned trajectories with a score that do not train because of `ReaderSettings.untrained_limits`."""
     partial_groups: int = 0
-    """Groups that were given up before they were whole, handed out or dropped."""
+    """Groups that timed out before they were whole; each was either returned to the trainer or dropped."""
     staleness: Counter[int] = field(default_factory=Counter)
-    """By staleness in versions: how many trajectories were handed out. Trajectories without a known one are missing."""
+    """The number of returned trajectories for each staleness in versions; an unknown staleness is not counted."""
 
     def add_staleness(self, versions_behind: Iterable[int | None]) -> None:
-        """Count trajectories by their staleness in versions; None, an unknown one, does not count."""
+        """Count trajectories by their staleness in versions; None means unknown and is not counted."""
         self.staleness.update(versions for versions in versions_behind if versions is not None)
 
 
 @dataclass(kw_only=True)
 class ReaderStats(ReaderCounters):
-    """A copy of the counters of a reader, with what the reader holds now."""
+    """A copy of a reader's counters, and the amount of data that the reader holds now."""
 
     unfinished: int
-    """Rollouts that have records and are not done."""
+    """Rollouts of which some records have arrived and others are still missing."""
     waiting: int
-    """Rollouts that are done and were not handed out."""
+    """Rollouts that are complete or failed, and that the trainer has not received yet."""
     unacked: int
-    """Records that this reader received and did not ack."""
+    """Records that this reader has received and not acked."""
     bytes_in_memory: int
     """Bytes that the steps of unfinished and waiting rollouts take in memory."""
     bytes_on_disk: int
-    """Bytes of those steps that were spilled to disk."""
+    """Bytes that the steps of these rollouts take on disk, because they were spilled."""
 
     @property
     def staleness_mean(self) -> float | None:
-        """The mean staleness of the trajectories that were handed out; None if no staleness is known."""
+        """The mean staleness of the returned trajectories; None if no staleness is known."""
         measured = self.staleness.total()
         return sum(behind * n for behind, n in self.staleness.items()) / measured if measured else None
 
     @property
     def staleness_max(self) -> int | None:
-        """The highest staleness of the trajectories that were handed out; None if no staleness is known."""
+        """The highest staleness of the returned trajectories; None if no staleness is known."""
         return max(self.staleness, default=None)

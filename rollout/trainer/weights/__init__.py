@@ -1,1 +1,1 @@
-"""New weights, from a trainer to the engines."""
+"""Saves a trainer's new weights and loads them into the engines."""

@@ -1,12 +1,12 @@
-"""The directory from which engines load a policy's weights. New weights are checked before they replace the old ones.
+"""Manages the directory from which engines load the weights of a policy. It checks new weights before engines see them.
 
     weights = WeightsDirectory(Path("/runs/one/policy"))
     weights.replace(7, model.save_pretrained)
 
-A new version is written next to the old one. Then the headers of its files are checked, and the files replace the old
-ones one by one. A process that has an old file open can still read it. The file with the version exists only while the
-weights are complete. The check is needed because an engine that loads a bad file answers 500 and ends at its next
-request.
+A new version is written to a subdirectory. Then the headers of its files are checked, and the files replace the old
+files one by one. A process that has an old file open can still read it. The version file exists only while the weights
+are complete. The check is needed because an engine that loads a damaged file answers with status 500, and exits at the
+next request.
 """
 
 import fcntl
@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from rollout.errors import RolloutError
 
 Saver = Callable[[Path], object]
-"""Writes all weights into a directory, as safetensors, like `model.save_pretrained`."""
+"""A function that writes all weights to a directory as safetensors files, such as `model.save_pretrained`."""
 Shapes = Mapping[str, tuple[int, ...]]
-"""The shape of every tensor, by name."""
+"""The shape of each tensor, by the tensor's name."""
 
 _VERSION_FILE = "policy_version.json"
 _INCOMING_DIRECTORY = ".incoming"
@@ -36,20 +36,21 @@ _MAX_NAMES_SHOWN = 3
 
 
 class WeightsError(RolloutError):
-    """The weights cannot be loaded by an engine, or belong to another model; no engine has loaded them."""
+    """The weights are damaged or belong to another model; no engine has loaded them."""
 
 
 class WeightsHeld(RolloutError):
-    """Another process publishes from this directory; with two publishers, one version could be two sets of weights."""
+    """Another process publishes from this directory. Two publishers could use one version for different weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedVersion:
-    """A saved version.
+    """Identifies one saved set of weights.
 
     Attributes:
         version: the number of the version.
-        nonce: a random text. It differs if the same number is saved again, for example after a return to a checkpoint.
+        nonce: a random string. If the same number is saved again, for example after a return to a checkpoint, the nonce
+            is different.
     """
 
     version: int
@@ -58,12 +59,12 @@ class SavedVersion:
 
 @dataclass(frozen=True, slots=True)
 class WeightsDirectory:
-    """Holds one version of the weights at a time.
+    """Manages a directory that contains one version of the weights.
 
     Attributes:
         path: the directory; `lock` and `replace` create it.
-        reference: the directory of a checkpoint with the same tensors as the first version must have; None: the first
-            version is not compared.
+        reference: the directory of a checkpoint. The first version must have the same tensors and shapes; None: the
+            first version is not compared.
     """
 
     path: Path
@@ -71,7 +72,7 @@ class WeightsDirectory:
 
     @property
     def saved_version(self) -> SavedVersion | None:
-        """The version in the directory; None if there is none, or if it was not moved in completely."""
+        """The version in the directory; None if there is no version, or if its files were not all moved."""
         try:
             content = orjson.loads((self.path / _VERSION_FILE).read_bytes())
             return SavedVersion(int(content["version"]), str(content["nonce"]))
@@ -79,32 +80,33 @@ class WeightsDirectory:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise WeightsError(
-                f"{self.path / _VERSION_FILE} has no valid version ({error!r}); publish the weights again."
+                f"{self.path / _VERSION_FILE} does not contain a valid version ({error!r}). Publish the weights again."
             ) from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the lock of the directory, so that no other process publishes from it; raise WeightsHeld if one does."""
+        """Lock the directory, so that no other process publishes from it. Raises WeightsHeld if one already does."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK_FILE).open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise WeightsHeld(
-                    f"{self.path}: another process publishes from here; it also updates engines with old weights."
+                    f"{self.path}: another process publishes weights from this directory. Stop it, or use another "
+                    "directory."
                 ) from None
             yield
 
     def replace(self, version: int, save: Saver) -> None:
-        """Save a version, and replace the previous one with it.
+        """Save a version, and replace the previous version with it.
 
         Args:
             version: the number of the version.
-            save: writes the weights into the directory that it gets.
+            save: writes the weights to the directory that is its argument.
 
         Raises:
-            WeightsError: the saved weights cannot be loaded, or have other tensors than this model. The old version
-                stays.
+            WeightsError: the new weights cannot be saved or read, or their tensors differ from those of this model.
+                The old version stays.
         """
         incoming = self.path / _INCOMING_DIRECTORY
         shutil.rmtree(incoming, ignore_errors=True)
@@ -124,29 +126,30 @@ class WeightsDirectory:
         shutil.rmtree(incoming)
 
     def _move_in(self, incoming: Path) -> None:
+        """Replace the old files with the new ones."""
         (self.path / _VERSION_FILE).unlink(missing_ok=True)
         incoming_names = {file.name for file in incoming.iterdir() if file.is_file()}
         for old in (*self.path.glob("*.safetensors"), self.path / _INDEX_FILE):
             if old.name not in incoming_names:
-                old.unlink(missing_ok=True)  # the number of shards changed; an engine would load the old ones, too
+                old.unlink(missing_ok=True)  # if there are fewer shards now, an engine would also load the old ones
         for name in sorted(incoming_names):
             os.replace(incoming / name, self.path / name)
 
 
 def read_shapes(directory: Path) -> Shapes:
-    """Return the shape of every tensor of a checkpoint. Only the headers of the files are read.
+    """Return the shape of every tensor in a checkpoint's directory. This reads only the headers of the files.
 
     Raises:
-        WeightsError: a file is missing, incomplete or malformed, or the files do not fit together.
+        WeightsError: a file is missing, incomplete or malformed, or the files contradict each other.
     """
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise WeightsError(f"{directory} holds no *.safetensors; the saver must write the weights there.")
+        raise WeightsError(f"{directory} contains no *.safetensors file. The saver must write the weights there.")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         for name, shape in _header_shapes(file).items():
             if name in shapes:
-                raise WeightsError(f"{file} has the tensor {name}, and so has another file in this directory.")
+                raise WeightsError(f"{file} and another file in its directory both contain the tensor {name}.")
             shapes[name] = shape
     index = directory / _INDEX_FILE
     if index.exists():
@@ -156,21 +159,22 @@ def read_shapes(directory: Path) -> Shapes:
 
 def _header_shapes(file: Path) -> Shapes:
     try:
-        # Opened here too: safe_open says "No such file" for every file that it cannot open.
+        # Open the file first to get the real error, because safe_open reports "No such file" for every error.
         with file.open("rb"), safe_open(file, framework="numpy") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{file} cannot be read as safetensors: {error}. Was it saved completely?") from None
+        raise WeightsError(f"{file} cannot be read as safetensors: {error}. Save the weights again.") from None
 
 
 def _require_matching_index(index: Path, shapes: Shapes) -> None:
     try:
         indexed_names = set(orjson.loads(index.read_bytes())["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{index} cannot be read: {error!r}.") from None
+        raise WeightsError(f"{index} cannot be read: {error!r}. Save the weights again.") from None
     if indexed_names != set(shapes):
         raise WeightsError(
-            f"{index} and the files next to it differ in {_shortened_list(indexed_names ^ set(shapes))}."
+            f"{index} does not match the files next to it. Only one of them names these tensors: "
+            f"{_shortened_list(indexed_names ^ set(shapes))}."
         )
 
 
@@ -180,12 +184,13 @@ def _require_same_shapes(shapes: Shapes, expected: Shapes, saved_directory: Path
     for problem, names in (("lack", missing), ("have the extra tensors", extra), ("have other shapes of", reshaped)):
         if names:
             raise WeightsError(
-                f"the weights that were saved in {saved_directory} {problem} {_shortened_list(names)}, compared with "
-                f"{reference_directory}. Does the trainer save the whole model, under the names of the checkpoint that "
-                "the engines serve?"
+                f"compared with {reference_directory}, the weights that were saved in {saved_directory} {problem} "
+                f"{_shortened_list(names)}. Save the whole model, with the tensor names of the checkpoint that the "
+                "engines serve."
             )
 
 
 def _shortened_list(names: set[str]) -> str:
+    """Return the first names, and the number of the others."""
     shown = ", ".join(sorted(names)[:_MAX_NAMES_SHOWN])
     return shown if len(names) <= _MAX_NAMES_SHOWN else f"{shown} and {len(names) - _MAX_NAMES_SHOWN} more"

@@ -1,4 +1,4 @@
-"""A publisher's settings from the configurations of a run, for trainers and for `rollout policy`.
+"""Makes a publisher's settings from the configurations of a run, for trainers and for `rollout policy`.
 
 config = load_config(Path("codeword.yaml"))
 with PolicyPublisher(publisher_settings([config], Path("runs/codeword-7"))) as publisher:
@@ -18,17 +18,19 @@ from rollout.trainer.weights.publisher import PublisherSettings
 
 
 def publisher_settings(configs: Sequence[Config], run_path: Path | str) -> PublisherSettings:
-    """The settings for one policy that plays all of these environments; its weights are in `policy` of the run.
+    """Return the settings for one policy that plays all of these environments.
+
+    The weights are in the directory `policy` of the run.
 
     Raises:
-        ConfigurationError: there is no engine that could be reached, or its key is not set.
+        ConfigurationError: the configurations contain no URL of an engine, or its API key is not set.
     """
     run_directory, first_config = RunDirectory(resolve_path(Path(run_path))), configs[0]
     engines = tuple(dict.fromkeys(url for config in configs for url in config.engine.urls))
     if not engines:
         raise ConfigurationError(
-            f"{first_config.file_name}: engine.urls is empty. An engine that starts with each run has no address to "
-            "which new weights could be sent; start one with `rollout serve`, and name it there."
+            f"{first_config.file_name}: engine.urls is empty. To publish weights, start an engine with `rollout serve` "
+            "and add its URL to engine.urls. An engine that a run starts has no known URL."
         )
     checkpoint = first_config.model.path
     return PublisherSettings(

@@ -1,4 +1,4 @@
-"""Publishes new versions of the policy: saves them, pushes them to all engines, and announces them to orchestrators.
+"""Publishes new versions of the policy: saves them, pushes them to all engines, and announces them to the runs.
 
     with PolicyPublisher(settings) as publisher:
         publisher.publish(0, model.save_pretrained)                       # before the first rollout
@@ -6,9 +6,9 @@
             train(groups)
             publisher.publish(step, model.save_pretrained, {"codeword": Consumption(step * 64)})
 
-An engine is *behind* if its update failed, or if it does not answer. The version is announced when at least one engine
-has it; from then on, workers only use engines that report it. The publisher checks all engines regularly, and pushes
-the version to those that are behind, such as one that was restarted.
+An engine is *behind* if its update failed, or if it does not answer. The publisher announces the version when at least
+one engine has it. After that, workers only use engines that report this version. The publisher checks all engines
+regularly, and pushes the version to engines that are behind, such as an engine that was restarted.
 """
 
 import asyncio
@@ -36,20 +36,21 @@ from transports import QueueError
 log = structlog.get_logger()
 
 _REPAIR_INTERVALS = (5.0, 60.0)
-"""Seconds between two checks of the engines, and their maximum while an engine cannot be updated."""
+"""Seconds between two checks of the engines. While an engine cannot be updated, they grow from the first number to the
+second."""
 
 
 class PushFailed(RolloutError):
-    """No engine has the new version. It was not announced, and rollouts go on with the previous one."""
+    """No engine has the new version. It was not announced, and rollouts continue with the previous version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
-    """How many rollouts of one environment a trainer has taken since the beginning of the run.
+    """The number of rollouts of one environment that a trainer has received since the beginning of the run.
 
     Attributes:
-        consumed: how many have gone into a training step.
-        discarded: how many it received and will not train on: failed, abandoned, too stale.
+        consumed: the number of rollouts that were used in a training step.
+        discarded: the number of rollouts that do not train, because they failed, were abandoned, or are too stale.
     """
 
     consumed: int = 0
@@ -58,17 +59,17 @@ class Consumption:
 
 @dataclass(frozen=True, slots=True)
 class PublisherSettings:
-    """Where versions are pushed, and how; `rollout.trainer.weights.from_config` reads it from configurations.
+    """Says where and how versions are pushed; `rollout.trainer.weights.from_config` makes it from configurations.
 
     Attributes:
         engines: the root URLs of all engines that workers use.
-        weights: a directory that has the same path for the trainer and for the engines.
-        controls: for each environment, the URL of the queue that takes the trainer's progress (`queue.control`).
-        on_update: what happens to requests in flight.
-        timeout: seconds for one push, including the wait for requests in flight.
-        api_key: sent to the engines as a bearer token.
-        reference: a checkpoint with the tensors that the first version must have; None: it may have any. Later versions
-            must have the tensors of the version before.
+        weights: the directory of the weights; it must have the same path for the trainer and for the engines.
+        controls: for each environment, the URL of the queue for the trainer's progress (`queue.control`).
+        on_update: what an engine does with running requests during an update.
+        timeout: the limit for the update of one engine in seconds, including the wait for running requests.
+        api_key: the bearer token for requests to the engines; None: send no token.
+        reference: a checkpoint. The first version must have the same tensors and shapes; None: do not compare it. Each
+            later version is compared with the version before it.
     """
 
     engines: tuple[str, ...]
@@ -87,7 +88,7 @@ class Pushed:
     Attributes:
         version: the version that was pushed.
         engines: the URLs of the engines that have it.
-        behind: for each other engine, by its URL, the reason why it does not have it.
+        behind: for the URL of each other engine, the reason why the engine does not have the version.
     """
 
     version: int
@@ -96,9 +97,10 @@ class Pushed:
 
 
 class AsyncPolicyPublisher:
-    """The publisher on an event loop. Use it as an async context manager; only one may use a directory of weights.
+    """Publishes versions on an event loop. Use it as an async context manager.
 
-    `version` is the version that was announced last.
+    Only one publisher can use a directory of weights. The attribute `version` is the version that was announced last;
+    it is None before the first announcement.
     """
 
     def __init__(self, settings: PublisherSettings) -> None:
@@ -119,7 +121,7 @@ class AsyncPolicyPublisher:
             await stack.enter_async_context(self._transport)
             for environment, url in self.settings.controls.items():
                 self._progress_publishers[environment] = await stack.enter_async_context(ProgressPublisher(url))
-            stack.push_async_callback(self._push_lock.acquire)  # a cancelled push still cleans up its engines
+            stack.push_async_callback(self._push_lock.acquire)  # at exit, wait until a cancelled push has cleaned up
             await stack.enter_async_context(self._repairing_in_background())
             self._stack = stack.pop_all()
         return self
@@ -130,10 +132,11 @@ class AsyncPolicyPublisher:
         await self._stack.__aexit__(kind, error, trace)
 
     async def publish(self, version: int, save: Saver, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
-        """Save a version, push it to every engine, and announce it. The number may be smaller than the last one.
+        """Save a version, push it to every engine, and announce it. Its number may be smaller than the previous one.
 
         Raises:
-            WeightsError: the saved files are not a checkpoint of this model; the previous version is unchanged.
+            WeightsError: the new weights cannot be saved or read, or belong to another model; the previous version
+                stays.
             PushFailed: no engine could be updated.
         """
         await anyio.to_thread.run_sync(self.save, version, save)
@@ -144,7 +147,11 @@ class AsyncPolicyPublisher:
         self._weights_directory.replace(version, save)
 
     async def push(self, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
-        """Push the saved version to every engine, also to those that have it, and announce it."""
+        """Push the saved version to all engines, even if they already have it, and announce it.
+
+        Raises:
+            PushFailed: no version is saved, or no engine could be updated.
+        """
         self._consumption.update(consumption or {})
         async with self._push_lock:
             saved, states = self._require_saved_version(), await self.states()
@@ -153,10 +160,10 @@ class AsyncPolicyPublisher:
         return pushed
 
     async def repair(self) -> Pushed:
-        """Push the saved version to the engines that do not have it or are paused.
+        """Push the saved version to the engines that are paused or do not have it.
 
         Raises:
-            PushFailed: no engine has it.
+            PushFailed: no version is saved, or no engine has it.
         """
         async with self._push_lock:
             saved, states = self._require_saved_version(), await self.states()
@@ -169,19 +176,19 @@ class AsyncPolicyPublisher:
         return pushed
 
     async def states(self) -> Mapping[str, EngineState | EngineError]:
-        """Ask every engine for its version; return the state of each by its URL, or its error."""
+        """Ask every engine for its version. Return the state or the error of each engine, by its URL."""
         return await fetch_engine_states(self._transport, self.settings.engines)
 
     def _require_saved_version(self) -> SavedVersion:
         saved = self._weights_directory.saved_version
         if saved is None:
-            raise PushFailed(f"{self.settings.weights} does not contain a complete version; publish one first.")
+            raise PushFailed(f"{self.settings.weights} does not contain a complete version. Publish a version first.")
         return saved
 
     async def _update_engines(
         self, saved: SavedVersion, states: Mapping[str, EngineState | EngineError], outdated_urls: Sequence[str]
     ) -> Pushed:
-        """Update the outdated engines that answer, all at the same time."""
+        """Update all outdated engines that answer, at the same time; raise PushFailed if no engine has the version."""
         settings, started_at = self.settings, time.monotonic()
         behind = {url: str(state) for url, state in states.items() if isinstance(state, EngineError)}
 
@@ -200,7 +207,8 @@ class AsyncPolicyPublisher:
                 behind[url] = str(error)
             except TimeoutError:
                 behind[url] = (
-                    f"{url} did not load the new weights within {settings.timeout:g} s (policy.update_timeout)."
+                    f"{url} did not load the new weights within {settings.timeout:g} s. If the engine is only slow, "
+                    "raise policy.update_timeout."
                 )
             else:
                 log.info("engine updated", url=url, version=saved.version, seconds=time.monotonic() - started_at)
@@ -222,11 +230,11 @@ class AsyncPolicyPublisher:
             await progress_publisher.publish(
                 TrainerProgress(version, consumption.consumed, consumption.discarded, pushed=True)
             )
-        self.version = version  # last, so that the next repair repeats an announcement that failed
+        self.version = version  # only now, so that the next repair repeats an announcement that failed
 
     @asynccontextmanager
     async def _repairing_in_background(self) -> AsyncIterator[None]:
-        # No task group, because it would wrap the exceptions that the trainer raises meanwhile.
+        # A task group would wrap the exceptions that the trainer raises in its `async with` block.
         repair_task = asyncio.create_task(self._repair_repeatedly())
         try:
             yield
@@ -235,12 +243,12 @@ class AsyncPolicyPublisher:
             await asyncio.wait([repair_task])
 
     async def _repair_repeatedly(self) -> None:
-        """Update engines that come back, also while the trainer waits for rollouts that need them."""
+        """Regularly update the engines that are behind, even while the trainer waits for rollouts that need them."""
         interval = _REPAIR_INTERVALS[0]
         while True:
             await anyio.sleep(interval)
             if self.version is None:
-                continue  # this publisher has pushed nothing yet; the directory may have an earlier trainer's version
+                continue  # the saved version may be from an earlier trainer, because this one has pushed nothing yet
             try:
                 all_updated = not (await self.repair()).behind
             except (RolloutError, QueueError) as error:
@@ -250,9 +258,9 @@ class AsyncPolicyPublisher:
 
 
 class PolicyPublisher:
-    """The publisher for a program without an event loop; its loop runs in another thread.
+    """Publishes versions for a program without an event loop; the event loop runs in another thread.
 
-    `save` is called in the thread that calls `publish`.
+    The saver runs in the thread that calls `publish`.
     """
 
     def __init__(self, settings: PublisherSettings) -> None:
@@ -274,23 +282,23 @@ class PolicyPublisher:
 
     @property
     def version(self) -> int | None:
-        """The version that was announced last."""
+        """The version that was announced last; None before the first announcement."""
         return self._publisher.version
 
     def publish(self, version: int, save: Saver, consumption: Mapping[str, Consumption] | None = None) -> Pushed:
-        """See `AsyncPolicyPublisher.publish`."""
+        """Save, push and announce a version; see `AsyncPolicyPublisher.publish`."""
         self._publisher.save(version, save)
         push_future = self._portal.start_task_soon(self._publisher.push, consumption)
         try:
             return push_future.result()
         except BaseException:
-            push_future.cancel()  # if this thread was interrupted, the push must stop and clean up its engines
+            push_future.cancel()  # if this thread was interrupted, the push must stop and resume the engines
             raise
 
     def repair(self) -> Pushed:
-        """See `AsyncPolicyPublisher.repair`."""
+        """Update the engines that are paused or behind; see `AsyncPolicyPublisher.repair`."""
         return self._portal.call(self._publisher.repair)
 
     def states(self) -> Mapping[str, EngineState | EngineError]:
-        """See `AsyncPolicyPublisher.states`."""
+        """Return the state or the error of each engine, by its URL."""
         return self._portal.call(self._publisher.states)

@@ -244,7 +244,7 @@ def test_a_changed_image_is_named(directory: Path, sampled: Sampled) -> None:
 
 def test_an_image_of_another_hash_is_refused(directory: Path, sampled: Sampled) -> None:
     sample, other = sampled([FILES["RGB png"]]), sampled([FILES["RGB bmp"]])
-    refused(qwen(directory), changed(sample, raw_image_id=other.images[0]["raw_image_id"]), "is for another image")
+    refused(qwen(directory), changed(sample, raw_image_id=other.images[0]["raw_image_id"]), "is for the image")
     inline = sampled([FILES["RGB png"]], mode="inline")
     uri = "data:image/png;base64," + base64.b64encode(FILES["RGB bmp"]).decode()
     refused(qwen(directory), changed(inline, raw_uri=uri), "do not have the hash")
@@ -260,14 +260,14 @@ def test_patches_that_do_not_fill_their_placeholders_are_refused(directory: Path
     sample = sampled([FILES["RGB png"]])
     [placeholder] = sample.placeholders
     longer = sample_of([Placeholder(placeholder.hash, 0, placeholder.length + 1)], [dict(sample.images[0])])
-    refused(qwen(directory), longer, "tokens, not")
+    refused(qwen(directory), longer, "tokens, but its placeholder has")
 
 
 def test_a_described_grid_that_the_pixels_do_not_have_is_refused(directory: Path, sampled: Sampled) -> None:
     sample = sampled([FILES["RGB png"]])
     [[_, rows, columns]] = sample.images[0]["payload"]["image_grid_thw"]
     turned = changed(sample, payload={"image_grid_thw": [[1, columns, rows]]})
-    refused(qwen(directory), turned, "but its pixels give")
+    refused(qwen(directory), turned, "but its pixels have the grid")
 
 
 @pytest.mark.parametrize("payload", [{}, {"image_grid_thw": "1x2x3"}, {"pixel_values": [1]}])
@@ -277,7 +277,7 @@ def test_an_unusable_payload_is_refused(payload: dict[str, Any], directory: Path
 
 def test_an_escape_from_the_image_directory_is_refused(directory: Path, sampled: Sampled) -> None:
     sample = sampled([FILES["RGB png"]])
-    refused(qwen(directory), changed(sample, raw_image_id=".."), "is for another image")
+    refused(qwen(directory), changed(sample, raw_image_id=".."), "is for the image")
 
 
 def test_an_uri_that_does_not_decode_is_refused(directory: Path) -> None:

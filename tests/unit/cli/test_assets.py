@@ -68,7 +68,7 @@ def test_gc_is_refused_while_a_process_uses_the_run(run_dir: Path) -> None:
     with hold_run_lock(run_dir):
         result = run_cli("assets", "gc", str(run_dir))
     assert result.returncode == 1
-    assert "is held" in result.stderr
+    assert "is locked" in result.stderr
 
 
 @pytest.fixture

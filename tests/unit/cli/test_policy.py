@@ -64,7 +64,7 @@ def test_push_and_status_need_a_published_version(
     assert "published: none" in shown.stdout
     pushed = rollout("push")
     assert pushed.returncode == 1
-    assert "publish one first" in pushed.stderr
+    assert "Publish a version first" in pushed.stderr
 
 
 @pytest.mark.usefixtures("published")

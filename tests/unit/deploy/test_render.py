@@ -113,7 +113,7 @@ def test_scripts_pass_shellcheck(render: Render, tmp_path: Path) -> None:
             "queue.tasks is redis://me:***@localhost/0, which",
         ),
         ((*SLURM, "--set", "queue.url=memory://x"), "queue.url is memory://x, which other machines cannot reach"),
-        ((*SLURM, "--set", "engine.urls=['http://127.0.0.1:8000']"), "engine.urls has http://127.0.0.1:8000"),
+        ((*SLURM, "--set", "engine.urls=['http://127.0.0.1:8000']"), "engine.urls contains http://127.0.0.1:8000"),
         ((*SLURM, "--set", "run.name=same"), "two configurations have the run.name 'same'"),
     ],
 )
@@ -171,7 +171,7 @@ def test_an_environment_whose_name_makes_no_unique_job_name_is_refused(
     configs[0].write_text(configs[0].read_text().replace("name: codeword", f"name: {name}"))
     result = render(*K8S)
     assert result.returncode == 2
-    assert f"run.name {refused!r} gives the Job name" in result.stderr
+    assert f"run.name {refused!r} becomes the Job name" in result.stderr
 
 
 def test_a_name_that_kubernetes_does_not_accept_is_refused(configs: list[Path], tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ async def test_the_error_of_an_unknown_argument_of_chat_says_what_to_write_inste
 
     error = await error_of(Plays(chooses_a_tool), policy)
     assert error["type"] == "ChatArgumentError"
-    assert error["message"].startswith("model.chat takes no argument 'tool_choice'. The policy chooses: give only the")
+    assert error["message"].startswith("model.chat has no argument 'tool_choice'. The policy chooses a tool. Pass")
 
 
 async def test_an_error_that_only_mentions_coroutines_stays_unchanged(policy: PolicyClient) -> None:

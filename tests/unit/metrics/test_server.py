@@ -90,7 +90,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(MetricsPortTaken, match=f"127.0.0.1:{port}.*metrics.port: 0"):
+        with pytest.raises(MetricsPortTaken, match=f"127.0.0.1:{port}.*metrics.port to 0"):
             with serve_metrics(process_status(), host="127.0.0.1", port=port):
                 pass
 
@@ -150,7 +150,7 @@ async def test_an_event_loop_that_is_blocked_is_reported_by_healthz() -> None:
         threading.Thread(target=poll_health, args=(url,)).start()
         seen.wait(30)
         assert found[-1][0] == 503
-        assert found[-1][1].startswith("the event loop has not turned for ")
+        assert found[-1][1].startswith("the event loop has not run for ")
         turned.clear()
         await asyncio.wait_for(turned.wait(), 20)
         assert max(lags) > 0.2

@@ -103,7 +103,7 @@ async def test_a_family_plays_a_whole_rollout(
         assert sources == (["thinking"] if family == "deepseek-r1" else ["bridge"]) * 2
         assert [(call.name, call.arguments, call.error) for call in reply.tool_calls] == [("look", {"n": 1}, None)]
     if not sees:
-        with pytest.raises(MessageError, match="takes text only"):
+        with pytest.raises(MessageError, match="accepts only text"):
             await played.session.chat([user(picture("red", 64))])
 
     trajectory = await played.finish()

@@ -115,7 +115,7 @@ def test_a_run_does_not_start_while_its_images_are_removed(run: Path, monkeypatc
 
 @pytest.mark.parametrize("ask", [asset_stats, verify_assets])
 def test_a_directory_without_images_is_refused(ask: Any, tmp_path: Path) -> None:
-    with pytest.raises(ImageStoreError, match="give the directory of a run"):
+    with pytest.raises(ImageStoreError, match="Use the directory of a run"):
         ask(tmp_path)
 
 

@@ -133,7 +133,7 @@ def test_an_outcome_on_a_full_disk_is_not_recorded_in_part(tmp_path: Path, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", write_half)
-    with pytest.raises(ClaimsError, match=r"was not recorded: No space left on device\.") as caught:
+    with pytest.raises(ClaimsError, match=r"cannot be written: No space left on device\.") as caught:
         claims.record_outcome(outcome("r", claim.attempt_number))
     assert caught.value.infrastructure
     assert not claims.is_done("r")
@@ -163,5 +163,5 @@ def test_a_directory_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     (tmp_path / "claims").rmdir()
     with pytest.raises(ClaimsError, match="cannot be written"):
         claims.claim_next_attempt("r")
-    with pytest.raises(ClaimsError, match="was not recorded"):
+    with pytest.raises(ClaimsError, match="cannot be written"):
         claims.record_outcome(outcome("r", 1))

@@ -37,11 +37,11 @@ def test_only_tasks_environment_and_name_of_a_resumed_run_cannot_change(create: 
     directory, _ = create()
     _, (launch_config,) = resume_run(directory.path, ["worker.concurrency=7"])
     assert launch_config.config.worker.concurrency == 7
-    with pytest.raises(CannotResume, match="tasks changed since"):
+    with pytest.raises(CannotResume, match="tasks changed after"):
         resume_run(directory.path, ["tasks.count=4"])
-    with pytest.raises(CannotResume, match="environment changed since"):
+    with pytest.raises(CannotResume, match="environment changed after"):
         resume_run(directory.path, ["environment.image_size=64"])
-    with pytest.raises(CannotResume, match=r"run\.name changed since"):
+    with pytest.raises(CannotResume, match=r"run\.name changed after"):
         resume_run(directory.path, ["run.name=other"])
 
 
@@ -88,7 +88,7 @@ def test_a_run_is_not_resumed_if_a_variable_of_its_tasks_changed(
     monkeypatch.setenv("COUNT", "3")
     directory, _ = create("tasks.count=${COUNT}")
     monkeypatch.setenv("COUNT", "4")
-    with pytest.raises(CannotResume, match="tasks changed since"):
+    with pytest.raises(CannotResume, match="tasks changed after"):
         resume_run(directory.path, [])
 
 
@@ -111,7 +111,7 @@ def test_a_private_file_replaces_a_file_that_others_can_read(tmp_path: Path) -> 
 
 
 def test_a_directory_without_a_launch_is_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(CannotResume, match="no launch was started here"):
+    with pytest.raises(CannotResume, match="not the directory of a launch"):
         resume_run(tmp_path, [])
 
 
@@ -119,7 +119,7 @@ def test_a_directory_without_a_launch_is_not_resumed(tmp_path: Path) -> None:
 def test_a_run_whose_manifest_is_damaged_is_not_resumed(create: CreateRun, content: bytes) -> None:
     directory, _ = create()
     (directory.path / "launch.json").write_bytes(content)
-    with pytest.raises(CannotResume, match=r"launch\.json cannot be read: no launch wrote this file"):
+    with pytest.raises(CannotResume, match=r"launch\.json cannot be read: it is not a file that"):
         resume_run(directory.path, [])
 
 
@@ -144,7 +144,7 @@ def test_a_wrong_configuration_creates_no_directory(create: CreateRun, tmp_path:
 def test_only_one_process_can_lock_a_directory(tmp_path: Path) -> None:
     directory = create_run_directory(tmp_path, "run")
     with directory.lock():
-        with pytest.raises(RunAlreadyActive, match="another process runs here"), directory.lock():
+        with pytest.raises(RunAlreadyActive, match="works in this directory"), directory.lock():
             raise AssertionError
     with directory.lock():
         pass
@@ -152,5 +152,5 @@ def test_only_one_process_can_lock_a_directory(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunDirectoryError, match="cannot be made: Not a directory"):
+    with pytest.raises(RunDirectoryError, match="cannot be created: Not a directory"):
         create_run_directory(tmp_path / "file", "run")

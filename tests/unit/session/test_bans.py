@@ -26,7 +26,7 @@ async def test_a_step_of_an_engine_that_cannot_ban_has_no_banned_tokens(script: 
 
 
 @pytest.mark.parametrize(
-    ("token", "problem"), [("<|image_pad|>", "an image placeholder"), ("<|video_pad|>", "told not to sample")]
+    ("token", "problem"), [("<|image_pad|>", "an image pad token"), ("<|video_pad|>", "sampled a banned token")]
 )
 async def test_an_answer_with_a_banned_token_is_refused(script: ScriptedRollout, token: str, problem: str) -> None:
     with pytest.raises(UnusableCompletion, match=problem):

@@ -290,7 +290,7 @@ async def test_an_error_names_the_message_of_the_whole_conversation(script: Scri
 async def test_a_text_model_refuses_images_and_plays_text(resources: ProgramResources, tiny_model: Path) -> None:
     made = ScriptedRollout(resources, shared_pool(tiny_model, "qwen3"))
     await made.in_process.begin()
-    with pytest.raises(MessageError, match=r"messages\[0\] holds an image"):
+    with pytest.raises(MessageError, match=r"messages\[0\] contains an image"):
         await made.answer([user({"type": "image_url", "image_url": {"url": resources.uris[0]}})], "red")
     await made.answer([user("Hi")], "red")
     trajectory = await made.in_process.finish()

@@ -73,7 +73,7 @@ def test_without_a_count_all_rows_are_used(tmp_path: Path) -> None:
         ({}, "40 of 40 rows of cities.jsonl"),
         ({"count": 40}, "40 of 40 rows of cities.jsonl"),
         ({"count": 16}, "16 of 40 rows of cities.jsonl (tasks.count)"),
-        ({"count": 100}, "40 of 40 rows of cities.jsonl; tasks.count asks for 100"),
+        ({"count": 100}, "40 of 40 rows of cities.jsonl; tasks.count is 100"),
     ],
 )
 def test_the_number_of_used_rows_is_described(tmp_path: Path, settings: dict[str, int], expected: str) -> None:
@@ -120,13 +120,13 @@ def test_an_error_in_a_source_is_reported_with_its_place(tmp_path: Path) -> None
     file.write_text("[1]\n")
     assert f"{file}:1: expected an object" in source_error(file)
     file.write_text('{"id": "a"}\n{"id": "a"}\n')
-    assert "row 1 has the id 'a' of an earlier row" in source_error(file)
+    assert "row 1 has the same id as an earlier row, 'a'" in source_error(file)
     file.write_bytes(b'{"id": "a"}\n{"id": "\xff"}\n')
     assert f"{file}:2: this line is not JSON in UTF-8" in source_error(file)
     file.write_text('{"a": ' + "[" * 5000 + "]" * 5000 + "}")
     assert f"{file}:1: this line is not JSON in UTF-8: depth limit exceeded" in source_error(file)
     file.write_text('{"id": 1000000000000000000000}')
-    assert "row 0 has the id '1e+21'; expected a text, or a whole number of at most 64 bits" in source_error(file)
+    assert "row 0 has the id '1e+21'; expected a string, or a whole number of at most 64 bits" in source_error(file)
     assert "expected a .jsonl or .parquet file" in source_error("tasks.csv")
     assert "File name too long" in source_error(f"/{'a' * 300}.jsonl")
     assert "embedded null byte" in source_error("/a\0b.jsonl")
@@ -210,12 +210,12 @@ def test_integers_of_numpy_become_integers() -> None:
     ("given", "expected_text"),
     [
         ([Task("a", 0, 1), Task("a", 1, 2)], "two tasks with the id 'a'"),
-        ([Task(5, 0, 1)], "whose id is a text"),  # type: ignore[arg-type]
+        ([Task(5, 0, 1)], "whose id is a string"),  # type: ignore[arg-type]
         ([Task("a", "0", 1)], "its index and its seed must be whole numbers"),  # type: ignore[arg-type]
-        ([Task("a", 0, 1, {"x": "\ud83d"})], r"whose data cannot be recorded: the text '\\ud83d' contains half"),
-        (["a"], "whose id is a text"),
+        ([Task("a", 0, 1, {"x": "\ud83d"})], r"its data cannot be recorded: the text '\\ud83d' contains half"),
+        (["a"], "whose id is a string"),
         ([Task("\ud83d", 0, 1)], r"the id '\\ud83d', which has a lone surrogate"),
-        ([Task("a", 0, 1, None)], "with data that is None; expected a mapping"),  # type: ignore[arg-type]
+        ([Task("a", 0, 1, None)], "its data is None, but it must be a mapping"),  # type: ignore[arg-type]
         (None, r"test_orders\.py\", line \d+, in tasks\n(.|\n)*TypeError"),
     ],
 )

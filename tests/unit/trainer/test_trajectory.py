@@ -43,12 +43,12 @@ def test_valid_records_are_joined(records: Records) -> None:
 
 
 def test_a_path_without_the_length_of_the_prompt_is_refused(records: Records) -> None:
-    with pytest.raises(RecordError, match="its path has 16 tokens; the engine's prompt had 17"):
+    with pytest.raises(RecordError, match="its recorded prompt has 16 tokens, but the engine's prompt had 17"):
         joined(records, prompt_length=17)
 
 
 def test_an_image_without_a_descriptor_is_refused(records: Records) -> None:
-    with pytest.raises(RecordError, match="has a descriptor of image"):
+    with pytest.raises(RecordError, match="describes image"):
         joined(records, images={})
 
 
@@ -56,7 +56,7 @@ def test_an_image_without_a_descriptor_is_refused(records: Records) -> None:
 def test_images_that_are_not_at_the_pad_tokens_are_refused(records: Records, pads: Sequence[int]) -> None:
     ids = np.full(3, 5, np.int32)
     ids[pads] = PAD_ID
-    with pytest.raises(RecordError, match="are not on its"):
+    with pytest.raises(RecordError, match="are not at the positions of its"):
         joined(records, nodes=with_first_run(records[1][1], ids=as_logical_ids(ids)))
 
 
@@ -71,7 +71,7 @@ def test_branches_with_too_many_tokens_together_are_refused(records: Records) ->
         nodes = (MessageTokens({"role": "assistant", "content": str(number)}, answer, ()),)
         prompt_length = steps[0].prompt_length + 3
         steps.append(replace(second, parent=1, first=2 + number, nodes=nodes, images={}, prompt_length=prompt_length))
-    with pytest.raises(RecordError, match="its 520 branches have 34083920 tokens and messages; the maximum"):
+    with pytest.raises(RecordError, match="its 520 branches have 34083920 tokens and messages in total; the maximum"):
         assemble(started, steps, finished)
 
 

@@ -80,7 +80,7 @@ async def test_advantages_of_turns_are_aligned_to_their_sampled_tokens() -> None
 
 async def test_a_wrong_number_of_advantages_is_refused() -> None:
     (sample,) = samples(await trajectory_of([1, 5], {}))
-    with pytest.raises(ValueError, match=r"000000\.0: 6 advantages for 2 turns"):
+    with pytest.raises(ValueError, match=r"000000\.0: there are 6 advantages for 2 turns"):
         align_advantages(sample, np.zeros(6))
 
 

@@ -55,7 +55,7 @@ def test_a_rollout_without_a_score_is_not_held_back(status: RolloutStatus) -> No
     [
         (frozenset({"tokenz"}), "'tokenz' is not a limit"),
         (frozenset({"none"}), "'none' is not a limit"),
-        ("tokens", "found the text 'tokens'"),
+        ("tokens", "found the string 'tokens'"),
     ],
     ids=["unknown", "none", "text"],
 )

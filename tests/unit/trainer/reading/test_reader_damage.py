@@ -27,7 +27,7 @@ async def test_a_lost_step_fails_its_rollout_after_the_gap_timeout(queue: Queue)
         trajectory = await reader.receive(timeout=5)
     assert trajectory is not None
     assert trajectory.status is RolloutStatus.FAILED
-    assert trajectory.error == {"type": "LostRecords", "message": "2 of 3 steps came"}
+    assert trajectory.error == {"type": "LostRecords", "message": "only 2 of 3 steps arrived"}
     assert len(trajectory.steps) == 1
 
 
@@ -37,7 +37,7 @@ async def test_a_silent_attempt_fails_its_rollout_after_the_unfinished_timeout(q
         trajectory = await reader.receive(timeout=5)
         await checkpoint(reader)
     assert trajectory is not None
-    assert trajectory.error == {"type": "Unfinished", "message": "nothing came after 2 steps"}
+    assert trajectory.error == {"type": "Unfinished", "message": "no record arrived after 2 steps"}
     assert not samples(trajectory)
     assert await backlog(queue) == 0
 
@@ -145,7 +145,7 @@ async def test_images_without_a_layout_in_the_start_record_fail_their_rollout(qu
         (trajectory,) = await read_all(reader)
     assert trajectory.status is RolloutStatus.FAILED
     assert trajectory.error is not None
-    assert "the start record has no layout for images" in trajectory.error["message"]
+    assert "the start record has no image layout" in trajectory.error["message"]
 
 
 async def test_a_record_whose_tag_has_half_of_a_character_is_a_dead_letter(queue: Queue) -> None:

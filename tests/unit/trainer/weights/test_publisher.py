@@ -234,7 +234,7 @@ async def test_a_version_that_becomes_unreadable_during_the_push_is_a_failed_pus
 
     monkeypatch.setattr(f"{module.__name__}.update_weights", damage_then_update)
     async with AsyncPolicyPublisher(settings) as publisher:
-        with pytest.raises(PushFailed, match="has no valid version"):
+        with pytest.raises(PushFailed, match="does not contain a valid version"):
             await publisher.publish(1, save)
 
 
