@@ -320,7 +320,7 @@ async def _open_run_policy(config: Config, state: RunState, metrics: WorkerMetri
             return urls
 
         def report_wait(text: str) -> None:
-            log.warning("the start waits", text=text)
+            log.warning("the run waits for its engines", text=text)
             state.notices.append(text)
 
         async with open_policy(config, state.directory, get_engine_urls, metrics, report_wait) as policy:

@@ -114,7 +114,7 @@ async def test_a_tool_call_of_another_form_is_refused_with_the_form(call: Any) -
     [
         (FailsToClose, 'raise OSError("the sandbox is gone")'),
         (HangsInClose, "close did not end within 0.05 s"),
-        (StaysInClose, "close ignores its cancellation and is left behind"),
+        (StaysInClose, "close ignores its cancellation and still runs"),
     ],
     ids=["raises", "hangs", "stays"],
 )

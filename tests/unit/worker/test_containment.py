@@ -108,7 +108,7 @@ async def test_an_environment_that_holds_the_loop_is_interrupted_whatever_it_cat
         with contextlib.suppress(Exception):
             time.sleep(60)  # noqa: ASYNC251 - that is the point
 
-    with LoopWatchdog(0.05), pytest.raises(EventLoopHeld, match="this environment held up"):
+    with LoopWatchdog(0.05), pytest.raises(EventLoopHeld, match="this environment blocked the event loop"):
         await attempt()
 
 
@@ -133,7 +133,7 @@ async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
 async def test_our_own_code_is_interrupted_and_its_attempt_is_closed(module: str) -> None:
     closed: list[bool] = []
     enter_attempt_context(lambda: closed.append(True))
-    with LoopWatchdog(0.05, lambda _: None), pytest.raises(EventLoopHeld, match=rf"it was interrupted in {module}"):
+    with LoopWatchdog(0.05, lambda _: None), pytest.raises(EventLoopHeld, match=rf"was interrupted in {module}"):
         _function_of(module)()
     assert closed == [True]
 
@@ -142,7 +142,7 @@ async def test_our_own_code_is_interrupted_and_its_attempt_is_closed(module: str
 async def test_what_other_rollouts_use_is_interrupted_only_where_nobody_ends_its_process() -> None:
     enter_attempt_context(lambda: None)
     began = time.monotonic()
-    with LoopWatchdog(0.2), pytest.raises(EventLoopHeld, match=r"it was interrupted in transports\.files"):
+    with LoopWatchdog(0.2), pytest.raises(EventLoopHeld, match=r"was interrupted in transports\.files"):
         _function_of("transports.files")()
     assert time.monotonic() - began > 0.4
 
@@ -170,7 +170,7 @@ async def test_a_worker_whose_own_code_is_stuck_says_where_and_ends() -> None:
             _function_of("transports.files", attempt_file)()
     finally:
         signal.signal(signal.SIGUSR1, previous)
-    assert re.match(r"transports\.files \(.*attempt\.py, line 2\), which works for one rollout, has held", said[0])
+    assert re.match(r"transports\.files \(.*attempt\.py, line 2\), which works for one rollout, has blocked", said[0])
 
 
 @pytest.mark.usefixtures("_quick_watchdog")

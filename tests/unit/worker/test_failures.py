@@ -109,7 +109,7 @@ async def test_an_environment_that_cancels_its_own_task_fails_alone(
 
     error = (await play_one_task(config, policy, tmp_path, play))["0.0"].error
     assert error is not None
-    assert error["message"] == "the environment raised a cancellation of its own"
+    assert error["message"] == "the environment raised a CancelledError, although nobody cancelled its rollout"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_whatever_is_one_number_becomes_a_plain_one(number: Any) -> None:
     ("metrics", "problem"),
     [
         ({str(number): 1.0 for number in range(1001)}, "there are more than 1,000 metrics"),
-        ({"n" * 1001: 1.0}, "has a name of 1,001 characters; at most 1,000 are recorded"),
+        ({"n" * 1001: 1.0}, "has a name of 1,001 characters; use at most 1,000 characters"),
     ],
 )
 def test_metrics_that_no_record_holds_are_refused(metrics: Any, problem: str) -> None:

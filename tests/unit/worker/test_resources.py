@@ -190,7 +190,7 @@ async def stays_at_the_end(cls: Any, settings: object) -> AsyncIterator[str]:
     [
         (raises_at_the_end, "closing the shared resources failed"),
         (hangs_at_the_end, "closing the shared resources took too long"),
-        (stays_at_the_end, "the shared resources ignore their cancellation and are left behind"),
+        (stays_at_the_end, "the shared resources ignore their cancellation and still run"),
     ],
     ids=["raises", "hangs", "stays"],
 )

@@ -161,7 +161,7 @@ async def test_failures_in_a_row_halt_the_worker_and_burn_no_attempt(
 
     async with worker_harness(config, policy, tmp_path, gone, halt_after=2, concurrency=1) as harness:
         await harness.put_orders(4)
-        message = r"2 infrastructure failures in a row \(worker.halt_after\), .* no answer from the engine"
+        message = r"the infrastructure failed 2 times in a row \(worker.halt_after\)\. .* no answer from the engine"
         with pytest.RaisesGroup(pytest.RaisesGroup(pytest.RaisesExc(WorkerHalted, match=message))):
             await harness.worker.run()
         assert (await harness.tasks.stats()).backlog_records == 4
