@@ -152,7 +152,7 @@ def test_a_run_of_a_bug_stops_early_and_shows_the_error(
     assert "ValueError: a bug of its own" in text.stdout
     (failed,) = re.findall(r"of 20000  \(.*?(\d+) failed", text.stdout)
     assert 16 <= int(failed) < 1000
-    assert "too many rollouts of run failed, so the run stops: all" in text.stderr
+    assert "the run stops, because too many rollouts of run failed: all" in text.stderr
 
 
 def test_without_a_limit_every_rollout_may_fail(tmp_path: Path, one_line_environment: Callable[[str], str]) -> None:

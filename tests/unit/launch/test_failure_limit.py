@@ -44,7 +44,7 @@ def test_when_a_run_stops(max_failed: int | float | None, counts: dict[str, int]
 def test_what_failed_before_the_launch_is_not_counted() -> None:
     earlier = {"failed": 20, "ok": 5}
     assert finding(None, {"failed": 35, "ok": 5}, earlier) is None
-    assert "all 16 that have ended" in (finding(None, {"failed": 36, "ok": 5}, earlier) or "")
+    assert "all 16 rollouts that have ended" in (finding(None, {"failed": 36, "ok": 5}, earlier) or "")
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def test_what_failed_before_the_launch_is_not_counted() -> None:
         (
             None,
             {"failed": 17},
-            "rollouts of coin failed, so the run stops: all 17 that have ended; run.max_failed sets",
+            "too many rollouts of coin failed: all 17 rollouts that have ended. run.max_failed sets",
         ),
-        (2, {"failed": 3, "ok": 4}, "3 of 7 that have ended; run.max_failed allows 2 (1.0"),
+        (2, {"failed": 3, "ok": 4}, "3 of 7 rollouts that have ended. run.max_failed allows 2 (1.0"),
         (
             0.25,
             {"failed": 6, "ok": 14},
-            "6 of 20 that have ended; run.max_failed allows a share of 0.25 (1.0",
+            "6 of 20 rollouts that have ended. run.max_failed allows a share of 0.25 (1.0",
         ),
     ],
 )

@@ -76,7 +76,7 @@ def pid_of(slot: WorkerSlot) -> int:
 
 async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "link.close(WorkerFailure('the disk is full')); sys.exit(3)", restarts=2)
-    with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="scripted keep dying .* the disk is full")):
+    with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="scripted died more times .* the disk is full")):
         await supervisor.run()
     assert [(death.worker, death.exit_code, death.reason) for death in supervisor.deaths] == [
         ("scripted-0", 3, "the disk is full")
@@ -87,7 +87,7 @@ async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Pat
 async def test_a_worker_whose_output_cannot_be_kept_is_not_started_and_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.out").mkdir()
     supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
-    expected = rf"no process for scripted-0: {tmp_path}/0\.out: Is a directory"
+    expected = rf"the process of scripted-0 could not start: {tmp_path}/0\.out: Is a directory"
     with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match=expected)):
         await supervisor.run()
     assert [death.exit_code for death in supervisor.deaths] == [1]
@@ -101,7 +101,7 @@ async def test_a_worker_is_not_started_without_descriptors_for_it(
 
     supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
     monkeypatch.setattr("rollout.launch.local.socket.socketpair", fail)
-    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="-0: Too many open files")):
+    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="-0 could not start: Too many open files")):
         await supervisor.run()
 
 
@@ -169,7 +169,7 @@ async def test_a_fleet_that_waits_before_it_starts_anew_lets_itself_be_ended(
 async def test_a_worker_that_cannot_be_started_is_a_death(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "", restarts=1)
     supervisor.slots[0].command = (str(tmp_path / "nowhere"),)
-    with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="no process for scripted-0: .*nowhere")):
+    with pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="the process of scripted-0 could not start: .*nowhere")):
         await supervisor.run()
 
 

@@ -100,7 +100,7 @@ async def test_a_full_backlog_waits_for_a_trainer(
     world.set_backlogs(orders=3, records=records, nbytes=nbytes)
     text = await world.expect(WaitedFor.TRAINER_READS)
     assert text.startswith(f"waiting for a trainer: {size}")
-    assert ", and nobody has read and committed any of it since" in text
+    assert ", and no trainer has read and committed any record since" in text
     assert re.search(r"since \d\d:\d\d\.", text)
     assert "or play without a trainer: rollout run " in text
     assert "color_codeword.yaml" in text
@@ -134,7 +134,7 @@ def test_somebody_reads_when_the_backlog_shrinks_or_its_oldest_record_changes() 
             16,
             (
                 "waiting for a trainer, and no trainer has reported its progress yet",
-                "let 16 rollouts be in flight; 16 are",
+                "allow 16 rollouts that the trainer has not consumed, and 16 such rollouts are played",
             ),
         ),
         (
@@ -142,7 +142,7 @@ def test_somebody_reads_when_the_backlog_shrinks_or_its_oldest_record_changes() 
             41,
             (
                 "waiting for the trainer, which is at version 3 and has consumed 24",
-                "let 16 rollouts be in flight; 16 are",
+                "allow 16 rollouts that the trainer has not consumed, and 16 such rollouts are played",
             ),
         ),
     ],
@@ -164,7 +164,7 @@ async def test_a_launch_without_workers_says_how_to_start_some(make_world: World
     await world.environment.tasks_queue.put((b"an order",), key="k")
     world.set_backlogs(orders=1)
     text = await world.expect(WaitedFor.WORKERS)
-    assert "nobody has taken one of the 1 orders" in text
+    assert "no worker has taken one of the 1 orders" in text
     assert f"--set tasks.turns=2 --run {world.state.directory.path}" in text
     assert await world.environment.tasks_queue.receive(timeout=5) is not None
     assert await world.watcher.find_wait() is None
@@ -194,7 +194,7 @@ async def test_an_engine_that_accepts_and_says_nothing_is_named(
         world = make_world(f"engine.urls=['{url}']")
         world.add_worker(Heartbeat(ready=False))
         text = await world.expect(WaitedFor.ENGINES)
-    assert f"{url} accepts the connection and does not answer" in text
+    assert f"{url} did not answer within 0.1 s" in text
 
 
 async def test_workers_that_only_start_are_no_wait(make_world: WorldMaker) -> None:
@@ -268,7 +268,7 @@ async def test_a_wait_is_told_once_it_lasts_then_each_minute_and_at_its_end(make
     assert world.environment.wait is wait
     assert told(wait, 203.0) == told(wait, 261.0) == []
     assert told(wait, 262.5) == ["waiting for orders"]
-    assert told(other, 270.0) == ["goes on after 70 s"]
+    assert told(other, 270.0) == ["continues after 70 s"]
     assert told(other, 272.0) == ["waiting for engines"]
-    assert told(None, 275.0) == ["goes on after 5 s"]
+    assert told(None, 275.0) == ["continues after 5 s"]
     assert world.environment.wait is None

@@ -29,9 +29,9 @@ def process_status(
 
 
 def test_what_is_well_is_told_and_what_is_not_is_named(get: Get) -> None:
-    with serve_metrics(process_status(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
+    with serve_metrics(process_status(unready="no worker of squares is ready"), host="127.0.0.1", port=0) as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
-        assert get(f"{url}/readyz") == (503, "no worker is ready of squares\n")
+        assert get(f"{url}/readyz") == (503, "no worker of squares is ready\n")
         assert get(f"{url}/nothing")[0] == 404
 
 
