@@ -43,7 +43,7 @@ def test_what_is_no_json_by_itself_is_a_line_all_the_same(tmp_path: Path, odd: o
 
 def test_what_a_command_prints_is_not_mixed_with_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     log_warnings_to_stderr()
-    structlog.get_logger().info("images go out as references")
+    structlog.get_logger().info("images are sent as references")
     structlog.get_logger().warning("engine ejected")
     structlog.reset_defaults()
     out, err = capsys.readouterr()

@@ -217,7 +217,7 @@ def test_a_start_that_waits_for_an_engine_says_so(
     result = run_cli("run", *color_codeword, *arguments)
     assert result.returncode == 1
     waits, ends = result.stderr.splitlines()
-    assert waits.startswith("waiting because no engine can be used yet. Up to 1 further tries (engine.retries) follow")
+    assert waits.startswith("waiting, because no engine can be used yet. Up to 1 retries follow (engine.retries)")
     assert ends.startswith("rollout: no answer from the engine at http://127.0.0.1:9/v1/models")
 
 
@@ -228,7 +228,9 @@ def test_an_engines_own_500_is_shown_as_that(color_codeword: Sequence[str], tmp_
     settings = ("engine.embedded.policy=failing_policy:Failing", "worker.halt_after=1")
     result = run_in_subprocess("run", *color_codeword, *(a for s in settings for a in ("--set", s)), path=tmp_path)
     assert result.returncode == 1
-    shown = re.compile(r"the engine at http://127\.0\.0\.1:\d+/\S+ answered 500: .+: ValueError: no colours left")
+    shown = re.compile(
+        r"the engine at http://127\.0\.0\.1:\d+/\S+ answered with status 500: .+: ValueError: no colours left"
+    )
     assert shown.search(" ".join(result.stderr.split()))
     assert "Traceback" not in result.stderr
 

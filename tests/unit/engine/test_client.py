@@ -39,7 +39,9 @@ async def test_what_would_only_repeat_itself_is_final(
 ) -> None:
     engine = FaultyEngine(failing(status, 9))
     async with client_of(engine) as client:
-        with pytest.raises(error, match=f"the engine at {engine.url}/.+ answered {status}: as told, {status}"):
+        with pytest.raises(
+            error, match=f"the engine at {engine.url}/.+ answered with status {status}: as told, {status}"
+        ):
             await client.generate(text)
     assert len(engine.generated) == 1
 

@@ -146,7 +146,7 @@ SILENTLY_WRONG: Cases = {
     ),
     "a video in the place of an image": (first_image_url("data:video/mp4;base64,AAAA"), "give every image a data:"),
     "an image that lies elsewhere": (first_image_url("https://host/x.png"), "give every image a data:"),
-    "a range over tokens that are no pads": (text_in_image_range, "not the prompt with each pad token repeated"),
+    "a range over tokens that are no pads": (text_in_image_range, "the prompt in which each pad token is repeated"),
     "a range that begins late": (first_range(offset=1), "must be the same range"),
     "a range that begins early": (first_range(offset=-1), "must be the same range"),
     "a range that is short": (first_range(length=-1), "must be the same range"),
@@ -155,7 +155,7 @@ SILENTLY_WRONG: Cases = {
 }
 CRASHING: Cases = {
     "a range that is long": (first_range(length=1), "must be the same range"),
-    "a range of no tokens": (first_range(length=-50), "takes no tokens"),
+    "a range of no tokens": (first_range(length=-50), "has no tokens"),
     "null in the place of an image": (first_image_url(None), "image 0 has the URL None; give every image"),
     "nothing in the place of an image": (first_image_url(""), "give every image"),
 }
@@ -163,7 +163,7 @@ REFUSED_BY_ENGINE: Cases = {
     "a file on another machine": (first_image_url("file://host/x.png"), "give every image a data:"),
     "a hash that is not hex": (first_image_hash("0123456789abcdeg"), "not lower-case hex"),
     "a hash in capitals": (first_image_hash("ABCDEF0123456789"), "not lower-case hex"),
-    "another prompt": (changed_first_token, "not the prompt with each pad token repeated"),
+    "another prompt": (changed_first_token, "the prompt in which each pad token is repeated"),
 }
 CASES = SILENTLY_WRONG | CRASHING | REFUSED_BY_ENGINE
 SAMPLING_CASES: Cases = {
@@ -296,5 +296,5 @@ def test_a_file_that_is_named_after_other_bytes_is_refused(pictures: GenerateReq
     encode(with_image(pictures, f"file:///runs/a%20b/{sha256}.png", sha256[:32]))
     with pytest.raises(RequestRefusedLocally, match="wrong image"):
         encode(with_image(pictures, f"file:///runs/a%20b/{sha256}.png", "0" * 32))
-    with pytest.raises(RequestRefusedLocally, match="no hash"):
+    with pytest.raises(RequestRefusedLocally, match="is unknown"):
         encode(with_image(pictures, "data:image/png;base64,====", sha256[:32]))

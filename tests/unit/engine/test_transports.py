@@ -87,14 +87,14 @@ async def test_both_parsers_of_aiohttp_find_what_is_not_http(
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", f"http://{'a' * 64}.example", "http://\udc80"])
 async def test_what_cannot_be_reached_says_what_to_check(transport: EngineTransport, url: str) -> None:
-    with pytest.raises(EngineUnreachable, match="Is it running"):
+    with pytest.raises(EngineUnreachable, match="Is the engine running"):
         await transport.get(f"{url}/v1/models")
 
 
 async def test_a_redirect_is_refused(transport: EngineTransport) -> None:
     redirect = b"HTTP/1.1 307 -\r\nlocation: /v1/models\r\ncontent-length: 0\r\n\r\n"
     async with serving(answering(redirect)) as engine:
-        with pytest.raises(EngineRefused, match="answered 307"):
+        with pytest.raises(EngineRefused, match="answered with status 307"):
             await transport.post(f"{engine.url}{PATH}", b"{}")
     assert engine.paths == [PATH]
 

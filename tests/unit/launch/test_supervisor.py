@@ -101,7 +101,10 @@ async def test_a_worker_is_not_started_without_descriptors_for_it(
 
     supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
     monkeypatch.setattr("rollout.launch.local.socket.socketpair", fail)
-    with anyio.fail_after(30), pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="-0 could not start: Too many open files")):
+    with (
+        anyio.fail_after(30),
+        pytest.RaisesGroup(pytest.RaisesExc(WorkersDie, match="-0 could not start: Too many open files")),
+    ):
         await supervisor.run()
 
 
