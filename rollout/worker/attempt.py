@@ -78,8 +78,8 @@ class Attempt:
         metadata: the facts about the run for the started record.
         stream: puts the records on the queue; `stream.finished_record` is None until there is a finished record.
         session: the model that the environment talks to.
-        failure: the error because of which the rollout failed; None if it did not fail.
-        close_failure: the error of closing the environment; None if there was none.
+        failure: the error that made the rollout fail; None if it did not fail.
+        close_failure: the error that occurred when the environment was closed; None if there was none.
     """
 
     def __init__(

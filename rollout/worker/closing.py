@@ -1,7 +1,7 @@
 """Closes an environment: calls its `close` once after each attempt, even if the attempt failed.
 
 The finished record is put after `close` has ended. So no code of an attempt still runs when its rollout has ended, or
-is played again. If `close` hangs, the record is put without waiting for it, a few seconds later.
+is played again. Only if `close` hangs, the record is put after a few seconds, while `close` still runs.
 """
 
 import asyncio

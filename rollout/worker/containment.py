@@ -25,7 +25,7 @@ _MAX_OUTPUT_CHARS = 16 << 20
 
 _CHECK_INTERVAL = 0.5
 _STUCK_FACTOR = 2
-"""Code that could not be interrupted counts as stuck after this multiple of the block time-out."""
+"""Code that cannot be interrupted counts as stuck if it runs for this number of block time-outs."""
 _HURRIED_BLOCK_TIMEOUT = 2.0
 _HURRIED_EXIT_TIMEOUT = 15.0
 _OWN_MODULE_PREFIXES = ("rollout.", "transports.", "renderers_adapter.")
@@ -57,7 +57,7 @@ class ForkRefused(RuntimeError):
 
 
 class OutputFlood(RuntimeError):
-    """An attempt printed more characters than it may."""
+    """An attempt printed more characters than allowed."""
 
 
 class ExitRefused(RuntimeError):
@@ -188,7 +188,7 @@ class LoopWatchdog:
 
     @property
     def stalled_seconds(self) -> float:
-        """The seconds since the event loop last ran. They are right while it is blocked: a thread measures them."""
+        """The seconds since the event loop last ran. A thread measures them, also while the loop is blocked."""
         return max(0.0, time.monotonic() - self._last_turn - 2 * _CHECK_INTERVAL)
 
     @property
@@ -196,7 +196,10 @@ class LoopWatchdog:
         return self.stalled_seconds > _STUCK_FACTOR * self._block_timeout
 
     def hurry(self) -> None:
-        """Interrupt blocking code sooner from now on, because the process should end; if that fails, end it."""
+        """Interrupt blocking code sooner from now on, because the process should end.
+
+        If the code does not stop, the process ends without waiting for it.
+        """
         self._block_timeout = min(self._block_timeout, _HURRIED_BLOCK_TIMEOUT)
         self._hurried_at = self._hurried_at or time.monotonic()
 
@@ -249,7 +252,7 @@ class LoopWatchdog:
             raise EventLoopHeld(
                 "the data that this environment gave to the model took too long to process and blocked all "
                 f"rollouts of its worker (worker.block_timeout). Our code was interrupted in {module.rstrip('.')}. "
-                "Give it less data"
+                "Give the model less data"
             )
 
 

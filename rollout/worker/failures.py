@@ -47,7 +47,10 @@ class Failure:
 
 
 def make_printable(error: BaseException) -> BaseException:
-    """Return the error if it can be printed, otherwise a similar error; explain one that a forgotten `await` caused."""
+    """Return the error itself if it can be printed, otherwise a similar error that can be printed.
+
+    If a forgotten `await` caused the error, return an error that explains this.
+    """
     try:
         return explain_forgotten_await(printable_error(error))
     except BaseException as other:  # noqa: BLE001 - any attribute of the first error may raise, so none is used
@@ -69,7 +72,7 @@ def requested_retry(leaf_errors: Sequence[BaseException]) -> Retry | None:
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """Return the texts of an error that `make_printable` returned. This never raises, even if the error's code does."""
+    """Return the texts of an error that `make_printable` returned. This never raises, even if the error's methods do."""
     message = error_text(error)
     if len(message) > _MAX_MESSAGE_CHARS:
         message = f"{message[:_MAX_MESSAGE_CHARS]} … ({len(message):,} characters)"

@@ -123,7 +123,7 @@ class SupervisorLink:
     def start_reporting(
         self, make_heartbeat: Callable[[], Heartbeat], on_instructions: Callable[[WorkerInstructions], None]
     ) -> None:
-        """Send the worker's real state from now on, and pass on all instructions.
+        """Send the worker's own heartbeats from now on, and pass on all instructions.
 
         The first call of `on_instructions` is in the caller's thread, all other calls are in the thread of the link.
 

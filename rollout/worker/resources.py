@@ -77,7 +77,7 @@ class _Holder:
         if self._task.done():
             raise self.take_failure("ended before it yielded")
         raise SharedResourcesFailed(
-            f"{self._method} did not yield within {_START_TIMEOUT:g} s; no rollout can be played without it."
+            f"{self._method} did not yield within {_START_TIMEOUT:g} s; no rollout can be played without its resources."
         )
 
     def call_when_ended_early(self, callback: Callable[[], object]) -> None:

@@ -165,4 +165,4 @@ async def test_an_engine_that_fails_is_told_by_its_own_text_and_not_as_one_that_
         f"the engine at {url}/inference/v1/generate answered with status 500: The scripted policy"
     )
     assert "ValueError: no colours left" in found[-1].message
-    assert found[-1].fix == "read the engine's own log: the request reached it, and it failed"
+    assert found[-1].fix == "read the engine's log, because the engine failed while it handled the request"

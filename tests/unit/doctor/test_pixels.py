@@ -30,7 +30,7 @@ def test_the_backend_without_any_difference_is_proven() -> None:
     assert parity.matching_backend == "torchvision"
     assert parity.summary().splitlines() == [
         "the engine and torchvision give the same pixels, bit for bit",
-        "pil gives other pixels for odd: by up to 3 of 255 (3 of 100 values of odd)",
+        "pil gives other pixels for odd. The largest difference is 3 of 255, in odd, where 3 of 100 values differ",
     ]
 
 
@@ -38,7 +38,7 @@ def test_one_differing_probe_disproves_a_backend() -> None:
     parity = PixelComparison((difference("pil"), difference("pil", "RGBA", 1)), {"torchvision": "it is not installed"})
     assert parity.matching_backend is None
     assert parity.summary().splitlines() == [
-        "pil gives other pixels for RGBA: by up to 1 of 255 (1 of 100 values of RGBA)",
+        "pil gives other pixels for RGBA. The largest difference is 1 of 255, in RGBA, where 1 of 100 values differ",
         "torchvision was not compared: it is not installed",
     ]
 
