@@ -1,4 +1,4 @@
-"""The transport for turns. With aiohttp, a request costs little, and not more when many requests are in flight."""
+"""The transport for turns, with aiohttp. A request takes little CPU time, even if many requests are in flight."""
 
 from collections.abc import AsyncIterator
 from typing import Self

@@ -199,11 +199,11 @@ class EngineClient:
                 try:
                     return await self._generate_once(replica, request, try_number)
                 except (EngineBroken, EngineMisconfigured):
-                    # An engine that fails at once always has the least load. Without this, it would get all others.
+                    # An engine that fails at once always has the least load. So it must be ejected.
                     self._router.record_failure(replica)
                     raise
                 except EngineAborted as error:
-                    # The engine did not fail: new weights came. So any engine, also this one, may get the next try.
+                    # The engine did not fail: new weights came. So the next try may go to any engine, also to this one.
                     last_error = error
                 except _RETRYABLE_ERRORS as error:
                     self._router.record_failure(replica)

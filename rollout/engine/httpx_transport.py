@@ -44,5 +44,5 @@ class HttpxTransport(EngineTransport):
 
 @cache
 def system_tls_settings() -> ssl.SSLContext:
-    """Return settings that trust the system's certificates, as aiohttp does. To read them takes 20 ms: do it once."""
+    """Return settings that trust the system's certificates, as aiohttp does. Cached, because reading takes 20 ms."""
     return ssl.create_default_context()

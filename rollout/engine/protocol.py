@@ -173,7 +173,7 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
 
 
 def _strip_echoed_prompt(body: bytes, sent_prompt: ExpandedIds) -> tuple[bytes, bool]:
-    """Replace the prompt in an answer by `null` if its JSON text equals ours; return the answer and whether it did.
+    """Replace the prompt in an answer by `null` if its JSON text equals ours; return the body and whether it was equal.
 
     To parse the ids of a whole conversation takes longer than to parse the rest of an answer, but to compare their text
     takes almost no time. If the text is different, the answer is returned unchanged.

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _FAILURES_BEFORE_EJECTION = 3
 _MIN_EJECTION_SECONDS, _MAX_EJECTION_SECONDS = 1.0, 30.0
 _MAX_LOAD_RATIO = 1.25
-"""With affinity, another engine is used if the load of the session's usual engine is above this ratio to the mean."""
+"""With affinity, a session uses another engine if the load of its usual engine exceeds the mean load this much."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""The limit of failed rollouts, `run.max_failed`. It stops a run before a bug makes all of its rollouts fail."""
+"""The limit of failed rollouts, `run.max_failed`. It stops a run before a bug makes all rollouts fail."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -324,5 +324,5 @@ def _worker_instructions(state: LaunchState, environment_name: str) -> WorkerIns
 def _worker_command(launch_config: LaunchConfig, directory: RunDirectory, name: str) -> tuple[str, ...]:
     # The worker gets the overrides over its link, because every user of this machine can read command lines.
     run_options = ("--run", str(directory.path), "--name", name)
-    # With -P, Python does not import modules from the current directory; nor does the command `rollout`.
+    # With -P, Python does not import modules from the current directory, as with the command `rollout`.
     return (sys.executable, "-P", "-m", "rollout", "worker", str(launch_config.file), *run_options)

@@ -113,7 +113,7 @@ class EnvironmentState:
 
     @property
     def backlog_bytes(self) -> int:
-        """The size in bytes of the trajectories queue's backlog."""
+        """The backlog of the trajectories queue, in bytes."""
         return self.trajectories_monitor.latest_stats.backlog_bytes if self.trajectories_monitor is not None else 0
 
     @property

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 _HEARTBEAT_TIMEOUT = 120.0
 """Seconds without a heartbeat after which a worker is killed, because even its threads do not run."""
 _DRAIN_MARGIN_SECONDS = 15.0
-"""Seconds after `worker.grace` when a worker that should drain is killed."""
+"""A worker that should drain is killed this number of seconds after `worker.grace` has passed."""
 _RESTART_WINDOW_SECONDS = 3600.0
 _FINAL_REPORT_TIMEOUT = 1.0
 _EXPIRE_LEASES_TIMEOUT = 5.0

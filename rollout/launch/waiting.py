@@ -40,7 +40,7 @@ class ReadingClock:
         self._previous = QueueStats(0, 0, 0.0, 0, 0)
 
     def update(self, stats: QueueStats) -> None:
-        """Compare the statistics with the last ones: a shorter backlog, or a younger oldest record, means an ack."""
+        """Compare the statistics with the last ones: a smaller backlog or a lower oldest age means an ack."""
         if stats.backlog_records < self._previous.backlog_records or stats.oldest_age < self._previous.oldest_age:
             self.last_read = datetime.now().astimezone()
         self._previous = stats

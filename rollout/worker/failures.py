@@ -72,7 +72,7 @@ def requested_retry(leaf_errors: Sequence[BaseException]) -> Retry | None:
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """Return the texts of an error that `make_printable` returned. This never raises, even if the error's methods do."""
+    """Return the texts of an error that `make_printable` returned. Never raise, even if the error's methods do."""
     message = error_text(error)
     if len(message) > _MAX_MESSAGE_CHARS:
         message = f"{message[:_MAX_MESSAGE_CHARS]} … ({len(message):,} characters)"
