@@ -118,7 +118,7 @@ async def play_with(shared: Any, meanwhile: Callable[[Any], object]) -> None:
         (raises, "ended before it yielded: .*ConnectionRefusedError: no sandboxes"),
         (exits, "ended before it yielded: .*SystemExit: 3"),
         (never_yields, "ended before it yielded: .*generator didn't yield"),
-        (hangs, r"did not yield within 0\.2 s; no rollout can be played without it\."),
+        (hangs, r"did not yield within 0\.2 s; no rollout can be played without its resources\."),
         (hangs_stubbornly, r"did not yield within 0\.2 s"),
     ],
     ids=["raises", "exits", "never yields", "hangs", "hangs stubbornly"],
