@@ -28,11 +28,11 @@ from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, split_url
 
 _MIN_RECORDS_PER_ROLLOUT, _MIN_BYTES_PER_ROLLOUT = 3, 700
-"""The least that a rollout sends to the queue: a started record, one step and a finished record."""
+"""A rollout puts at least this on the queue: a started record, one step and a finished record."""
 
 
 def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:
-    """Run the checks that need no engine, and with `live` also those of the engines.
+    """Run the checks that need no engine, and with `live` also the checks of the engines.
 
     Returns:
         The results, and the exit code: 0 if nothing is bad, 2 for a bad configuration, 1 for a bad engine.
@@ -82,7 +82,7 @@ def _check_environment(config: Config) -> str:
     return (
         f"{config.environment_class_path} can be constructed"
         + (f"; tools {names}" if names else "")
-        + (f"; not among its tools, because `functions` does not name it: {unused}" if unused else "")
+        + (f"; these tools are not used, because `functions` does not name them: {unused}" if unused else "")
     )
 
 
@@ -126,7 +126,7 @@ def _check_model(config: Config) -> str:
 
 
 def _check_queue(config: Config) -> str:
-    """Check the URL without creating a queue."""
+    """Check the URL and the high water of the trajectories queue, without creating the queue; return the finding."""
     url = RunQueues(config, RunDirectory(config.run.directory / "RUN")).trajectories
     with TemporaryDirectory() as temporary_directory:
         parts = split_url(url)
@@ -137,12 +137,12 @@ def _check_queue(config: Config) -> str:
     rollouts_needed = 2 * config.policy.batch
     if not queue_options.admits(rollouts_needed * _MIN_BYTES_PER_ROLLOUT, rollouts_needed * _MIN_RECORDS_PER_ROLLOUT):
         raise ConfigurationError(
-            f"queue.url: two batches of {config.policy.batch} rollouts (policy.batch) are more than its high water of "
-            f"{queue_options.high_water_text}, even if they are short. A trainer that collects a batch while it trains "
-            "on another would wait forever. Raise high_water."
+            f"queue.url: two batches of {config.policy.batch} rollouts (policy.batch) exceed the high water of "
+            f"{queue_options.high_water_text}, even if the rollouts are short. A trainer that collects a batch while "
+            "it trains on another would wait forever. Raise high_water."
         )
     return (
-        f"{hide_passwords(url)}; two batches of {config.policy.batch} rollouts are below its high water while a "
+        f"{hide_passwords(url)}; two batches of {config.policy.batch} rollouts are below the high water if each "
         f"rollout has at most {queue_options.high_water // rollouts_needed:,} bytes"
     )
 

@@ -1,7 +1,7 @@
 """The checks of running engines: whether each serves this model, reads our images, and sees the prompt that we send.
 
-Each engine is checked in this order: model, weights, tokens, endpoint, images, pixels. A check that fails would make
-the later ones fail, too, so they are left out.
+Each engine is checked in this order: model, weights, tokens, endpoint, images, pixels. If a check fails, the later
+checks are left out, because they would fail, too.
 """
 
 import secrets
@@ -37,19 +37,19 @@ from rollout.rundir.directory import RunDirectory
 from rollout.session.image_table import ImageTable
 
 _PROBE_SIZES = ((96, 64), (320, 240), (1000, 700))
-"""Width and height of the probe images. A processor enlarges the first, keeps the second, and shrinks the third."""
+"""Width and height of each probe image. A processor enlarges the first image, keeps the second, shrinks the third."""
 _PROBE_QUESTION = 'Which is the largest of these pictures? Say 1, 2 or 3: naïve café, 日本語, {"x": [1, 2]}.'
 
-_BROKEN_FIX = "read the engine's own log: the request reached it, and it failed"
+_BROKEN_FIX = "read the engine's log, because the engine failed while it handled the request"
 
 
 class _CheckSkipped(Exception):
-    """One of the two sides cannot be checked; the text says why."""
+    """A check cannot be made; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class _EngineUnderTest:
-    """An engine that is checked, and the requests for it."""
+    """An engine that is checked, and what its checks use: the configuration, a client, and probe requests."""
 
     url: str
     config: Config
@@ -61,13 +61,13 @@ class _EngineUnderTest:
 
 
 async def check_engines(config: Config) -> AsyncIterator[CheckResult]:
-    """Check every configured engine.
+    """Check every configured engine, and yield the result of each check.
 
     Raises:
         RolloutError, AdapterError: the configuration is wrong; the checks without `--live` report this.
     """
     if not config.engine.urls:
-        yield CheckResult("engine", "embedded: it starts with the run, so there is nothing to reach")
+        yield CheckResult("engine", "embedded: it starts with the run, so there is no engine to check")
         return
     adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
     with _probe_directory(config.run.directory) as directory:
@@ -105,20 +105,23 @@ async def _check_model(engine: _EngineUnderTest) -> str:
 
 
 async def _check_weights(engine: _EngineUnderTest) -> str:
-    """Check that a trainer can update the weights. Without `policy.max_staleness`, no update is needed."""
+    """Check that a trainer can update the weights, and return the finding.
+
+    Without `policy.max_staleness`, no update is needed, so an engine without updates passes, too.
+    """
     try:
         state = await fetch_engine_state(engine.transport, engine.url)
     except NotUpdatable as error:
         if engine.config.policy.max_staleness is not None:
             raise
-        return f"fixed: {error}"
+        return f"no update is needed (policy.max_staleness is not set), and none is possible: {error}"
     if state.paused:
-        raise EngineUnavailable("it is paused for new weights that never came, so it answers no request.")
-    return f"version {state.version}; they can be replaced"
+        raise EngineUnavailable("the engine is paused for new weights that never came, so it answers no request.")
+    return f"version {state.version}; the weights can be replaced"
 
 
 async def _check_tokens(engine: _EngineUnderTest) -> str:
-    """Check that the server's tokenizer and ours give the same ids for a prompt with special and pad tokens."""
+    """Check that both tokenizers give the same ids for a prompt with special and pad tokens; return the finding."""
     tokenizer = engine.adapter.tokenizer
     text = tokenizer.decode(engine.image_request.prompt.tolist())
     own_ids = tokenizer.encode(text)
@@ -135,10 +138,10 @@ async def _check_tokens(engine: _EngineUnderTest) -> str:
             (at for at, (own_id, server_id) in id_pairs if own_id != server_id), min(len(own_ids), len(server_ids))
         )
         raise EngineMismatch(
-            f"the server has a different tokenizer: token {position} is {server_ids[position : position + 1]} there "
-            f"and {own_ids[position : position + 1]} ({tokenizer.decode(own_ids[position : position + 1])!r}) here."
+            f"the server has a different tokenizer: its token {position} is {server_ids[position : position + 1]}, "
+            f"ours is {own_ids[position : position + 1]} ({tokenizer.decode(own_ids[position : position + 1])!r})."
         )
-    return f"the same tokenizer: {len(own_ids)} tokens agree, special and pad tokens included"
+    return f"the same tokenizer: {len(own_ids)} tokens are equal, including special and pad tokens"
 
 
 async def _check_endpoint(engine: _EngineUnderTest) -> str:
@@ -211,8 +214,8 @@ def _images_fix(engine: _EngineUnderTest, error: Exception) -> str:
 
 def _pixels_fix(engine: _EngineUnderTest, error: Exception) -> str:
     return (
-        "the trainer would see other pixels than the engine: install the same versions of transformers and torchvision "
-        "for both, or run the check on the trainer's machine"
+        "install the same versions of transformers and torchvision for the trainer and the engine, because otherwise "
+        "they see different pixels; or run the check on the trainer's machine"
     )
 
 
@@ -230,9 +233,9 @@ _ENGINE_CHECKS: tuple[tuple[str, _EngineCheck, _FixFinder], ...] = (
 
 @contextmanager
 def _probe_directory(runs_directory: Path) -> Iterator[RunDirectory]:
-    """Make a run directory for the probes, and delete it afterwards.
+    """Yield a new run directory for the probe images, and delete it afterwards.
 
-    It is in the directory of the runs, because the server must be able to read it.
+    The directory is in the directory of the runs, because the server must be able to read it.
     """
     directory = RunDirectory(runs_directory / f"doctor-{secrets.token_hex(4)}")
     directory.create()
@@ -245,7 +248,7 @@ def _probe_directory(runs_directory: Path) -> Iterator[RunDirectory]:
 def _probe_request(
     adapter: RendererAdapter, image_policy: ImagePolicy, sizes: Sequence[tuple[int, int]]
 ) -> GenerateRequest:
-    """Build a request whose prompt contains new images of these sizes."""
+    """Return a request with new images of these sizes in its prompt."""
     pictures = [{"type": "image", "image": _noise_picture(size)} for size in sizes]
     system: Message = {"role": "system", "content": "You compare pictures."}
     question = {"type": "text", "text": _PROBE_QUESTION}
@@ -281,7 +284,7 @@ def _probe_request(
 def _image_slots(
     segment: MessageSegment, images: Sequence[PreparedImage], image_table: ImageTable
 ) -> tuple[ImageSlot, ...]:
-    """Return the image slots of a message. The question contains all images, the other messages none."""
+    """Return the image slots of a message. The question contains all images, the other messages contain none."""
     hashes = [image.asset.mm_hash for image in images] if segment.image_offsets else []
     return tuple(
         ImageSlot(mm_hash, offset, image_table.token_count(mm_hash))
@@ -290,6 +293,6 @@ def _image_slots(
 
 
 def _noise_picture(size: tuple[int, int]) -> Image.Image:
-    """Make an image of noise, which is in no cache."""
+    """Return a new image of random noise, so that no cache contains it."""
     pixels = np.random.default_rng(secrets.randbits(64)).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)

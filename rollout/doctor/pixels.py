@@ -1,12 +1,12 @@
-"""Compares the trainer's pixels of probe images with the engine's, bit for bit, as patches before normalisation.
+"""Compares the pixels that the trainer and the engine make of probe images, as patches before normalisation.
 
     comparison = await compare_pixels(
         transport, url, model="tiny", config=load_processor_config(checkpoint), family="qwen_vl"
     )
     comparison.matching_backend      # the backend to give to the Materializer, or None
 
-The engine's render route returns exactly the tensors that its network would get. Ours come from the same code that the
-Materializer uses. Two implementations differ most in sizes, orientations, transparency and palettes.
+The engine's render route returns exactly the tensors that its network would get. Our tensors come from the code that
+the Materializer uses. Implementations mostly differ in how they treat sizes, orientations, transparency and palettes.
 """
 
 import base64
@@ -36,7 +36,7 @@ _PROBE_SIZES = {"enlarged": (30, 20), "even": (384, 256), "odd": (333, 517), "sh
 
 @dataclass(frozen=True, slots=True)
 class ProbeImage:
-    """An image that the two sides may process differently.
+    """An image that the engine and the trainer may process differently.
 
     Attributes:
         name: what is special about the image.
@@ -51,14 +51,14 @@ class ProbeImage:
 
 @dataclass(frozen=True, slots=True)
 class PixelDifference:
-    """How the patches of one probe differ between the two sides.
+    """The difference between the engine's patches and the trainer's patches of one probe image.
 
     Attributes:
-        probe: the name of the probe.
-        backend: the resize backend on the trainer's side.
-        value_count: how many values the engine's patches have.
-        different_count: how many of them differ; all of them if the shapes differ.
-        largest_difference: the largest difference, of 255 levels.
+        probe: the name of the probe image.
+        backend: the resize backend of the trainer.
+        value_count: the number of values in the engine's patches.
+        different_count: the number of values that differ; all of them if the shapes differ.
+        largest_difference: the largest difference between two values, from 0 to 255.
     """
 
     probe: str
@@ -69,7 +69,7 @@ class PixelDifference:
 
     @property
     def identical(self) -> bool:
-        """Whether no bit differs."""
+        """Whether all values are equal."""
         return self.different_count == 0
 
 
@@ -78,8 +78,8 @@ class PixelComparison:
     """The result of the comparison.
 
     Attributes:
-        differences: one entry for each probe and each backend.
-        unavailable_backends: for each backend that cannot be used here, the reason.
+        differences: one entry for each probe image and each backend.
+        unavailable_backends: the reason for each backend that cannot be used here.
     """
 
     differences: tuple[PixelDifference, ...]
@@ -87,7 +87,7 @@ class PixelComparison:
 
     @property
     def matching_backend(self) -> ResizeBackend | None:
-        """The first backend whose patches are all equal to the engine's; None if there is none."""
+        """The first backend that makes the same patches as the engine of all probe images; None if there is none."""
         backends = dict.fromkeys(difference.backend for difference in self.differences)
         return next(
             (
@@ -114,16 +114,19 @@ class PixelComparison:
             if mismatches:
                 worst = max(mismatches, key=lambda difference: difference.largest_difference)
                 lines.append(
-                    f"{backend} gives other pixels for {', '.join(d.probe for d in mismatches)}: by up to "
-                    f"{worst.largest_difference} of 255 ({worst.different_count} of {worst.value_count} values of "
-                    f"{worst.probe})"
+                    f"{backend} gives other pixels for {', '.join(d.probe for d in mismatches)}. The largest "
+                    f"difference is {worst.largest_difference} of 255, in {worst.probe}, where {worst.different_count} "
+                    f"of {worst.value_count} values differ"
                 )
         lines += [f"{backend} was not compared: {reason}" for backend, reason in self.unavailable_backends.items()]
         return "\n".join(lines)
 
 
 def probe_images() -> tuple[ProbeImage, ...]:
-    """Make images of noise, which shows every resampling: five sizes, eight orientations, transparency, palettes."""
+    """Return probe images of noise, because every resampling changes noise.
+
+    They have five sizes, eight orientations, transparency and palettes.
+    """
     images = [_png_probe(name, _noise_image(*size, "RGB")) for name, size in _PROBE_SIZES.items()]
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -141,7 +144,7 @@ def probe_images() -> tuple[ProbeImage, ...]:
 async def compare_pixels(
     transport: EngineTransport, url: str, *, model: str, config: Mapping[str, Any], family: str
 ) -> PixelComparison:
-    """Compare every probe with every backend that is installed.
+    """Compare every probe image with every backend that is installed, and return the comparison.
 
     Raises:
         EngineError: the engine has no render route, or answers in an unknown form.

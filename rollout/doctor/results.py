@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class CheckStatus(Enum):
-    """The outcome of a check; UNKNOWN: the check could not be made."""
+    """The outcome of a check. UNKNOWN means that the check could not be made."""
 
     OK = "ok"
     BAD = "bad"
@@ -14,13 +14,13 @@ class CheckStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One line of the table.
+    """The result of one check, shown as one line of a table.
 
     Attributes:
-        subject: what was checked.
-        message: what was found.
-        status: the outcome.
-        fix: what to do, if the message does not say it.
+        subject: the thing that was checked.
+        message: the finding, or the error.
+        status: the outcome of the check.
+        fix: the action that corrects the error; None if there is no error, or if the message names the action.
     """
 
     subject: str

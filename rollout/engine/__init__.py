@@ -1,4 +1,4 @@
-"""What a rollout and a trainer need of an engine.
+"""Talks to engines: sends the turns of rollouts, and loads a trainer's new weights.
 
 client.py          sends turns: retries, deadlines, typed errors
 transport.py       how requests reach an engine; over aiohttp, over httpx, or from a function in a test

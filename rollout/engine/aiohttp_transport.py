@@ -1,4 +1,4 @@
-"""The transport of turns: aiohttp, whose cost per request is small and does not grow with the requests in flight."""
+"""The transport for turns, with aiohttp. A request takes little CPU time, even if many requests are in flight."""
 
 from collections.abc import AsyncIterator
 from typing import Self
@@ -19,7 +19,7 @@ class AiohttpTransport(EngineTransport):
         self._api_key = None if api_key is None else SecretStr(api_key)
 
     async def __aenter__(self) -> Self:
-        # The worker bounds the requests in flight; aiohttp's default of 100 connections would be a second queue.
+        # The worker limits the requests in flight. With aiohttp's limit of 100 connections, some would wait here, too.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
         self._client_session = aiohttp.ClientSession(
             connector=connector,
@@ -49,6 +49,6 @@ class AiohttpTransport(EngineTransport):
 
 
 async def _split_into_chunks(body: bytes) -> AsyncIterator[bytes]:
-    """Split a body. Inline images make bodies of megabytes; written in one piece, each would block other rollouts."""
+    """Yield a body in chunks. With inline images it has megabytes; written in one piece, it blocks other rollouts."""
     for start in range(0, len(body), _CHUNK_BYTES):
         yield body[start : start + _CHUNK_BYTES]

@@ -1,11 +1,12 @@
-"""The client of one or several engines: deadlines, retries, and typed errors.
+"""Sends requests to one or several engines, with deadlines, retries and typed errors.
 
-A request is sent again if the engine could not be reached, did not answer in time, or answered 429 or 502-504. It is
-also sent again if the engine aborted it for new weights, or answered with older weights than required. It then goes to
-another engine if there is one, after a pause that grows and has jitter. Every other error is final.
+A request is sent again if the engine could not be reached, did not answer in time, or answered with status 429 or 502
+to 504. It is also sent again if the engine aborted it for new weights, or answered with older weights than required.
+Before each retry there is a pause, which grows and has jitter. A retry goes to another engine if there is one. Every
+other error is final.
 
-A caller gets one answer, however often its request was sent. If it no longer waits, its request is aborted on the
-server.
+A caller gets one answer, even if its request was sent several times. If the caller is cancelled, its request is aborted
+on the server.
 """
 
 import random
@@ -54,7 +55,7 @@ _ABORT_TIMEOUT = 2.0
 _RETRYABLE_ERRORS = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
 RequestObserver = Callable[[str, str, float], None]
-"""Called after a try with the engine's URL, how the try ended, and its seconds."""
+"""Called after each try with the engine's URL, the outcome of the try, and the seconds that it took."""
 WaitObserver = Callable[[str], None]
 """Called with a text for people when a wait begins and when it ends."""
 
@@ -65,12 +66,12 @@ class EngineClient:
     Args:
         urls: the root URLs of the engines.
         model: the name of the model.
-        timeout: seconds for one answer, all of its tries included.
-        request_timeout: seconds for one try; None: `timeout`.
-        retries: how often a request is tried again.
-        affinity: keep a session on one engine, for its prefix cache.
+        timeout: the seconds for one answer, including all tries.
+        request_timeout: the seconds for one try; None: the same as `timeout`.
+        retries: the maximum number of retries of one request.
+        affinity: whether all requests of a session go to the same engine, for its prefix cache.
         api_key: sent as a bearer token.
-        multimodal: how images are sent; `auto` asks each engine whether it resolves references.
+        multimodal: how images are sent; with `auto`, each engine is asked whether it resolves references.
         geometry: the geometry of the model's images; None: the model takes no images.
         on_try: called after every try; the outcome is `ok`, `cancelled`, or the name of the error.
         transport: sends the requests; None: an `AiohttpTransport` with the API key.
@@ -116,12 +117,12 @@ class EngineClient:
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
-        """Every engine, with its load and health."""
+        """All engines, with their load and health."""
         return self._router.replicas
 
     @property
     def max_model_len(self) -> int | None:
-        """The shortest context among the engines that reported one."""
+        """The shortest context length that an engine reported, in tokens; None if no engine reported one."""
         return min((replica.max_model_len for replica in self.replicas if replica.max_model_len), default=None)
 
     async def check(self) -> None:
@@ -129,7 +130,7 @@ class EngineClient:
 
         Raises:
             EngineUnreachable, EngineTimeout, EngineUnavailable, EngineBroken: all engines are unavailable.
-            EngineRefused, ModelNotServed: an engine does not answer as vLLM does, or serves other models.
+            EngineRefused, ModelNotServed: an engine does not answer as vLLM does, or does not serve the model.
         """
         unavailable: dict[Replica, EngineError] = {}
 
@@ -151,7 +152,9 @@ class EngineClient:
             self._router.eject(replica)
 
     async def wait_until_checked(self, on_wait: WaitObserver) -> None:
-        """Check every engine. While all are unavailable, check them again, as often and as long as a turn is tried.
+        """Check every engine. While all are unavailable, check again, with the retries and the time limit of a turn.
+
+        `on_wait` is called with a text when such a wait begins, and when it ends.
 
         Raises:
             EngineError: the error of the last check; see `check`.
@@ -167,21 +170,21 @@ class EngineClient:
                 except _RETRYABLE_ERRORS as error:
                     if last_error is None and self._max_tries > 1:
                         on_wait(
-                            f"waiting because no engine can be used yet. Up to {self._max_tries - 1} further tries "
-                            f"(engine.retries) follow, within {self._answer_timeout:g} s (engine.timeout): {error}"
+                            f"waiting, because no engine can be used yet. Up to {self._max_tries - 1} retries follow "
+                            f"(engine.retries) within {self._answer_timeout:g} s (engine.timeout). The error: {error}"
                         )
                     last_error = error
                 else:
                     if last_error is not None:
-                        on_wait(f"goes on after {time.monotonic() - started_at:.0f} s")
+                        on_wait(f"continues after {time.monotonic() - started_at:.0f} s")
                     return
         raise last_error or EngineTimeout(f"no engine answered within {self._answer_timeout:g} s (engine.timeout).")
 
     async def generate(self, request: GenerateRequest) -> Generation:
-        """Sample one completion, and return it after all checks.
+        """Send a request, and return the engine's answer after all checks.
 
         Raises:
-            EngineError: see `rollout.engine.errors`.
+            EngineError: no try succeeded, or an error is final; see `rollout.engine.errors`.
         """
         self._router.require_version(request.required_version)
         last_error: EngineError | None = None
@@ -196,11 +199,11 @@ class EngineClient:
                 try:
                     return await self._generate_once(replica, request, try_number)
                 except (EngineBroken, EngineMisconfigured):
-                    # An engine that fails at once is always the least loaded, and would get all other requests.
+                    # An engine that fails at once always has the least load. So it must be ejected.
                     self._router.record_failure(replica)
                     raise
                 except EngineAborted as error:
-                    # New weights came; the engine did not fail. Any engine may get the request again.
+                    # The engine did not fail: new weights came. So the next try may go to any engine, also to this one.
                     last_error = error
                 except _RETRYABLE_ERRORS as error:
                     self._router.record_failure(replica)
@@ -211,7 +214,7 @@ class EngineClient:
         )
 
     async def _generate_once(self, replica: Replica, request: GenerateRequest, try_number: int) -> Generation:
-        """Try once, and return an answer that is complete and was sampled by the required weights."""
+        """Send the request once; return an answer that is complete and was sampled by the required weights."""
         if self._refuses_bans:
             request = replace(request, banned_ids=())
         try:
@@ -234,13 +237,13 @@ class EngineClient:
             if request.required_version is not None and not version_satisfies(span.version, request.required_version):
                 self._router.mark_behind(replica)
                 raise EngineBehind(
-                    f"{request.request_id}: {replica.url} answered with the weights {span.version!r}, but "
-                    f"{request.required_version!r} had been pushed before. Was it restarted?"
+                    f"{request.request_id}: {replica.url} answered with the weights {span.version!r}, but the trainer "
+                    f"has pushed {request.required_version!r}. Was the engine restarted?"
                 )
         return generation
 
     def _stop_banning(self, replica: Replica, refusal: LogitBiasRefused) -> None:
-        """Ban no tokens from now on, at no engine, so that all turns of a rollout are sampled in the same way."""
+        """Ban no tokens at any engine from now on, so that all turns of a rollout are sampled in the same way."""
         if not self._refuses_bans:
             self._refuses_bans = True
             log.warning(
@@ -250,9 +253,9 @@ class EngineClient:
             )
 
     async def _post_generate(self, replica: Replica, request: GenerateRequest, try_number: int) -> bytes:
-        # Each try has its own id, because the engine may still be busy with the last try when the next one arrives.
+        # Each try has its own id, because the engine may still work on the previous try when the next one arrives.
         request_id = f"{request.request_id}.{try_number}"
-        # An older engine does not know this key, so it is only sent after an engine has sent experts.
+        # An older engine does not know this key, so the key is sent only after an engine has sent experts.
         experts_start = request.experts_start if self._engine_sends_experts else None
         if replica.is_unavailable:
             await self._recheck_replica(replica)
@@ -293,7 +296,7 @@ class EngineClient:
                 self._on_try(replica.url, outcome, time.monotonic() - started_at)
 
     async def _abort(self, replica: Replica, request_id: str) -> None:
-        """Abort a request on the server; a proxy may not close its own connection when ours is closed."""
+        """Abort a request on the server. It is not enough to close our connection: a proxy may keep its own open."""
         body = orjson.dumps({"request_ids": [f"generate-tokens-{request_id}"]})
         with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT):
             try:
@@ -305,11 +308,11 @@ class EngineClient:
         try:
             await self._check_replica(replica, _RECHECK_TIMEOUT)
         except EngineError as error:
-            raise EngineUnavailable(f"{replica.url} was ejected and is not back: {error}") from error
+            raise EngineUnavailable(f"{replica.url} was ejected and still cannot be used: {error}") from error
         self._router.mark_available(replica)
 
     async def _check_replica(self, replica: Replica, timeout: float) -> None:
-        """Check that an engine serves the model and has the required weights; store what it can do."""
+        """Check that an engine serves the model and has the required weights; store its properties in `replica`."""
         with anyio.move_on_after(timeout):
             models_json = await self._transport.get(f"{replica.url}/v1/models")
             replica.max_model_len = _parse_max_model_len(replica.url, models_json, self.model)
@@ -317,13 +320,14 @@ class EngineClient:
                 version = (await fetch_engine_state(self._transport, replica.url)).version
                 if not self._router.has_required_version(version):
                     raise EngineBehind(
-                        f"{replica.url} has the weights {version!r}; {self._router.required_version!r} were pushed."
+                        f"{replica.url} has the weights {version!r}, but the trainer has pushed "
+                        f"{self._router.required_version!r}."
                     )
                 replica.version = version
             if self._geometry is not None:
                 replica.resolves_references = await self._supports_references(replica.url, self._geometry)
             return
-        raise EngineTimeout(f"{replica.url} did not answer the questions of a check within {timeout:g} s.")
+        raise EngineTimeout(f"{replica.url} did not answer the requests of a check within {timeout:g} s.")
 
     async def _supports_references(self, url: str, geometry: Geometry) -> bool:
         try:
@@ -331,14 +335,14 @@ class EngineClient:
         except EngineRefused:
             problem = "it runs without our plugin"
         if problem is None:
-            log.info("images go out as references", engine=url, fingerprint=geometry.fingerprint)
+            log.info("images are sent as references", engine=url, fingerprint=geometry.fingerprint)
         elif self._multimodal == "mmraw":
             raise EngineRefused(
-                f"engine.multimodal is mmraw, and {url} does not resolve references: {problem}. Start it with our "
-                "plugin (VLLM_PLUGINS=mmraw), or set engine.multimodal: auto."
+                f"engine.multimodal is mmraw, but {url} does not resolve references: {problem}. Start the engine with "
+                "our plugin (VLLM_PLUGINS=mmraw), or set engine.multimodal: auto."
             )
         else:
-            log.info("images go out as content_parts", engine=url, because=problem)
+            log.info("images are sent as content_parts", engine=url, because=problem)
         return problem is None
 
 
@@ -346,7 +350,7 @@ def _parse_max_model_len(url: str, models_json: bytes, model: str) -> int | None
     try:
         context_lengths = {entry["id"]: entry.get("max_model_len") for entry in orjson.loads(models_json)["data"]}
     except (ValueError, KeyError, TypeError):
-        raise EngineRefused(f"{url}/v1/models did not list models; is this a vLLM server?") from None
+        raise EngineRefused(f"{url}/v1/models did not return a list of models; is this a vLLM server?") from None
     if model not in context_lengths:
         raise ModelNotServed(
             f"{url} does not serve the model {model!r}; it serves {', '.join(sorted(context_lengths)) or 'none'}. "

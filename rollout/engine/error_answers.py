@@ -1,4 +1,4 @@
-"""What an engine's answer means: its body, or the error that its status and its own reason describe."""
+"""Reads an engine's answer: returns its body, or raises the error that its status and its reason describe."""
 
 import re
 from typing import Any
@@ -25,31 +25,35 @@ _FIX_BY_STATUS = {
 }
 _MAX_CHARS = 2000
 _REASON_IN_VALIDATION_ERROR = re.compile(r"""'msg': (['"])(?:Value error, )?(?P<reason>.*?)\1[,}]""", re.DOTALL)
-"""vLLM writes the errors of a request's body as the text of a dict."""
+"""Matches the reason in vLLM's error about a request's body, which is a Python dict as text."""
 _FIRST_WORD = re.compile(r"\W*(\w+)")
 
 
 def require_success(url: str, status: int, content: bytes) -> bytes:
-    """Return the content of an answer whose status is 2xx; raise the error that another status means.
+    """Return the content of an answer with a 2xx status; for another status, raise the error that it means.
 
     Raises:
         EngineError: see `rollout.engine.transport.EngineTransport.post`.
     """
     if 200 <= status < 300:
         return content
-    answer = f"the engine at {url} answered {status}"
-    message = f"{answer}: {error_message(content)}{_FIX_BY_STATUS.get(status, '')}"
+    message = (
+        f"the engine at {url} answered with status {status}: {error_message(content)}{_FIX_BY_STATUS.get(status, '')}"
+    )
     if status in _BAD_REQUEST_STATUSES:
         if (refusal := refused_sampling_key(content)) is not None:
             ending = "" if refusal.endswith(".") else "."
-            message = f"{refusal}{ending} So {answer} to this key of engine.sampling or chat(sampling=…)."
+            message = (
+                f"{refusal}{ending} The engine at {url} refused this key of engine.sampling or chat(sampling=…) with "
+                f"status {status}."
+            )
         raise (LogitBiasRefused if names_logit_bias(content) else EngineRefused)(message)
     if status in _UNAVAILABLE_STATUSES:
         raise EngineUnavailable(message)
     if status in _FIX_BY_STATUS:
         raise (EngineNotFound if status == 404 else EngineMisconfigured)(message)
     if status >= 500:
-        raise EngineBroken(f"{message} (its own log says more)")
+        raise EngineBroken(f"{message} (see the engine's log)")
     raise EngineRefused(message)
 
 
@@ -57,20 +61,20 @@ def unreachable(url: str, error: Exception) -> EngineUnreachable:
     """Return the error of a request that got no answer."""
     return EngineUnreachable(
         f"no answer from the engine at {url}: {str(error) or type(error).__name__}. "
-        "Is it running, and is engine.urls right?"
+        "Is the engine running, and is engine.urls right?"
     )
 
 
 def error_message(content: bytes) -> str:
-    """Return the engine's own reason, or else the text of the answer."""
+    """Return the reason in an engine's answer; if there is none, the text of the answer."""
     message, _ = _read_error(content)
     if message is None:
         message = " ".join(content[: 2 * _MAX_CHARS].decode(errors="replace").split())
-    return message[:_MAX_CHARS] or "(it gave no reason)"
+    return message[:_MAX_CHARS] or "(the engine gave no reason)"
 
 
 def refused_sampling_key(content: bytes) -> str | None:
-    """Return the sampling key that an engine refuses, and its reason; None if it refuses something else."""
+    """Return a text with the sampling key that an engine refuses and the reason; None if it refuses something else."""
     message, parameter = _read_error(content)
     if message is None:
         return None
@@ -89,7 +93,7 @@ def names_logit_bias(content: bytes) -> bool:
 
 
 def _read_error(content: bytes) -> tuple[str | None, str]:
-    """Return the message and the parameter of an error in the form of OpenAI's API; None and "" in another form."""
+    """Return the message and the parameter of an error in the form of OpenAI's API; for another form, None and ""."""
     try:
         error: Any = orjson.loads(content)["error"]
         return str(error["message"]), str(error.get("param") or "")

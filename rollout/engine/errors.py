@@ -1,6 +1,6 @@
 """The errors of requests to an engine.
 
-Another attempt may succeed after an error with `infrastructure`; after any other error it would fail again.
+After an error with `infrastructure`, another attempt may succeed. After any other error, it would fail again.
 """
 
 from rollout.errors import RolloutError
@@ -33,7 +33,7 @@ class EngineBehind(EngineUnavailable):
 
 
 class EngineBroken(EngineError):
-    """The engine failed at this request (500, or another 5xx that is not worth a second try)."""
+    """The engine failed while it handled this request (500, or another 5xx except 502, 503 and 504)."""
 
     infrastructure = True
 
@@ -63,11 +63,11 @@ class ModelNotServed(EngineError):
 
 
 class RequestRefusedLocally(EngineError):
-    """The request was not sent: the engine would answer it with garbage, or crash."""
+    """The request was not sent, because the engine would answer it with garbage, or crash."""
 
 
 class EngineMismatch(EngineError):
-    """The engine saw a different prompt than ours, or answered in an unknown form."""
+    """The engine saw a different prompt than we sent, or answered in an unknown form."""
 
 
 class InvalidEvidence(EngineError):

@@ -1,7 +1,7 @@
-"""Images as references, for engines that run our plugin (`plugins/vllm`).
+"""Writes the images of a request as references, for engines that run our plugin (`plugins/vllm`).
 
-The prompt is sent expanded. Each image is sent as one line of text: where it is, the hash of its bytes, and its layout.
-The worker sends no tensors.
+Such a request has the expanded prompt, and one line of text for each image. The line says where the image is, and has
+the hash of its bytes and its layout. The worker sends no tensors.
 """
 
 from pathlib import PurePosixPath
@@ -19,7 +19,7 @@ from rollout.engine.image_refs import FormattedReference, ImageRef
 from rollout.engine.request import GenerateRequest
 
 INLINE_RUN_ID = "inline"
-"""The run id in a reference that carries its image, because such an image is not in a run's directory."""
+"""The run id in a reference that contains the image itself, because this image is not in a run's directory."""
 
 
 def reference_features(request: GenerateRequest, geometry: Geometry) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def reference_features(request: GenerateRequest, geometry: Geometry) -> dict[str
         ]
     except AdapterError as error:
         raise RequestRefusedLocally(
-            f"{request.request_id}: {error}; engine.multimodal: content_parts sends images without references."
+            f"{request.request_id}: {error}; set engine.multimodal: content_parts to send images without references."
         ) from error
     return {
         "mm_hashes": {modality: [image.hash for image in request.images]},
@@ -48,7 +48,7 @@ def reference_features(request: GenerateRequest, geometry: Geometry) -> dict[str
 
 
 def vllm_modality_of(geometry: Geometry) -> str:
-    """Return the engine's name for the images of a family."""
+    """Return vLLM's name of the modality to which the images of a model family belong."""
     return geometry.vllm_modality or "image"
 
 
@@ -56,23 +56,23 @@ def find_layout_problem(plugin_info: bytes, geometry: Geometry) -> str | None:
     """Compare the answer of `/mmraw/version` with our layout.
 
     Returns:
-        Why the engine does not resolve references of this layout; None if it does.
+        The reason why the engine cannot resolve references of this layout; None if it can.
     """
     try:
         answer = orjson.loads(plugin_info)
         engine_layout = {key: answer[key] for key in ("family", "fingerprint", "modality")}
         reference_versions = list(answer["refs"])
     except (ValueError, KeyError, TypeError):
-        return "its answer is not that of our plugin"
+        return "it answers in another form than our plugin"
     own_layout = {
         "family": geometry.family,
         "fingerprint": geometry.fingerprint,
         "modality": vllm_modality_of(geometry),
     }
     if "v3" not in reference_versions:
-        return f"its plugin reads references of the versions {reference_versions}, and we write v3"
+        return f"its plugin reads references of the versions {reference_versions}, but we write v3"
     if engine_layout != own_layout:
-        return f"its images are laid out by {engine_layout}, ours by {own_layout}; compare the processor configurations"
+        return f"its image layout is {engine_layout}, but ours is {own_layout}; compare the processor configurations"
     return None
 
 
@@ -84,7 +84,7 @@ def _reference_text(image: ImageRef, placeholder: Placeholder, geometry: Geometr
         )
         if image.is_file:
             image.cached_references[geometry.fingerprint] = reference
-    # With a range that is too long an engine crashes; with one that is too short it uses the wrong embeddings.
+    # If the range is too long, the engine crashes. If the range is too short, the engine uses the wrong embeddings.
     if placeholder.length != reference.token_count:
         raise RefError(
             f"the layout of image {image.hash} takes {reference.token_count} tokens, but its placeholder has "

@@ -1,4 +1,4 @@
-"""The engine client that a configuration describes."""
+"""Makes the engine client that a configuration describes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def engine_client_from_config(
     environment: Mapping[str, str] = os.environ,
     on_try: RequestObserver | None = None,
 ) -> EngineClient:
-    """Make a client of the engines at `urls`, which are the configured ones or an embedded one.
+    """Return a client of the engines at `urls`: the configured engines, or an embedded engine.
 
     `geometry` describes the model's images; None: the model takes no images. `on_try` is called after every try.
 
@@ -39,7 +39,11 @@ def engine_client_from_config(
 
 
 def api_key_from_config(config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the engines' API key, if one is configured. Raises ConfigurationError if it is not set or not valid."""
+    """Return the API key of the engines; None if none is configured.
+
+    Raises:
+        ConfigurationError: the environment variable of the API key is not set, or does not contain a key.
+    """
     variable_name = config.engine.api_key_env
     if variable_name is None:
         return None

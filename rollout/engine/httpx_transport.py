@@ -1,4 +1,4 @@
-"""The transport of all requests that are not turns: checks of engines, and new weights."""
+"""The transport for all requests except turns: for checks of engines, and for new weights."""
 
 import ssl
 from functools import cache
@@ -44,5 +44,5 @@ class HttpxTransport(EngineTransport):
 
 @cache
 def system_tls_settings() -> ssl.SSLContext:
-    """Trust what the system trusts, as aiohttp does. Reading it takes 20 ms, so it is read once."""
+    """Return settings that trust the system's certificates, as aiohttp does. Cached, because reading takes 20 ms."""
     return ssl.create_default_context()

@@ -1,8 +1,8 @@
 """One image of a request, and the check that its hash belongs to its URL.
 
 An image's hash is its name in the engine's caches. Other bytes under the same name would give wrong answers without an
-error, so the hash is compared with the URL. A `data:` URI is decoded and hashed. The name of a file contains the sha256
-of its bytes, which was computed when the image was prepared.
+error, so the hash is compared with the URL. A `data:` URI is decoded and hashed. A file is not read: its name contains
+the sha256 of its bytes, which was computed when the image was prepared.
 """
 
 import binascii
@@ -28,8 +28,8 @@ class ImageRef:
         url: where the engine reads the image, a `data:` URI or a `file://` URL.
         hash: the image's name in the engine's caches: the first characters of the sha256 of its bytes.
         payload: the payload of its descriptor, which contains the grid that a reference needs.
-        problem: why the image must not be sent to an engine; None: it may be sent.
-        cached_references: its references for our plugin, by the fingerprint of their layout.
+        problem: the reason why the image must not be sent to an engine; None if it may be sent.
+        cached_references: the references to this image for our plugin, by layout fingerprint.
     """
 
     url: str
@@ -43,7 +43,7 @@ class ImageRef:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file; its reference is then short."""
+        """Whether the image is a file. A reference to it is then short."""
         return self.url.startswith("file:")
 
     @property
@@ -57,8 +57,8 @@ class FormattedReference:
     """A reference for our plugin.
 
     Attributes:
-        text: the reference as it is sent.
-        token_count: how many tokens an image of its layout takes.
+        text: the line that is sent.
+        token_count: the number of tokens that an image with this layout takes.
     """
 
     text: str
@@ -70,15 +70,15 @@ def _find_problem(url: object, image_hash: str) -> str | None:
         shown_url = repr(url)
         return (
             f"has the URL {shown_url[:60]}; give every image a data:image/…;base64 or file:/// URL in every request, "
-            "also if the engine has cached it."
+            "even if the engine has cached it."
         )
     if not _HASH_PATTERN.fullmatch(image_hash):
         return f"has the hash {image_hash!r}, which is not lower-case hex."
     url_hash = _hash_in_url(url)
     if url_hash is None or not url_hash.startswith(image_hash):
         return (
-            f"has the hash {image_hash}, but its URL {url[:80]!r} has {url_hash or 'no hash'}. The engine could answer "
-            "for the wrong image."
+            f"has the hash {image_hash}, but the hash of its URL {url[:80]!r} is {url_hash or 'unknown'}. The engine "
+            "could answer for the wrong image."
         )
     return None
 

@@ -1,7 +1,7 @@
-"""The requests and answers of vLLM's token-in, token-out endpoint.
+"""Encodes requests for vLLM's token-in, token-out endpoint, and decodes its answers.
 
-The engine ignores unknown request keys, and answers several malformed requests with 200 and garbage. So every request
-is checked before it is sent, and an answer is accepted only if it proves that the engine saw our prompt.
+The engine ignores unknown request keys, and answers several malformed requests with status 200 and garbage. So every
+request is checked before it is sent, and an answer is accepted only if it proves that the engine saw our prompt.
 """
 
 from dataclasses import dataclass
@@ -29,19 +29,19 @@ _PROMPT_IDS_KEY = b'"prompt_token_ids":'
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A checked answer.
+    """A checked answer of an engine.
 
     Attributes:
         token_ids: the sampled tokens.
         logprobs: the log-prob of each sampled token.
         finish_reason: why the answer ended.
-        stop_reason: the stop string or stop token that ended it, if the engine reports one.
-        versions: which weights sampled which tokens; empty if the engine does not report it.
+        stop_reason: the stop string or stop token that ended the answer; None if the engine reports none.
+        versions: the spans of tokens with the version that sampled each; empty if the engine reports none.
         prompt_digest: the digest of the expanded prompt that the engine saw, and of its images.
         answer_digest: the digest of the sampled tokens and their log-probs.
-        cached_tokens: how many prompt tokens came from the engine's prefix cache, if it reports it.
-        routed_experts: the experts that each token was routed to, if the engine sends them.
-        sampling_mask: the tokens that could have been sampled at each position, if the engine sends them.
+        cached_tokens: the number of prompt tokens from the engine's prefix cache; None if the engine reports none.
+        routed_experts: the experts to which each token was routed; None if the engine does not send them.
+        sampling_mask: the tokens that could have been sampled at each position; None if the engine does not send them.
         banned_ids: the tokens that the engine was not allowed to sample.
     """
 
@@ -72,8 +72,8 @@ def encode_request(
         request: the request.
         model: the name under which the engine serves the model.
         request_id: the id of this try.
-        experts_start: the first token whose routed experts are wanted.
-        geometry: the geometry of the references that this engine resolves; None: it reads the images by their URLs.
+        experts_start: the position of the first token whose routed experts the engine sends; None: do not ask for it.
+        geometry: the geometry of the references that this engine resolves; None: send the URLs of the images.
 
     Raises:
         RequestRefusedLocally: the engine would answer the request with garbage, or crash.
@@ -95,7 +95,7 @@ def encode_request(
         "stream": False,
     }
     if request.required_version is not None:
-        # The prefix cache may still contain these tokens from other weights; the salt keeps them apart.
+        # The prefix cache may still contain entries of other weights for these tokens. The salt separates them.
         body["cache_salt"] = request.required_version
     if request.images and geometry is not None:
         body |= {"token_ids": request.expanded_prompt, "features": reference_features(request, geometry)}
@@ -108,11 +108,11 @@ def encode_request(
 
 
 def decode_response(body: bytes, request: GenerateRequest) -> Generation:
-    """Read an answer and check it against the request.
+    """Read an answer, check it against the request, and return it.
 
     Raises:
-        EngineMismatch: it is not JSON of the expected form, or the engine saw another prompt.
-        InvalidEvidence: log-probs are missing, not finite, or for other tokens.
+        EngineMismatch: the answer is not JSON of the expected form, or the engine saw another prompt.
+        InvalidEvidence: the log-probs or other evidence are missing, not finite, or for other tokens.
     """
     try:
         body_without_prompt, prompt_matches = _strip_echoed_prompt(body, request.expanded_prompt)
@@ -136,12 +136,14 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EngineMismatch(
             f"{request.request_id}: the engine's answer does not have the expected form ({error!r}). "
-            "Is it vLLM 0.28 or newer, started with --enable-scale-out?"
+            "Is the engine vLLM 0.28 or newer, started with --enable-scale-out?"
         ) from None
     if finish_reason not in _FINISH_REASONS:
-        raise EngineMismatch(f"{request.request_id}: unknown finish_reason {finish_reason!r}.")
+        raise EngineMismatch(f"{request.request_id}: the answer has the unknown finish_reason {finish_reason!r}.")
     if len(tokens) and tokens.min() < 0:
-        raise EngineMismatch(f"{request.request_id}: the engine sampled the token {tokens.min()}.")
+        raise EngineMismatch(
+            f"{request.request_id}: the engine sampled the token {tokens.min()}, but a token id is not negative."
+        )
     _require_same_prompt(request, seen_prompt, image_ranges)
     try:
         logprobs = read_logprobs(sampled_ids, choice.get("logprobs"))
@@ -171,10 +173,10 @@ def decode_response(body: bytes, request: GenerateRequest) -> Generation:
 
 
 def _strip_echoed_prompt(body: bytes, sent_prompt: ExpandedIds) -> tuple[bytes, bool]:
-    """Replace the prompt in an answer by `null` if its JSON text is equal to ours, and return whether it was equal.
+    """Replace the prompt in an answer by `null` if its JSON text equals ours; return the body and whether it was equal.
 
-    To parse the ids of a whole conversation costs more than the rest of an answer; to compare their text costs almost
-    nothing. If the text is different, the answer is returned unchanged.
+    To parse the ids of a whole conversation takes longer than to parse the rest of an answer, but to compare their text
+    takes almost no time. If the text is different, the answer is returned unchanged.
     """
     prompt_json = orjson.dumps(sent_prompt, option=orjson.OPT_SERIALIZE_NUMPY)
     start = body.find(_PROMPT_IDS_KEY) + len(_PROMPT_IDS_KEY)
@@ -192,13 +194,13 @@ def _require_same_prompt(
         different_positions = np.flatnonzero(sent_prompt[:common_length] != seen_prompt[:common_length])
         first_difference = int(different_positions[0]) if len(different_positions) else common_length
         raise EngineMismatch(
-            f"{request.request_id}: the engine saw another prompt: {len(seen_prompt)} tokens instead of "
-            f"{len(sent_prompt)}, the first difference at {first_difference}. Do both sides use the same tokenizer and "
-            "processor configuration?"
+            f"{request.request_id}: the engine saw another prompt. It has {len(seen_prompt)} tokens and ours has "
+            f"{len(sent_prompt)}; the first difference is at token {first_difference}. Do both sides use the same "
+            "tokenizer and processor configuration?"
         )
     sent_ranges = [(placeholder.offset, placeholder.length) for placeholder in request.placeholders]
     if seen_ranges != sent_ranges and sorted(seen_ranges) != sorted(sent_ranges):
         raise EngineMismatch(
-            f"{request.request_id}: the engine placed its images at {seen_ranges[:4]}, we placed them at "
-            f"{sent_ranges[:4]}."
+            f"{request.request_id}: the engine placed the images at {seen_ranges[:4]}, but we placed them at "
+            f"{sent_ranges[:4]} (offset, length)."
         )

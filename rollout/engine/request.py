@@ -10,22 +10,22 @@ from rollout.engine.image_refs import ImageRef
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One turn.
+    """The request for one turn.
 
     Attributes:
         request_id: the name of the request, in errors and at the engine.
         session_id: the same for all turns of one conversation.
         prompt: the tokens of the conversation, with one pad token per image.
-        images: all images of the path, in prompt order and with multiplicity.
+        images: all images of the prompt, in order; an image that occurs twice is in the list twice.
         expanded_prompt: the prompt that the engine must see.
-        known_token_count: how many of the expanded tokens earlier turns already had.
-        placeholders: where the images are in the expanded prompt.
+        known_token_count: the number of tokens of the expanded prompt that earlier turns already had.
+        placeholders: the positions of the images in the expanded prompt.
         pad_id: the image pad token; None: the model takes no images.
-        sampling: the sampling parameters, under vLLM's names.
-        stop_token_ids: the tokens that end the answer, besides those in `sampling`.
-        banned_ids: the tokens that the engine must not sample, if it supports that.
-        required_version: the version of the weights that must answer, or a newer one; None: any.
-        on_retry: called each time before the request is sent again.
+        sampling: the sampling parameters, with vLLM's names.
+        stop_token_ids: the tokens that end the answer, in addition to those in `sampling`.
+        banned_ids: the tokens that the engine must not sample, if the engine supports that.
+        required_version: the engine must have this version of the weights or a newer one; None: any version.
+        on_retry: called before each retry of the request.
     """
 
     request_id: str
@@ -44,5 +44,8 @@ class GenerateRequest:
 
     @property
     def experts_start(self) -> int:
-        """The first token whose experts are new. It is the last known one: sampled before, first computed now."""
+        """The position of the first token whose experts are not known yet.
+
+        It is the last known token, because the engine sampled this token in an earlier turn but did not compute it.
+        """
         return max(0, self.known_token_count - 1)

@@ -1,8 +1,8 @@
-"""Finds requests that the engine would answer with 200 and garbage, or that would crash it.
+"""Finds requests that the engine would answer with status 200 and garbage, or that would crash the engine.
 
 The checks need only the request and take microseconds. Every pad token must have an image, and every image a pad token.
-The prompt must not be expanded already, and must expand to what we expect the engine to see. The engine must know every
-sampling key, because it ignores unknown ones.
+The prompt must not be expanded already, and the expanded prompt must be its expansion. The engine must know every
+sampling key, because it ignores unknown keys.
 """
 
 import math
@@ -35,7 +35,7 @@ def _check_prompt(prompt: npt.NDArray[np.int32]) -> None:
     if len(prompt) == 0:
         raise RequestRefusedLocally("the prompt is empty.")
     if int(prompt.min()) < 0:
-        raise RequestRefusedLocally(f"the prompt has a negative token id at {int(np.argmax(prompt < 0))}.")
+        raise RequestRefusedLocally(f"the prompt has a negative token id at position {int(np.argmax(prompt < 0))}.")
 
 
 def _find_pad_positions(request: GenerateRequest) -> npt.NDArray[np.int64]:
@@ -45,13 +45,13 @@ def _find_pad_positions(request: GenerateRequest) -> npt.NDArray[np.int64]:
     adjacent = np.flatnonzero(np.diff(pad_positions) == 1)
     if len(adjacent):
         raise RequestRefusedLocally(
-            f"two image pad tokens touch at {int(pad_positions[adjacent[0]])}: the prompt is expanded already. "
-            "Send one pad token per image; the engine expands it."
+            f"two image pad tokens are next to each other at position {int(pad_positions[adjacent[0]])}, so the prompt "
+            "is expanded already. Send one pad token per image; the engine expands it."
         )
     if len(pad_positions) != len(request.images):
         raise RequestRefusedLocally(
             f"the prompt has {len(pad_positions)} image pad tokens for {len(request.images)} images. Send every "
-            "image of the conversation, prior turns included, once per pad token and in the order of the prompt."
+            "image of the conversation, also those of earlier turns, once per pad token and in the order of the prompt."
         )
     return pad_positions
 
@@ -66,19 +66,22 @@ def _check_expansion(request: GenerateRequest, pad_positions: npt.NDArray[np.int
         )
     lengths = np.fromiter((mark.length for mark in placeholders), np.int64, len(placeholders))
     if (lengths < 1).any():
-        raise RequestRefusedLocally(f"image {int(np.argmax(lengths < 1))} takes no tokens.")
+        raise RequestRefusedLocally(f"the placeholder of image {int(np.argmax(lengths < 1))} has no tokens.")
     expected_offsets = pad_positions + np.cumsum(lengths - 1) - (lengths - 1)
     given_offsets = np.fromiter((mark.offset for mark in placeholders), np.int64, len(placeholders))
     if (given_offsets != expected_offsets).any():
         index = int(np.argmax(given_offsets != expected_offsets))
         raise RequestRefusedLocally(
             f"the placeholder of image {index} is at {given_offsets[index]}, but its pad tokens are at "
-            f"{expected_offsets[index]}; they must be the same range."
+            f"{expected_offsets[index]}; both must be the same range."
         )
     repeats = np.ones(len(request.prompt), np.int64)
     repeats[pad_positions] = lengths
     if not np.array_equal(np.repeat(request.prompt, repeats), request.expanded_prompt):
-        raise RequestRefusedLocally("the expanded prompt is not the prompt with each pad token repeated.")
+        raise RequestRefusedLocally(
+            "the expanded prompt must be the prompt in which each pad token is repeated for the length of its "
+            "placeholder, but it is not."
+        )
 
 
 def _check_sampling(sampling: Mapping[str, Any]) -> None:
@@ -92,7 +95,7 @@ def _check_sampling(sampling: Mapping[str, Any]) -> None:
         raise RequestRefusedLocally(f"the temperature is {temperature!r}; expected a number of at least 0.")
     for key, value in sampling.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise RequestRefusedLocally(f"{key} is {value}; give a finite number, because JSON has no other.")
+            raise RequestRefusedLocally(f"{key} is {value}; give a finite number, because JSON has no others.")
     stop_token_ids = sampling.get("stop_token_ids", ())
     if isinstance(stop_token_ids, str) or not isinstance(stop_token_ids, Collection):
         raise RequestRefusedLocally(f"stop_token_ids is {stop_token_ids!r}; expected a list of token ids.")

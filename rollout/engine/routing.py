@@ -1,11 +1,11 @@
-"""Which engine gets the next request: the healthy one with the least load, or the one that knows the session.
+"""Chooses the engine for the next request: the healthy engine with the least load, or the session's usual engine.
 
     replica = router.choose(session_id="rollout-7", avoid=())
     router.record_failure(replica)  # or router.record_answer(replica)
 
-An engine that failed several times in a row is *ejected* for a while, each time twice as long. After that time one
-caller gets it, while `is_unavailable` is still true. This caller must check whether the engine is back, and then call
-`mark_available`; all other callers use the healthy engines meanwhile.
+An engine that failed several times in a row is *ejected*: it gets no requests for a while, each time twice as long.
+After that time, `choose` returns the engine to one caller, while its `is_unavailable` is still true. This caller must
+check whether the engine works again, and then call `mark_available`. Meanwhile, all other callers get healthy engines.
 
 `require_version` sets the version of the weights that a trainer has pushed. From then on, every engine that is not
 known to have that version or a newer one is unavailable in the same way.
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _FAILURES_BEFORE_EJECTION = 3
 _MIN_EJECTION_SECONDS, _MAX_EJECTION_SECONDS = 1.0, 30.0
 _MAX_LOAD_RATIO = 1.25
-"""With affinity, a session's next engine is used if the load of the first is more than this many times the mean."""
+"""With affinity, a session uses another engine if the load of its usual engine exceeds the mean load this much."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,15 +34,15 @@ class Replica:
 
     Attributes:
         url: its root URL.
-        in_flight: how many requests of this client it has now.
-        answer_count: how many requests it answered.
-        consecutive_failures: how many requests failed since its last answer.
-        consecutive_ejections: how often it was ejected, or chosen again without success, since it was available.
-        total_ejections: how often it was ejected.
-        unavailable_until: when it is chosen again, on the router's clock; None: it is available.
-        version: the version of its weights, as it reported last.
-        max_model_len: its context length, if it reported one.
-        resolves_references: whether it has our plugin with the same layout, so that images are sent as references.
+        in_flight: the number of requests of this client that the engine has not answered yet.
+        answer_count: the number of requests that the engine answered.
+        consecutive_failures: the number of requests that failed since the engine's last answer.
+        consecutive_ejections: how many times it was ejected, or checked again, since it was last available.
+        total_ejections: the number of times that the engine was ejected.
+        unavailable_until: the time when the engine is checked again, by the router's clock; None: it is available.
+        version: the version of the weights that the engine last reported.
+        max_model_len: the context length in tokens; None if the engine reported none.
+        resolves_references: whether the engine has our plugin with the same layout; images are then sent as references.
     """
 
     url: str
@@ -58,12 +58,12 @@ class Replica:
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether it was ejected and no caller has found it available since."""
+        """Whether the engine was ejected, and no caller has found it available since."""
         return self.unavailable_until is not None
 
 
 class Router:
-    """Knows the load and the health of every engine. It never waits; use it on one event loop."""
+    """Knows the load and the health of every engine. Its methods never wait. Use it in one event loop only."""
 
     def __init__(
         self, urls: Sequence[str], *, affinity: bool = False, clock: Callable[[], float] = time.monotonic
@@ -89,7 +89,7 @@ class Router:
         return self.required_version is None or version_satisfies(version, self.required_version)
 
     def choose(self, *, session_id: str, avoid: Collection[Replica] = ()) -> Replica:
-        """Return the engine for the next request; one in `avoid` only if there is no other."""
+        """Return the engine for the next request. Return an engine in `avoid` only if no other one is healthy."""
         now = self._clock()
         due_for_recheck = next(
             (
@@ -100,7 +100,7 @@ class Router:
             None,
         )
         if due_for_recheck is not None:
-            # No other caller gets it until this caller has checked it.
+            # No other caller gets this engine until this caller has checked it.
             due_for_recheck.consecutive_ejections += 1
             due_for_recheck.unavailable_until = now + _ejection_seconds(due_for_recheck.consecutive_ejections)
             return due_for_recheck
@@ -111,38 +111,38 @@ class Router:
         return self._choose_by_affinity(session_id, untried) if self._affinity else min(untried, key=_load_order)
 
     def record_answer(self, replica: Replica) -> None:
-        """Note that an engine answered a request."""
+        """Record that an engine answered a request."""
         replica.answer_count += 1
         replica.consecutive_failures = 0
         if replica.is_unavailable and self.has_required_version(replica.version):
             self.mark_available(replica)
 
     def record_failure(self, replica: Replica) -> None:
-        """Note that a request failed at an engine; several failures in a row eject it."""
+        """Record that a request failed at an engine; after several failures in a row, eject the engine."""
         replica.consecutive_failures += 1
         if replica.consecutive_failures >= _FAILURES_BEFORE_EJECTION and not replica.is_unavailable:
             self.eject(replica)
 
     def eject(self, replica: Replica) -> None:
-        """Do not use an engine for a while."""
+        """Stop using an engine for a while."""
         replica.consecutive_ejections += 1
         replica.total_ejections += 1
         replica.unavailable_until = self._clock() + _ejection_seconds(replica.consecutive_ejections)
         log.warning("engine ejected", url=replica.url, seconds=_ejection_seconds(replica.consecutive_ejections))
 
     def mark_behind(self, replica: Replica) -> None:
-        """Note that an engine does not have the required weights, and eject it."""
+        """Record that an engine does not have the required weights, and eject it."""
         if not replica.is_unavailable:
             self.eject(replica)
 
     def mark_available(self, replica: Replica) -> None:
-        """Note that an engine serves again."""
+        """Record that an engine can be used again."""
         log.info("engine returned", url=replica.url, version=replica.version)
         replica.consecutive_failures = replica.consecutive_ejections = 0
         replica.unavailable_until = None
 
     def _choose_by_affinity(self, session_id: str, replicas: Sequence[Replica]) -> Replica:
-        """Choose by rendezvous hashing with bounded loads: if an engine is away, only its own sessions move."""
+        """Return an engine by rendezvous hashing with bounded loads: if an engine fails, only its sessions move."""
         max_in_flight = 1 + _MAX_LOAD_RATIO * sum(replica.in_flight for replica in replicas) / len(replicas)
         ranked = sorted(replicas, key=lambda engine: _affinity_hash(session_id, engine.url))
         return next(engine for engine in ranked if engine.in_flight <= max_in_flight)
@@ -161,5 +161,5 @@ def _ejection_seconds(ejections: int) -> float:
 
 
 def exponential_pause(first: float, longest: float, *, doublings: int) -> float:
-    """Return a pause that doubles up to `longest`. `doublings` may be thousands: an engine can be away for days."""
+    """Return `first`, doubled `doublings` times, but at most `longest`. `doublings` may be thousands, after days."""
     return min(first * 2.0 ** min(doublings, 99), longest)

@@ -23,8 +23,8 @@ class StandInEngine(EngineTransport):
             await client.check()
             generation = await client.generate(request)
 
-    The URL tells which engine and which of its routes is asked, so one function may stand for several engines. It may
-    raise EngineUnreachable, as a broken connection does. To test an environment, use `rollout.testing.play` instead.
+    The URL contains the engine and its route, so one function may answer for several engines. The function may raise
+    EngineUnreachable, as a broken connection does. To test an environment, use `rollout.testing.play` instead.
     """
 
     def __init__(self, answer: AnswerFunction) -> None:
@@ -36,9 +36,9 @@ class StandInEngine(EngineTransport):
 
 
 def completion(body: bytes, token_ids: Sequence[int], **changed_fields: Any) -> bytes:
-    """Return the answer of an engine that sampled these tokens for a prompt without images.
+    """Return the body of the answer of an engine that sampled these tokens for a prompt without images.
 
-    `changed_fields` replace or extend the fields of its one choice, such as `finish_reason`.
+    `changed_fields` replace or extend the fields of the answer's only choice, such as `finish_reason`.
     """
     logprobs = {"content": [{"token_id": token, "logprob": -0.5} for token in token_ids]}
     choice = {"token_ids": token_ids, "logprobs": logprobs, "finish_reason": "stop", **changed_fields}

@@ -1,4 +1,4 @@
-"""What carries a request to an engine, and its answer back."""
+"""The contract of an engine transport: it sends requests to engines, and returns their answers."""
 
 from abc import ABC, abstractmethod
 from typing import Self
@@ -9,8 +9,11 @@ from rollout.engine.error_answers import require_success
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 3.0
-"""Seconds that an idle connection is kept: fewer than on the server (uvicorn: 5), which could otherwise close the
-connection while a request is on its way."""
+"""Seconds for which an idle connection is kept open.
+
+The server (uvicorn) keeps it open for 5 seconds. Ours must be closed earlier, so that the server does not close a
+connection while we send a request.
+"""
 
 
 class EngineTransport(ABC):
@@ -27,21 +30,21 @@ class EngineTransport(ABC):
         pass
 
     async def get(self, url: str) -> bytes:
-        """Send a GET request; see `post`."""
+        """Send a GET request and return the body of the answer. The errors are those of `post`."""
         return require_success(url, *await self.send("GET", url, b""))
 
     async def post(self, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
         """Send a POST request and return the body of the answer.
 
-        The caller sets the deadline: a cancelled request closes its connection.
+        The caller sets the deadline. If the call is cancelled, the connection is closed.
 
         Args:
             url: the whole URL.
-            body: JSON, or nothing.
+            body: JSON, or empty.
             session_id: sent as `x-session-id`, for a proxy that keeps a session on one engine.
 
         Raises:
-            EngineUnreachable: no connection, or it broke, or the answer is not HTTP.
+            EngineUnreachable: there is no connection, it broke, or the answer is not HTTP.
             EngineUnavailable: the engine, or a proxy before it, is busy or not available (429, 502, 503, 504).
             EngineBroken: the engine failed (any other 5xx).
             LogitBiasRefused, EngineRefused: the engine refuses this request (4xx).
@@ -50,10 +53,10 @@ class EngineTransport(ABC):
 
     @abstractmethod
     async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
-        """Send one request, without following redirects, and return the status and the body of its answer.
+        """Send one request, without following redirects, and return the status and the body of the answer.
 
         Raises:
-            EngineUnreachable: no connection, or it broke, or the answer is not HTTP.
+            EngineUnreachable: there is no connection, it broke, or the answer is not HTTP.
         """
 
 

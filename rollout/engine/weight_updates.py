@@ -1,4 +1,4 @@
-"""Loads new weights into a running engine: pause it, reload, set the version, resume.
+"""Loads new weights into a running engine: pauses it, loads the weights, sets the version, and resumes it.
 
     await update_weights(
         transport,
@@ -9,19 +9,19 @@
         weights_unchanged=lambda: True,
     )
 
-The invariant: *an engine never samples under the version of weights that it does not have*. The old version is removed
-before the weights are replaced, the new one is set afterwards, and nothing is sampled in between. If the update stops
-in the middle, the engine has no valid version, and no client uses it until it is updated again.
+The invariant: *while an engine samples, its version is that of its weights*. The old version is removed before the
+weights are replaced, the new version is set afterwards, and nothing is sampled in between. If the update stops in the
+middle, the engine has no valid version, and no client uses the engine until it is updated again.
 
 Experiments showed that vLLM 0.32 needs more:
 
-- A reload empties the network's cache of encoded images. The scheduler must forget them too; otherwise the next request
-  with one of these images ends the process.
+- A reload empties the network's cache of encoded images. The scheduler must forget these images, too. Otherwise, the
+  next request with one of them ends the engine's process.
 - The cache of *processed* images does not depend on weights. A request that reads it while it is cleared fails, so
-  `clear_cache` is false. A pause that keeps requests must not clear anything else either: vLLM would compute the
-  requests again, and no longer has the pixels of images that came from the prefix cache.
-- The prefix cache can only be emptied while no request uses a part of it. With `keep`, requests in flight do. What
-  remains belongs to the old weights, so each request has its required version as the salt of that cache.
+  `clear_cache` is false. With mode `keep`, no other cache may be cleared either. Otherwise, vLLM computes the requests
+  again, but no longer has the pixels of those images that came from the prefix cache.
+- The prefix cache can only be emptied while no request uses a part of it. With mode `keep`, requests in flight use it.
+  Its remaining entries belong to the old weights, so each request sends its required version as the cache's salt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,16 +42,16 @@ _RETRY_PAUSE_SECONDS = 0.1
 
 
 class NotUpdatable(EngineMisconfigured):
-    """An engine without the routes that replace weights."""
+    """The engine does not have the routes that replace weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine reports about its weights.
+    """The state of an engine's weights, as the engine reports it.
 
     Attributes:
-        version: the version of its weights.
-        paused: whether it is paused, so that new requests wait.
+        version: the version of the weights.
+        paused: whether the engine is paused, so that new requests wait.
     """
 
     version: str
@@ -59,11 +59,11 @@ class EngineState:
 
 
 async def fetch_engine_state(transport: EngineTransport, url: str) -> EngineState:
-    """Ask an engine for its version, and whether it is paused.
+    """Ask an engine for the version of its weights, and whether it is paused; return both.
 
     Raises:
-        NotUpdatable: it was started without these routes.
-        EngineError: it does not answer.
+        NotUpdatable: the engine was started without the routes for this.
+        EngineError: the engine does not answer, or answers in an unknown form.
     """
     try:
         version = orjson.loads(await transport.get(f"{url}/weight_info"))["weight_version"]
@@ -81,7 +81,7 @@ async def fetch_engine_state(transport: EngineTransport, url: str) -> EngineStat
 async def fetch_engine_states(
     transport: EngineTransport, urls: Sequence[str]
 ) -> Mapping[str, EngineState | EngineError]:
-    """Ask several engines at once; return the state of each by its URL, or its error."""
+    """Ask several engines at the same time; return for each URL the state of the engine, or its error."""
     states: dict[str, EngineState | EngineError] = {}
 
     async def fetch_one(url: str) -> None:
@@ -108,14 +108,14 @@ async def update_weights(
     mode: OnUpdate,
     weights_unchanged: Callable[[], bool],
 ) -> None:
-    """Load the weights of a directory into an engine that can read it. The caller sets the deadline, and may repeat it.
+    """Load the weights of a directory into an engine, which must be able to read the directory.
 
-    `weights_unchanged` is called after the engine has read the weights; it returns whether the directory still contains
-    this version.
+    The caller sets the deadline, and may repeat a failed update. `weights_unchanged` is called after the engine has
+    read the weights; it returns whether the directory still contains this version.
 
     Raises:
-        EngineError: the update failed. An engine that still has its old weights goes on with them. An engine whose
-            weights are unknown stays paused, without a valid version and without requests.
+        EngineError: the update failed. If the engine still has its old weights, it continues with them. If its weights
+            are unknown, it stays paused, without a valid version and without requests.
     """
     try:
         await transport.post(f"{url}/pause?mode={mode}&clear_cache=false", b"")
@@ -145,7 +145,7 @@ async def _collective_rpc(transport: EngineTransport, url: str, method: str, **a
 
 
 async def _empty_prefix_cache(transport: EngineTransport, url: str, mode: OnUpdate) -> None:
-    """Empty the prefix cache; repeat it while transfers still use a part of it. With `keep`, try only once."""
+    """Empty the prefix cache; try again while transfers still use a part of it. With mode `keep`, try only once."""
     while True:
         emptied = _parse_success(url, await transport.post(f"{url}/reset_prefix_cache", b""))
         if emptied or mode == "keep":
@@ -162,9 +162,9 @@ def _parse_success(url: str, answer: bytes) -> bool:
 
 
 async def _post_best_effort(transport: EngineTransport, url: str) -> None:
-    """Post to an engine whose update has failed or was cancelled; errors are ignored."""
+    """Send a POST request to an engine after its update failed or was cancelled; ignore errors."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(_CLEANUP_TIMEOUT):
         try:
             await transport.post(url, b"")
         except EngineError:
-            return  # the caller raises the failure itself
+            return  # the caller raises the error of the update

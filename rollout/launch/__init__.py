@@ -2,7 +2,7 @@
 
 launch.py       a whole launch, of one or several environments
 supervisor.py   keeps the workers of an environment running
-feeder.py       sends the orders, paced by the trainer's progress
+feeder.py       sends the orders, no faster than the trainer can use the rollouts
 places.py       the contract of the places where workers run
 local.py        workers as processes of this machine
 reaper.py       kills these processes if their supervisor was killed

@@ -1,4 +1,4 @@
-"""The limit of failed rollouts, `run.max_failed`: a bug must not use up all rollouts of a run."""
+"""The limit of failed rollouts, `run.max_failed`. It stops a run before a bug makes all rollouts fail."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from rollout.errors import RolloutError
 from rollout.records.endings import RolloutStatus
 
 FIRST_JUDGEMENT = 16
-"""How many rollouts must have ended before their share of failures counts."""
+"""The number of rollouts that must have ended before the share of failed rollouts is checked."""
 
 
 class TooManyFailures(RolloutError):
@@ -16,14 +16,14 @@ class TooManyFailures(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class FailureLimit:
-    """How many rollouts of one environment may fail.
+    """Checks that not too many rollouts of one environment fail.
 
-    Abandoned rollouts are not counted: nobody needed them, and they say nothing about the environment.
+    Abandoned rollouts are not counted, because nobody needed them, and they say nothing about the environment.
 
     Attributes:
         environment: the name of the environment.
-        max_failed: as in `RunConfig`.
-        earlier_counts: how many rollouts had ended with each status before this launch began; they are not counted.
+        max_failed: the value of `run.max_failed`; see `RunConfig`.
+        earlier_counts: the rollouts that ended before this launch, by status; they are not counted.
     """
 
     environment: str
@@ -31,10 +31,10 @@ class FailureLimit:
     earlier_counts: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, status_counts: Mapping[str, int]) -> None:
-        """Check how many rollouts have ended with each status.
+        """Check the number of failed rollouts; `status_counts` has the number of all rollouts that ended, by status.
 
         Raises:
-            TooManyFailures: too many of them failed.
+            TooManyFailures: too many rollouts failed.
         """
         counts = {
             status: status_counts.get(status, 0) - self.earlier_counts.get(status, 0)
@@ -45,13 +45,13 @@ class FailureLimit:
             return
         if self.max_failed is None:
             if failed == ended:
-                self._stop(f"all {ended} that have ended; run.max_failed sets another limit")
+                self._stop(f"all {ended} rollouts that have ended. run.max_failed sets another limit")
         elif failed > (self.max_failed if isinstance(self.max_failed, int) else self.max_failed * ended):
             allowed = self.max_failed if isinstance(self.max_failed, int) else f"a share of {self.max_failed:g}"
-            self._stop(f"{failed} of {ended} that have ended; run.max_failed allows {allowed}")
+            self._stop(f"{failed} of {ended} rollouts that have ended. run.max_failed allows {allowed}")
 
     def _stop(self, finding: str) -> None:
         raise TooManyFailures(
-            f"too many rollouts of {self.environment} failed, so the run stops: {finding} (1.0: no limit). Correct "
-            "the errors, and start again."
+            f"the run stops, because too many rollouts of {self.environment} failed: {finding} (1.0: no limit). "
+            "Correct the errors, and start again."
         )

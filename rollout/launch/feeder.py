@@ -1,7 +1,7 @@
-"""The launch's side of the tasks queue: which orders are sent, and when.
+"""Sends the orders of a launch to the tasks queue, no faster than the trainer can use the rollouts.
 
-Rollouts are paced, not discarded: a group is sent only when its rollouts can still be trained on in time. The claims of
-the run say which rollouts are done. A run that is continued sends only the others.
+A group is sent only when the trainer can use its rollouts in time, so no rollout is played for nothing. The claims of
+the run say which rollouts are done. A run that is continued sends only the orders of the other rollouts.
 """
 
 from collections.abc import Iterable
@@ -29,11 +29,11 @@ class OrdersLeft(RolloutError):
 
 
 def remaining_capacity(policy: PolicyConfig, progress: TrainerProgress, rollouts_sent: int) -> int | None:
-    """Return how many more rollouts may be sent now; None: any number.
+    """Return the number of rollouts that may still be sent now; None: any number.
 
     The rule is: in flight ≤ (max_staleness + version + 1) × batch − consumed. A rollout is in flight if it was sent and
     is neither consumed nor discarded. So a rollout is consumed at most max_staleness versions after the version that
-    it began with. A rollout that failed makes room for another.
+    it began with. For each rollout that the trainer discards, another one may be sent.
     """
     if policy.max_staleness is None:
         return None
@@ -44,11 +44,11 @@ class Feeder:
     """Sends the orders of one environment.
 
     Attributes:
-        trainer_progress: the trainer's last progress; None until the first one has come.
-        rollouts_sent: how many rollouts were sent, by earlier launches too.
-        leftover_count: how many orders of an earlier launch are still on the queue; 0 once they are removed.
+        trainer_progress: the last progress that the trainer reported; None until its first report.
+        rollouts_sent: the number of rollouts that this launch and earlier launches have sent.
+        leftover_count: the number of orders of an earlier launch that are still on the queue; 0 when they are removed.
         is_paced: whether the next group waits because `policy.max_staleness` allows no more rollouts now.
-        all_finished: whether everything was sent, and everything that was sent is finished.
+        all_finished: whether all orders are sent and acked.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Feeder:
     async def remove_leftovers(self, timeout: float) -> None:
         """Remove the orders that an earlier launch sent. `feed` sends the unfinished ones again.
 
-        Workers that others started may still hold some of these orders. They have `timeout` seconds to finish them.
+        Workers that this launch did not start may still hold some of these orders, for at most `timeout` seconds.
 
         Raises:
-            OrdersLeft: some orders are still held after that time.
+            OrdersLeft: a worker still holds some orders after that time.
         """
         with anyio.move_on_after(timeout):
             while leftover_count := (await self._tasks_queue.stats()).backlog_records:
@@ -93,12 +93,15 @@ class Feeder:
             self.leftover_count = 0
             return
         raise OrdersLeft(
-            f"{self._tasks_queue.url} (queue.tasks): a worker has held orders of the earlier launch for another "
-            f"{timeout:g} s. Let that worker finish or end it, and resume again; it may run on another machine."
+            f"{self._tasks_queue.url} (queue.tasks): a worker still holds orders of the earlier launch after "
+            f"{timeout:g} s. Wait until that worker ends, or end it, and resume again. It may run on another machine."
         )
 
     async def feed(self, max_waiting: int) -> None:
-        """Send every order that is not done, group by group; keep at most about `max_waiting` of them on the queue."""
+        """Send every order that is not done, group by group, and wait until all are acked.
+
+        At most about `max_waiting` orders are on the queue at a time.
+        """
         for task_id, group in groupby(self._orders, key=lambda order: order.task.id):
             orders = list(group)
             self._require_sendable_size(len(orders), task_id)
@@ -132,6 +135,7 @@ class Feeder:
     def _require_sendable_size(self, group_size: int, task_id: str) -> None:
         if self._policy.max_staleness is not None and group_size > self._policy.batch:
             raise ConfigurationError(
-                f"the group of task {task_id} has {group_size} rollouts and policy.batch is {self._policy.batch}: it "
-                "could never be sent. Set policy.batch to what a training step takes, at least a whole group."
+                f"the group of task {task_id} has {group_size} rollouts, but policy.batch is only "
+                f"{self._policy.batch}, so the group could never be sent. Set policy.batch to the number of rollouts "
+                "of a training step, which is at least the size of a group."
             )

@@ -44,7 +44,7 @@ _DRAIN_TIMEOUT = 60.0
 _COMMIT_EVERY = 64
 _RECEIVE_TIMEOUT = 0.1
 _STALL_TIMEOUT = 120.0
-"""Seconds without a turn of the event loop after which the process is unhealthy."""
+"""Seconds for which the event loop may be blocked before the process counts as unhealthy."""
 
 
 class QueueInUse(RolloutError):
@@ -57,14 +57,14 @@ class TrajectoriesLost(RolloutError):
 
 @dataclass(slots=True)
 class TrainerCounters:
-    """What the reader received.
+    """Counts the trajectories that the reader received.
 
     Attributes:
-        trajectories: how many trajectories came.
-        groups: how many groups are complete.
-        samples: how many training samples the trajectories make.
-        tokens: how many tokens these samples have.
-        violations: what `check` found wrong.
+        trajectories: the number of trajectories.
+        groups: the number of complete groups.
+        samples: the number of training samples of these trajectories.
+        tokens: the number of tokens of these samples.
+        violations: the errors that `check` found in the trajectories.
         group_assembler: collects the trajectories of each group.
     """
 
@@ -76,7 +76,7 @@ class TrainerCounters:
     group_assembler: GroupAssembler[Trajectory] = field(default_factory=GroupAssembler)
 
     def add(self, trajectory: Trajectory) -> None:
-        """Check a trajectory and turn it into samples, as a trainer would."""
+        """Count a trajectory, check it, and make its training samples, as a trainer would."""
         self.trajectories += 1
         self.violations += check(trajectory)
         self.groups += self.group_assembler.add(trajectory) is not None
@@ -88,20 +88,20 @@ class TrainerCounters:
 
 @dataclass(slots=True)
 class RunState:
-    """A run while it goes on. A display reads it.
+    """The state of a run, for a display.
 
     Attributes:
         directory: the run's directory.
-        total_rollouts: how many rollouts the run plays.
-        rows_used: how many rows of the source of its tasks it plays; None without such a source.
-        engine_description: the engines, for people; empty until they are known.
-        worker: plays the rollouts; None until the engines are checked.
-        trainer_counters: what the reader received.
-        notices: lines that no display has shown yet, such as that the start waits for an engine.
+        total_rollouts: the number of rollouts that the run plays.
+        rows_used: how many rows of `tasks.source` the run plays; None if the tasks come from no such source.
+        engine_description: a text about the engines; empty until they are known.
+        worker: the worker that plays the rollouts; None until the engines are checked.
+        trainer_counters: counts the trajectories that the reader received.
+        notices: lines that no display has shown yet, for example that the run waits for an engine.
         interrupted: whether the user stopped the run.
-        started_at: when the run started, by the monotonic clock.
-        elapsed_seconds: how long the run took; 0 while it goes on.
-        loop_watchdog: interrupts code that blocks the event loop; None before the run has a loop.
+        started_at: the time when the run started, by the monotonic clock.
+        elapsed_seconds: the seconds that the run took; 0 while it runs.
+        loop_watchdog: interrupts code that blocks the event loop; None before the event loop runs.
     """
 
     directory: RunDirectory
@@ -118,7 +118,7 @@ class RunState:
 
     @property
     def totals(self) -> OutcomeTotals:
-        """How the rollouts ended."""
+        """The totals of the rollouts that have ended."""
         return self.worker.totals if self.worker is not None else OutcomeTotals()
 
     def report(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class RunState:
 
 
 def prepare_run(config: Config) -> RunState:
-    """Name a run and make its directory.
+    """Choose the id of a new run, create its directory, and return its state.
 
     Raises:
         EnvironmentUnusable: no environment can be made.
@@ -151,14 +151,14 @@ def prepare_run(config: Config) -> RunState:
 
 
 RunDisplay = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
-"""Shows the state while the run goes on, and sets the event when the user wants to stop."""
+"""Shows the state while the run lasts, and sets the event when the user wants to stop the run."""
 
 
 def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
-    """Play every rollout of the configuration. Tasks and threads that environments left running do not delay the end.
+    """Play every rollout of the configuration. Return then, even if tasks or threads of environments still run.
 
     Raises:
-        RolloutError, QueueError, AdapterError: the run could not start, or its infrastructure failed for good.
+        RolloutError, QueueError, AdapterError: the run could not start, or its infrastructure kept failing.
     """
     with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
         try:
@@ -172,7 +172,7 @@ def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None
 
 async def _run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
     refuse_exits(asyncio.get_running_loop())
-    if threading.current_thread() is not threading.main_thread():  # no other thread can be interrupted
+    if threading.current_thread() is not threading.main_thread():  # only code in the main thread can be interrupted
         await _play(config, state, display)
         return
     with LoopWatchdog(config.worker.block_timeout) as state.loop_watchdog:
@@ -192,7 +192,7 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
             metrics.registry.register(OutcomeCollector(lambda: {config.run.name: state.totals}))
             export = await stack.enter_async_context(_export_metrics(config, state, metrics))
             queues = RunQueues(config, state.directory)
-            tasks_url = f"memory://{state.directory.run_id}-tasks"  # nobody else plays orders of this run
+            tasks_url = f"memory://{state.directory.run_id}-tasks"  # only this process plays orders of this run
             tasks_queue = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
             trajectories_queue = await stack.enter_async_context(queues.open_trajectories())
             await _refuse_leftovers(trajectories_queue)
@@ -241,8 +241,8 @@ async def _refuse_leftovers(trajectories_queue: Queue) -> None:
     backlog = (await trajectories_queue.stats()).backlog_records
     if backlog:
         raise QueueInUse(
-            f"{trajectories_queue.url} holds {backlog} records of another run. Let its trainer read them, empty it "
-            "with `rollout queue drain`, or name another queue in queue.url."
+            f"{trajectories_queue.url} holds {backlog} records of another run. Let the trainer of that run read them, "
+            "empty the queue with `rollout queue drain`, or name another queue in queue.url."
         )
 
 
@@ -271,20 +271,21 @@ async def _consume(reader: TrajectoryReader, state: RunState, failure_limit: Fai
                 uncommitted = 0
             continue
         if uncommitted:
-            await _commit(reader)  # uncommitted records may be what fills the queue
+            await _commit(reader)  # the queue may be full of records that are not committed yet
             uncommitted = 0
         if state.totals.rollouts < state.total_rollouts:
             last_arrival = time.monotonic()
         elif time.monotonic() - last_arrival > _DRAIN_TIMEOUT:
             raise TrajectoriesLost(
-                f"{state.totals.rollouts} rollouts have finished, only {state.trainer_counters.trajectories} "
-                f"came out of the queue, and none for {_DRAIN_TIMEOUT:g} s. Stop any other reader of this queue."
+                f"{state.totals.rollouts} rollouts have finished, but the reader got only "
+                f"{state.trainer_counters.trajectories} of them from the queue, and none in the last "
+                f"{_DRAIN_TIMEOUT:g} s. Stop every other reader of this queue."
             )
     failure_limit.check(state.totals.status_counts)
 
 
 async def _abandon_and_read_rest(reader: TrajectoryReader, state: RunState) -> None:
-    """Abandon the rollouts that were in flight, and read those that finished before the run was stopped."""
+    """Abandon the rollouts that were in flight, and read all trajectories that the reader has not received yet."""
     if state.worker is not None:
         await state.worker.abandon_interrupted()
     while state.trainer_counters.trajectories < state.totals.rollouts:
@@ -320,7 +321,7 @@ async def _open_run_policy(config: Config, state: RunState, metrics: WorkerMetri
             return urls
 
         def report_wait(text: str) -> None:
-            log.warning("the start waits", text=text)
+            log.warning("the run waits for its engines", text=text)
             state.notices.append(text)
 
         async with open_policy(config, state.directory, get_engine_urls, metrics, report_wait) as policy:

@@ -1,7 +1,7 @@
-"""`rollout launch`: starts worker processes for one or several environments, feeds, supervises and drains them.
+"""`rollout launch`: starts workers for one or several environments, sends them orders, supervises and drains them.
 
-The run's directory has everything that is needed to continue a launch: the configurations and the claims, which say
-which rollouts are done.
+The run's directory contains all that a later launch needs to continue the run: the configurations, and the claims,
+which say which rollouts are done.
 """
 
 import sys
@@ -51,22 +51,22 @@ _PROGRESS_POLL_SECONDS = 1.0
 _FAILURES_POLL_SECONDS = 0.5
 _LEASE_EXPIRY_SECONDS = 60.0
 _ASSUMED_EXTERNAL_WORKERS = 64
-"""The number of workers for which orders are kept on the queue, if somebody else starts all workers."""
+"""If the launch starts no workers itself, it keeps orders for this number of workers on the queue."""
 _STALL_TIMEOUT = 120.0
-"""Seconds for which the event loop may not run before the process is unhealthy."""
+"""Seconds for which the event loop may be blocked before the process counts as unhealthy."""
 
 
 LaunchDisplay = Callable[[LaunchState], Coroutine[Any, Any, None]]
-"""Shows a launch while it runs, and ends it when the user wants to stop."""
+"""Shows a launch while it runs, and stops it when the user wants that."""
 
 
 def run_launch(state: LaunchState, display: LaunchDisplay) -> None:
-    """Play every rollout of every environment that is not done yet.
+    """Play all rollouts of all environments, except those that are done already.
 
     Raises:
         RunAlreadyActive: another launch runs in this directory.
         TooManyFailures: more rollouts of an environment failed than its `run.max_failed` allows.
-        RolloutError, QueueError, AdapterError: the launch could not start, or its workers died too often.
+        RolloutError, QueueError, AdapterError: the launch could not start, or its workers died too many times.
     """
     with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
         try:
@@ -108,7 +108,7 @@ async def _run_workers(state: LaunchState, export: MetricsExport) -> None:
             await supervisor.run()
             task_group.cancel_scope.cancel()
     finally:
-        for slot in slots:  # a worker that was killed left its file
+        for slot in slots:  # a worker that was killed did not delete its file
             (state.directory.metrics_path / f"{slot.name}.json").unlink(missing_ok=True)
     if not state.stopping_early:
         await anyio.to_thread.run_sync(partial(state.outcomes.refresh, at_once=True))
@@ -125,11 +125,13 @@ async def _prepare_environment(
     engine_stack: ExitStack,
     export: MetricsExport,
 ) -> None:
-    """Prepare what the workers of an environment need."""
+    """List the orders of an environment, find or start its engines, open its queues, and make its worker slots."""
     config, directory = environment.launch_config.config, state.directory
     _refuse_memory_queues(config)
     if state.workers_per_environment and isinstance(state.place, LocalPlace):
-        require_model(config.model.path, environment.launch_config.file)  # otherwise each worker would fail with it
+        require_model(
+            config.model.path, environment.launch_config.file
+        )  # otherwise, each worker would fail with this error
     rollout_orders = (
         [] if environment.is_fed_externally else await anyio.to_thread.run_sync(_list_orders, environment, config)
     )
@@ -177,7 +179,7 @@ def _list_orders(environment: EnvironmentState, config: Config) -> list[RolloutO
 
 
 def _export_metrics(state: LaunchState) -> AbstractAsyncContextManager[MetricsExport]:
-    """Export the metrics of a launch, as its first configuration says."""
+    """Export the metrics of a launch with the settings of its first environment."""
     registry, loop_monitor = CollectorRegistry(), LoopMonitor()
     registry.register(LaunchCollector(lambda: _environment_statuses(state)))
     registry.register(OutcomeCollector(lambda: _refresh_totals(state)))
@@ -207,19 +209,20 @@ def _environment_statuses(state: LaunchState) -> list[EnvironmentStatus]:
 
 def _not_ready_reason(state: LaunchState) -> str | None:
     if state.stopping_early:
-        return "it drains"
+        return "the launch drains"
     without_workers = [
         environment.name
         for environment in state.environments
         if environment.worker_slots and not environment.ready_workers
     ]
-    return f"no worker is ready of {', '.join(without_workers)}" if without_workers else None
+    return f"no worker of {', '.join(without_workers)} is ready" if without_workers else None
 
 
 def _leftover_timeout(state: LaunchState, config: Config) -> float:
-    """Return for how many seconds living workers may still hold orders of an earlier launch.
+    """Return the seconds to wait for workers that still hold orders of an earlier launch.
 
-    Workers that the earlier launch did not start still run, and may finish a whole rollout first.
+    If the launch starts no workers itself, the workers of the earlier launch still run. They may need the time of a
+    whole rollout.
     """
     return (
         _LEASE_EXPIRY_SECONDS
@@ -232,13 +235,13 @@ def _refuse_memory_queues(config: Config) -> None:
     for key, url in (("queue.url", config.queue.url), ("queue.tasks", config.queue.tasks)):
         if url.startswith("memory:"):
             raise ConfigurationError(
-                f"{key} is {hide_passwords(url)}, and no other process can reach a memory queue; workers are "
-                "processes. Use file:// or redis://, or `rollout run`, which is one process."
+                f"{key} is {hide_passwords(url)}, but workers are other processes, and no other process can reach a "
+                "memory queue. Use file:// or redis://, or `rollout run`, which is one process."
             )
 
 
 async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:
-    """Send every order, and drain the workers when the last one is acked."""
+    """Send every order, and drain the workers when all orders are acked."""
     async with anyio.create_task_group() as task_group:
         for environment in state.environments:
             if environment.is_fed_externally:
@@ -271,9 +274,9 @@ def _check_failures(environment: EnvironmentState, state: LaunchState) -> None:
 
 
 async def _follow_trainer(environment: EnvironmentState, state: LaunchState) -> None:
-    """Follow the trainer's progress, and pass it on to the feeder and the workers.
+    """Read the trainer's progress as it comes, and pass it on to the feeder and the workers.
 
-    While the control queue does not answer, the launch goes on with the last progress that came.
+    While the control queue does not answer, the launch continues with the last progress that it read.
     """
     assert environment.control_queue is not None
     follower = ProgressFollower(environment.control_queue)
@@ -286,7 +289,7 @@ async def _follow_trainer(environment: EnvironmentState, state: LaunchState) -> 
         except QueueError as error:
             if failed_since is None:
                 failed_since = time.monotonic()
-                text = f"the trainer's progress cannot be read and is tried again each second (queue.control): {error}"
+                text = f"the trainer's progress (queue.control) cannot be read; the launch tries each second: {error}"
                 log.warning("the control queue does not answer", environment=environment.name, error=str(error))
                 state.notices.append(Notice(f"{environment.name}: {text}"))
             await anyio.sleep(_PROGRESS_POLL_SECONDS)
@@ -305,7 +308,7 @@ async def _follow_trainer(environment: EnvironmentState, state: LaunchState) -> 
 
 
 def _worker_instructions(state: LaunchState, environment_name: str) -> WorkerInstructions:
-    """Return the instructions for the workers of an environment."""
+    """Return the instructions for the workers of the environment with this name."""
     environment = next(environment for environment in state.environments if environment.name == environment_name)
     progress = environment.trainer_progress
     version = environment.launch_config.config.policy.version if progress is None else str(progress.version)
@@ -319,7 +322,7 @@ def _worker_instructions(state: LaunchState, environment_name: str) -> WorkerIns
 
 
 def _worker_command(launch_config: LaunchConfig, directory: RunDirectory, name: str) -> tuple[str, ...]:
-    # The worker gets the overrides over its link, because everybody on this machine can read a command line.
+    # The worker gets the overrides over its link, because every user of this machine can read command lines.
     run_options = ("--run", str(directory.path), "--name", name)
-    # -P keeps the current directory off the module path, as for the command `rollout`.
+    # With -P, Python does not import modules from the current directory, as with the command `rollout`.
     return (sys.executable, "-P", "-m", "rollout", "worker", str(launch_config.file), *run_options)

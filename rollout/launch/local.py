@@ -1,8 +1,8 @@
-"""Workers as processes of this machine.
+"""Runs workers as processes of this machine.
 
-The end of a worker is noticed at once, even if a process that it started still holds its output. So the pipe for the
-output is made here: asyncio would wait until a pipe of its own is closed. Each worker leads a process group, which
-ends with it. A reaper process kills those groups if this process is killed.
+The end of a worker is noticed at once, even if a process that it started still has the worker's output open. For this,
+we make the pipe for the output ourselves, because asyncio would wait until its own pipe is closed. Each worker leads a
+process group, which is killed when the worker ends. A reaper process kills these groups if this process is killed.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _OUTPUT_FLUSH_TIMEOUT = 1.0
 
 
 class LocalWorker:
-    """See `rollout.launch.places.WorkerProcess`."""
+    """A worker process of this machine. See `rollout.launch.places.WorkerProcess`."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class LocalWorker:
 
 
 class ReaperProcess:
-    """The process that kills the workers if this process was killed; see `rollout.launch.reaper`."""
+    """Starts the process that kills the workers if this process is killed; see `rollout.launch.reaper`."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -90,11 +90,11 @@ class ReaperProcess:
         )
 
     def add_group(self, group: int) -> None:
-        """Kill this process group too, if this process is killed."""
+        """Make the reaper kill this process group if our process is killed."""
         self._write_line(f"+{group}\n")
 
     def remove_group(self, group: int) -> None:
-        """Forget a process group that has ended."""
+        """Make the reaper forget a process group that has ended."""
         self._write_line(f"-{group}\n")
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class ReaperProcess:
 
 
 class LocalPlace:
-    """This machine. See `rollout.launch.places.Place`."""
+    """Starts workers on this machine. See `rollout.launch.places.Place`."""
 
     async def __aenter__(self) -> Self:
         self._reaper = ReaperProcess()
@@ -129,10 +129,11 @@ class LocalPlace:
                 return await self._start(on_failure, command, output_path)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise NotStarted(f"no process for {name}: {where}{error.strerror or error}") from error
+            raise NotStarted(f"the process of {name} could not start: {where}{error.strerror or error}") from error
 
     async def _start(self, on_failure: AsyncExitStack, command: Sequence[str], output_path: Path) -> LocalWorker:
-        # Opened before the worker starts: without the file, nobody would read the output, and the worker would block.
+        # The file is opened before the worker starts. Without it, nobody would read the output, and the worker would
+        # block.
         output_file = on_failure.enter_context(output_path.open("ab", buffering=0))
         supervisor_socket, worker_socket = socket.socketpair()
         on_failure.callback(supervisor_socket.close)
@@ -178,7 +179,7 @@ def _kill_group(group: int) -> None:
 
 
 async def _copy_output(pipe_file: FileIO, file: FileIO) -> None:
-    """Copy what a worker prints into a file, up to a limit, and drop the rest."""
+    """Copy the output of a worker into a file, up to a limit, and discard the rest."""
     reader = asyncio.StreamReader()
     with file, pipe_file:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(

@@ -1,4 +1,4 @@
-"""The contract of the places where workers run: a place starts workers, and each worker is a process with a link."""
+"""The contract of a place where workers run. A place starts workers; each worker is a process with a link."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -10,33 +10,33 @@ from rollout.errors import RolloutError
 
 
 class NotStarted(RolloutError):
-    """A worker's process could not be started this time."""
+    """A worker's process could not be started. The supervisor tries again."""
 
 
 class WorkerProcess(Protocol):
-    """One worker, from its start to its end."""
+    """The process of one worker, as its supervisor sees it."""
 
     @property
     def pid(self) -> int:
-        """The process id, on the machine where the worker runs."""
+        """The id of the process on the machine where the worker runs."""
 
     def send_line(self, line: bytes) -> None:
         """Send a line to the worker; if the worker is gone, the line is lost."""
 
     def read_lines(self) -> AsyncIterator[bytes]:
-        """Yield the lines that the worker sends, until it can send no more."""
+        """Yield the lines that the worker sends, until the link is closed."""
 
     def send_signal(self, signum: Signals) -> None:
-        """Send the process a signal, if it still runs."""
+        """Send a signal to the process, if it still runs."""
 
     def kill(self) -> None:
-        """End the worker now, and everything that it started."""
+        """Kill the worker and the processes that it started."""
 
     async def wait(self) -> int:
-        """Wait until the worker ends, and return its exit code; negative for the signal that ended it."""
+        """Wait until the worker ends, and return its exit code. A negative code is the signal that ended it."""
 
     async def aclose(self) -> None:
-        """End the worker with everything that it started, and wait for that."""
+        """Kill the worker and the processes that it started, and wait until the worker has ended."""
 
 
 class Place(Protocol):
@@ -47,7 +47,7 @@ class Place(Protocol):
 
         Args:
             name: the worker's name.
-            command: its command line; the place adds `--supervisor-fd` with the descriptor of its link.
+            command: the worker's command line; the place adds `--supervisor-fd` with the descriptor of the link.
             output_path: the file to which the output of the worker is appended, up to a limit.
 
         Raises:

@@ -1,8 +1,8 @@
-"""A Ray cluster as a place for workers: one actor for each worker, spread over the nodes.
+"""Runs workers on a Ray cluster: one actor for each worker, spread over the nodes.
 
-Ray finds machines with room, starts and ends processes there, and reports when one is gone. The supervisor restarts
-workers, so that the leases of a dead worker expire at once and the restart budget holds. Ray carries no records and no
-images: workers take orders from the tasks queue and put records on the trajectories queue, as everywhere.
+Ray finds machines with free CPUs, starts and ends processes there, and reports when a process has ended. The
+supervisor, not Ray, restarts workers: it expires the leases of a dead worker at once, and it limits the restarts. No
+records or images go through Ray: workers use the queues, as on every other place.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ _WORKER_START_TIMEOUT = 120.0
 
 
 class RayUnavailable(ConfigurationError):
-    """Ray is not installed, or its cluster has no room."""
+    """Ray is not installed, or its cluster does not have enough free CPUs."""
 
 
 class RayWorker:
-    """A worker in an actor. See `rollout.launch.places.WorkerProcess`."""
+    """A worker in a Ray actor. See `rollout.launch.places.WorkerProcess`."""
 
     def __init__(self, ray: Any, actor: Any, pid: int) -> None:
         self._ray = ray
@@ -82,7 +82,14 @@ class RayWorker:
 
 
 class RayPlace:
-    """Connects to the cluster that RAY_ADDRESS or `ray start` names, or starts one on this machine only."""
+    """Starts workers on a Ray cluster. See `rollout.launch.places.Place`.
+
+    It connects to the cluster that RAY_ADDRESS or `ray start` names. If there is none, it starts a cluster on this
+    machine.
+
+    Args:
+        worker_count: the number of workers that run at a time.
+    """
 
     def __init__(self, worker_count: int) -> None:
         try:
@@ -95,8 +102,8 @@ class RayPlace:
         self._bundle_indexes: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
-        # In a thread, because on the main thread Ray would replace our handler of SIGTERM. Below Python it still sets
-        # a handler, which aborts the process. Setting our handler again replaces that one.
+        # Ray connects in a thread, because on the main thread it would replace our Python handler of SIGTERM. It still
+        # sets a C handler, which aborts the process. The next line replaces this one: it sets our handler again.
         await anyio.to_thread.run_sync(self._connect)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         placement_groups = import_module("ray.util.placement_group")
@@ -108,8 +115,8 @@ class RayPlace:
         except TimeoutError:
             await self.__aexit__(None, None, None)
             raise RayUnavailable(
-                f"the Ray cluster has no room for {self._worker_count} workers of one CPU each within "
-                f"{_PLACEMENT_TIMEOUT:g} s. Start fewer (--workers), or add nodes."
+                f"the Ray cluster did not have {self._worker_count} free CPUs, one for each worker, within "
+                f"{_PLACEMENT_TIMEOUT:g} s. Start fewer workers (--workers), or add nodes."
             ) from None
         log.info("ray is ready", nodes=len(self._ray.nodes()), workers=self._worker_count)
         return self
@@ -136,7 +143,7 @@ class RayPlace:
         except (TimeoutError, self._ray.exceptions.RayError) as error:
             self._ray.kill(actor, no_restart=True)
             raise NotStarted(
-                f"no actor for {name}: {error or f'none started within {_WORKER_START_TIMEOUT:g} s'}"
+                f"the actor of {name} could not start: {error or f'no answer within {_WORKER_START_TIMEOUT:g} s'}"
             ) from None
         except BaseException:
             self._ray.kill(actor, no_restart=True)

@@ -1,7 +1,7 @@
-"""What runs in a Ray actor: one worker process on the actor's machine, and its link, carried over Ray calls.
+"""A Ray actor that runs one worker process on its machine, and passes on the lines of the worker's link.
 
-The actor holds the other end of the worker's link: when the actor is killed, the link breaks and the worker ends. Ray
-carries only the lines of the link: heartbeats from the worker, and instructions to it.
+The actor holds the supervisor's end of the link. So when the actor is killed, the link breaks and the worker ends. Only
+these lines go through Ray: heartbeats from the worker, and instructions to the worker.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ class WorkerActor:
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def start(self, name: str, command: Sequence[str], output_path: str) -> tuple[int, int]:
-        """Start the worker with the Python of this machine; return its process id, and that of the actor."""
+        """Start the worker with the Python of this machine; return the process ids of the worker and of the actor."""
         self._place = await LocalPlace().__aenter__()
         self._worker: LocalWorker = await self._place.start(name, (sys.executable, *command[1:]), Path(output_path))
         self._collect_task = asyncio.create_task(self._collect_lines())
         return self._worker.pid, os.getpid()
 
     async def next_lines(self) -> list[bytes]:
-        """Wait for a line from the worker; return all lines since the last call. An empty line is the last one."""
+        """Wait for a line from the worker, and return the lines since the last call. An empty line marks the end."""
         batch = [await self._lines.get()]
         while not self._lines.empty() and len(batch) < _MAX_LINES_PER_CALL:
             batch.append(self._lines.get_nowait())

@@ -1,9 +1,9 @@
 """Kills the processes that a supervisor started, if the supervisor itself was killed.
 
-The supervisor writes one line for each process group: `+123` when it starts, `-123` when it has ended. When the
-supervisor is gone, for any reason, its end of the pipe closes. Then every group that is left gets SIGKILL: workers and
-what their environments started. The process is `python -P -m rollout.launch.reaper`; it imports only the standard
-library.
+The supervisor writes one line for each process group: `+123` when the group starts, `-123` when it has ended. When the
+supervisor ends, for any reason, its end of the pipe closes. Then every remaining group gets SIGKILL: the workers, and
+the processes that their environments started. The command is `python -P -m rollout.launch.reaper`. This module imports
+only the standard library.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 
 
 def kill_leftover_groups() -> None:
-    """Read lines until the supervisor is gone, and kill the process groups that are left."""
+    """Read lines until the supervisor ends, and then kill the process groups that have not ended."""
     groups: set[int] = set()
     for line in sys.stdin:
         group = int(line[1:])

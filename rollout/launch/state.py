@@ -1,4 +1,4 @@
-"""The state of a launch while it runs: of each environment, and of all together. The displays read it."""
+"""The state of a running launch: of each environment, and of the whole launch. The displays show it."""
 
 import time
 from collections import deque
@@ -28,13 +28,13 @@ _MAX_NOTICES = 100
 
 
 class WaitedFor(StrEnum):
-    """What an environment of a launch waits for.
+    """The reason why an environment of a launch waits.
 
     Attributes:
-        TRAINER_READS: the backlog of trajectories is at its high water.
-        TRAINER_VERSION: `policy.max_staleness` allows no more rollouts.
-        WORKERS: nobody has taken an order, and the launch starts no workers itself.
-        ORDERS: others put the orders, and there are none.
+        TRAINER_READS: the trainer must read, because the backlog of trajectories has reached its high water.
+        TRAINER_VERSION: `policy.max_staleness` allows no more rollouts until the trainer has a new version.
+        WORKERS: no worker has taken an order, and the launch starts no workers itself.
+        ORDERS: another program puts the orders, and there are none.
         ENGINES: no worker is ready, because no engine answers.
         EARLIER_ORDERS: a worker still holds orders of an earlier launch.
     """
@@ -52,8 +52,8 @@ class Wait:
     """A wait of one environment.
 
     Attributes:
-        waited_for: what it waits for.
-        text: one sentence or two for people, with what to do.
+        waited_for: the reason of the wait.
+        text: one or two sentences that say why the environment waits, and what to do.
     """
 
     waited_for: WaitedFor
@@ -62,11 +62,11 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """News for the person who watches a launch.
+    """A message for the person who watches a launch.
 
     Attributes:
-        text: one line.
-        is_wait: whether it says what an environment waits for. It is then repeated, and `EnvironmentState.wait` has it.
+        text: the message, one line.
+        is_wait: whether the message says why an environment waits. Such a message is repeated while the wait lasts.
     """
 
     text: str
@@ -80,19 +80,19 @@ class EnvironmentState:
     Attributes:
         launch_config: the launch configuration of the environment.
         claims: the claims of the environment in this run.
-        outcome_totals: how its rollouts of the run ended, as of the last refresh of `LaunchState.outcomes`.
-        total_rollouts: how many rollouts the configuration asks for; 0 if others put the orders.
-        rows_used: how many rows of the source of its tasks are played; None without such a source.
+        outcome_totals: the totals of the environment's rollouts at the last refresh of `LaunchState.outcomes`.
+        total_rollouts: the number of rollouts in the configuration; 0 if another program puts the orders.
+        rows_used: how many rows of `tasks.source` are played; None if the tasks come from no such source.
         tasks_queue: the queue with the orders; None until the environment is prepared.
-        tasks_monitor: the state of that queue; None until the environment is prepared.
+        tasks_monitor: watches the tasks queue; None until the environment is prepared.
         feeder: sends the orders; None until the environment is prepared.
-        engine_urls: the roots of the engines.
+        engine_urls: the root URLs of the engines.
         worker_slots: the slots of the environment's workers.
         control_queue: the queue with the trainer's progress; None until the environment is prepared.
-        trainer_progress: the trainer's last progress; None until the first one has come.
-        trajectories_monitor: the state of the trajectories queue; None until the environment is prepared.
-        failure_limit: how many of its rollouts may fail in this launch; None until the environment is prepared.
-        wait: what it waits for, once it has waited for a moment; None if it goes on.
+        trainer_progress: the last progress that the trainer reported; None until its first report.
+        trajectories_monitor: watches the trajectories queue; None until the environment is prepared.
+        failure_limit: limits the failed rollouts of this launch; None until the environment is prepared.
+        wait: why the environment waits, if it has waited for more than a moment; None if it does not wait.
     """
 
     launch_config: LaunchConfig
@@ -113,7 +113,7 @@ class EnvironmentState:
 
     @property
     def backlog_bytes(self) -> int:
-        """The bytes of the trajectories queue that the trainer has not consumed."""
+        """The backlog of the trajectories queue, in bytes."""
         return self.trajectories_monitor.latest_stats.backlog_bytes if self.trajectories_monitor is not None else 0
 
     @property
@@ -123,37 +123,37 @@ class EnvironmentState:
 
     @property
     def is_fed_externally(self) -> bool:
-        """Whether somebody else puts its orders; it then runs until it is stopped."""
+        """Whether another program puts the orders. The environment then runs until the launch is stopped."""
         return self.launch_config.config.tasks.source == QUEUE_SOURCE
 
     @property
     def in_flight(self) -> int:
-        """How many rollouts the workers of this launch play now."""
+        """The number of rollouts that the workers of this launch play now."""
         return sum(slot.heartbeat.in_flight for slot in self.worker_slots)
 
     @property
     def ready_workers(self) -> int:
-        """How many workers of this launch take orders."""
+        """The number of workers of this launch that take orders now."""
         return sum(slot.heartbeat.ready for slot in self.worker_slots)
 
 
 class LaunchState:
-    """A launch while it runs. A display reads it, and ends it with `stop_early` and `kill`.
+    """The state of a running launch. A display shows it, and ends the launch with `stop_early` and `kill`.
 
     Attributes:
         directory: the run's directory.
         environments: the state of each environment.
-        workers_per_environment: how many workers the launch starts for each environment.
+        workers_per_environment: the number of workers that the launch starts for each environment.
         place: where the workers run.
-        is_resumed: whether the orders on the tasks queue are those of an earlier launch of this run.
-        outcomes: how the rollouts of the run ended.
+        is_resumed: whether the launch continues a run. The tasks queue may then hold orders of the earlier launch.
+        outcomes: the outcomes of the run's rollouts.
         supervisor: supervises the workers; None until all environments are prepared.
-        startup_scope: cancelled if the launch is stopped before it has workers; None before the start.
-        stopping_early: whether the launch is stopped before every rollout has ended.
-        too_many_failures: why the launch stops, if too many rollouts failed.
-        notices: news that no display has shown yet.
-        started_at: when the launch started, by the monotonic clock.
-        elapsed_seconds: how long the launch took; 0 while it goes on.
+        startup_scope: is cancelled if the launch is stopped before it has workers; None before the start.
+        stopping_early: whether the launch was stopped before all rollouts ended.
+        too_many_failures: the error of a launch that stops because too many rollouts failed; otherwise None.
+        notices: messages that no display has shown yet.
+        started_at: the time when the launch started, by the monotonic clock.
+        elapsed_seconds: the seconds that the launch took; 0 while it runs.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class LaunchState:
         self.elapsed_seconds = 0.0
 
     def stop_early(self) -> None:
-        """Let the workers finish their rollouts and accept no others; without workers, end at once."""
+        """Let the workers finish their rollouts and start no others. If there are no workers yet, end at once."""
         self.stopping_early = True
         if self.supervisor is not None:
             self.supervisor.drain()
@@ -193,19 +193,19 @@ class LaunchState:
             self.startup_scope.cancel()
 
     def stop_for_failures(self, failure: TooManyFailures) -> None:
-        """Stop early because too many rollouts failed; workers that joined the run leave it too."""
+        """Stop early because too many rollouts failed. Workers that joined the run drain, too."""
         self.too_many_failures = self.too_many_failures or failure
         self.notices.append(Notice(f"stopping: {failure}"))
         self.directory.ended_marker.touch()
         self.stop_early()
 
     def kill(self) -> None:
-        """End the workers now; the next launch plays what they did not finish."""
+        """Kill the workers now. The next launch plays the rollouts that they did not finish."""
         if self.supervisor is not None:
             self.supervisor.kill()
 
     def report(self) -> dict[str, Any]:
-        """Return the summary of the whole run, earlier launches included, as `--json` prints it."""
+        """Return the summary of the whole run, including earlier launches, as `--json` prints it."""
         self.outcomes.refresh(at_once=True)
         return {
             **self.outcomes.totals.report(),
@@ -223,6 +223,6 @@ class LaunchState:
         }
 
     def failures(self) -> list[DistinctError]:
-        """Return the errors of the failed rollouts of the whole run, each once."""
+        """Return the errors of the failed rollouts of the whole run; equal errors are returned once."""
         self.outcomes.refresh(at_once=True)
         return [error for error in self.outcomes.totals.errors.distinct() if error.status == RolloutStatus.FAILED]

@@ -1,8 +1,8 @@
 """Keeps worker processes running: starts them, reads their heartbeats, and replaces workers that die.
 
-The leases of a dead worker expire at once. A restart budget limits how often workers are restarted. A worker whose
-event loop is blocked is not dead: a separate thread sends its heartbeats. A worker is killed only if no heartbeat
-comes for two minutes. `launch.places.Place` knows where workers run, here or on other machines.
+The leases of a dead worker expire at once. A restart budget limits the number of restarts. A separate thread of the
+worker sends the heartbeats, even if its event loop is blocked. A worker is killed only if no heartbeat comes for two
+minutes. A `Place` starts the processes, on this machine or on others.
 """
 
 import signal
@@ -26,27 +26,27 @@ log = structlog.get_logger()
 _HEARTBEAT_TIMEOUT = 120.0
 """Seconds without a heartbeat after which a worker is killed, because even its threads do not run."""
 _DRAIN_MARGIN_SECONDS = 15.0
-"""Seconds on top of `worker.grace` before a worker that should drain is killed."""
+"""A worker that should drain is killed this number of seconds after `worker.grace` has passed."""
 _RESTART_WINDOW_SECONDS = 3600.0
 _FINAL_REPORT_TIMEOUT = 1.0
 _EXPIRE_LEASES_TIMEOUT = 5.0
-"""Seconds for the queue to expire the leases of a dead worker; after that, they end by themselves."""
+"""Seconds in which the queue must expire the leases of a dead worker. Otherwise, they expire later by themselves."""
 _RESTART_PAUSES_SECONDS = (0.2, 30.0)
 
 
 class WorkersDie(RolloutError):
-    """The workers of an environment died more often than the restart budget allows."""
+    """The workers of an environment died more times than the restart budget allows."""
 
 
 class RestartBudget:
-    """How many restarts the workers of one environment have left: at most `max_restarts` within an hour."""
+    """Limits the restarts of the workers of one environment to `max_restarts` within an hour."""
 
     def __init__(self, max_restarts: int) -> None:
         self._max_restarts = max_restarts
         self._restart_times: deque[float] = deque()
 
     def spend(self) -> bool:
-        """Use one restart; return False if none is left."""
+        """Use one restart, and return True; return False if no restart is left."""
         now = time.monotonic()
         while self._restart_times and self._restart_times[0] < now - _RESTART_WINDOW_SECONDS:
             self._restart_times.popleft()
@@ -58,13 +58,13 @@ class RestartBudget:
 
 @dataclass(slots=True)
 class WorkerDeath:
-    """A worker that ended although nobody stopped it.
+    """The death of a worker: it ended although nobody stopped it.
 
     Attributes:
         worker: the worker's name.
         environment: the name of its environment.
-        exit_code: the exit code of its process; negative for the signal that ended it.
-        reason: why it ended, as the worker reported it; empty if it did not.
+        exit_code: the exit code of its process; a negative code is the signal that ended it.
+        reason: the reason that the worker reported; empty if it reported none.
     """
 
     worker: str
@@ -74,25 +74,25 @@ class WorkerDeath:
 
     @property
     def description(self) -> str:
-        """The exit code or the signal, for people."""
+        """A text with the exit code or the signal."""
         return f"signal {signal.Signals(-self.exit_code).name}" if self.exit_code < 0 else f"exit code {self.exit_code}"
 
 
 @dataclass(slots=True)
 class WorkerSlot:
-    """A slot for one worker at a time.
+    """A slot in which one worker runs at a time. When this worker dies, the next one starts in the same slot.
 
     Attributes:
-        name: the name of the slot and of each worker in it.
+        name: the name of the slot, and of each worker in it.
         environment: the name of the environment.
         command: the command line of a worker, without the descriptor of its link.
-        output_path: the file for what the workers print.
-        tasks_queue: the queue on which a dead worker's leases are expired.
-        grace_seconds: seconds in which a worker that drains may finish its rollouts.
-        restart_budget: the restarts that are left; all slots of an environment share it.
+        output_path: the file for the output of the workers.
+        tasks_queue: the queue on which the leases of a dead worker are expired.
+        grace_seconds: the seconds in which a worker that drains may finish its rollouts.
+        restart_budget: limits the restarts; all slots of an environment share it.
         process: the worker that runs now; None between two workers.
         heartbeat: the last heartbeat of this worker.
-        last_heard: when that heartbeat came, by the monotonic clock.
+        last_heard: the time when that heartbeat came or the worker started, by the monotonic clock.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Supervisor:
 
     Args:
         slots: the slots of the workers.
-        instructions_for: returns the instructions for the workers of an environment.
+        instructions_for: takes the name of an environment, and returns the instructions for its workers.
         place: where the workers run.
 
     Attributes:
@@ -131,10 +131,10 @@ class Supervisor:
         self._end_requested = anyio.Event()
 
     async def run(self) -> None:
-        """Keep a worker in every slot until `drain` or `kill`.
+        """Keep a worker running in every slot until `drain` or `kill` is called.
 
         Raises:
-            WorkersDie: the restart budget of an environment is spent.
+            WorkersDie: the workers of an environment died more times than its restart budget allows.
         """
         async with self._place:
             try:
@@ -146,7 +146,7 @@ class Supervisor:
                 self.kill()
 
     def drain(self) -> None:
-        """Let every worker finish its rollouts within its grace, and start no worker again."""
+        """Let every worker finish its rollouts within `worker.grace`, and start no more workers."""
         self._end_signal = self._end_signal or signal.SIGTERM
         self._end_requested.set()
         for slot in self.slots:
@@ -154,7 +154,7 @@ class Supervisor:
                 slot.process.send_signal(self._end_signal)
 
     def kill(self) -> None:
-        """End every worker now. The leases of the orders that they did not finish are expired."""
+        """Kill every worker now. The leases of the orders that they did not finish are expired."""
         self._end_signal = signal.SIGKILL
         self._end_requested.set()
         for slot in self.slots:
@@ -162,7 +162,7 @@ class Supervisor:
                 slot.process.kill()
 
     def send_instructions(self) -> None:
-        """Send every worker its newest instructions."""
+        """Send the newest instructions to every worker."""
         for slot in self.slots:
             if slot.process is not None:
                 slot.process.send_line(encode_instructions(self._instructions_for(slot.environment)))
@@ -176,8 +176,12 @@ class Supervisor:
             made_progress = slot.heartbeat.finished > 0
             death = self._record_death(slot, exit_code, reason)
             if not slot.restart_budget.spend():
-                cause = reason or f"the last one, {slot.name}, ended with {death.description}; see {slot.output_path}"
-                raise WorkersDie(f"the workers of {slot.environment} keep dying (worker.restarts is spent): {cause}")
+                cause = (
+                    reason or f"the last worker, {slot.name}, ended with {death.description}; see {slot.output_path}"
+                )
+                raise WorkersDie(
+                    f"the workers of {slot.environment} died more times than worker.restarts allows: {cause}"
+                )
             pause = _RESTART_PAUSES_SECONDS[0] if made_progress else min(2 * pause, max_pause)
             with anyio.move_on_after(pause):
                 await self._end_requested.wait()
@@ -201,7 +205,7 @@ class Supervisor:
                 worker_group.start_soon(self._kill_if_silent, slot, process)
                 exit_code = await process.wait()
                 log.info("worker ended", worker=slot.name, pid=process.pid, code=exit_code)
-                process.kill()  # what the worker started ends with it
+                process.kill()  # also kills the processes that the worker started
                 if slot.heartbeat.lease_holder:
                     supervisor_group.start_soon(self._give_back_orders, slot, slot.heartbeat.lease_holder)
                 with anyio.move_on_after(_FINAL_REPORT_TIMEOUT):
@@ -226,7 +230,7 @@ class Supervisor:
         all_lines_read.set()
 
     async def _give_back_orders(self, slot: WorkerSlot, lease_holder: str) -> None:
-        """Expire the leases of a dead worker, so that others get its orders.
+        """Expire the leases of a dead worker, so that other workers get its orders.
 
         This runs in the background, because a queue may be slow.
         """
@@ -235,7 +239,9 @@ class Supervisor:
                 await slot.tasks_queue.expire_leases(lease_holder)
         except (QueueError, TimeoutError) as error:
             log.warning(
-                "the leases of a dead worker could not be expired and end later", worker=slot.name, error=str(error)
+                "the leases of a dead worker could not be expired now; they expire later by themselves",
+                worker=slot.name,
+                error=str(error),
             )
 
     async def _kill_if_silent(self, slot: WorkerSlot, process: WorkerProcess) -> None:

@@ -1,7 +1,7 @@
 """Reports what a launch waits for: a trainer, workers, orders, or an engine.
 
-A launch that waits looks like one that hangs. So each environment is checked twice a second. The log and the display
-get a line when a wait has lasted a moment, again each minute, and when it ends.
+A launch that waits looks like a launch that hangs. So each environment is checked twice a second. The log and the
+display get a line when a wait has lasted a moment, again each minute, and when the wait ends.
 """
 
 import shlex
@@ -27,27 +27,27 @@ log = structlog.get_logger()
 
 _LOOK_INTERVAL = 0.5
 _SETTLE_SECONDS = 1.5
-"""A shorter wait is not reported: a queue is often empty or full for a moment."""
+"""A shorter wait is not reported, because a queue is often empty or full for a moment."""
 _REPEAT_SECONDS = 60.0
 _PROBE_TIMEOUT = 1.0
 
 
 class ReadingClock:
-    """Finds when somebody last took records off a queue, from the state of the queue."""
+    """Finds out from the statistics of a queue when a consumer last acked records."""
 
     def __init__(self) -> None:
         self.last_read = datetime.now().astimezone()
         self._previous = QueueStats(0, 0, 0.0, 0, 0)
 
     def update(self, stats: QueueStats) -> None:
-        """Compare the state with the one before: the oldest record grows older unless somebody acked it."""
+        """Compare the statistics with the last ones: a smaller backlog or a lower oldest age means an ack."""
         if stats.backlog_records < self._previous.backlog_records or stats.oldest_age < self._previous.oldest_age:
             self.last_read = datetime.now().astimezone()
         self._previous = stats
 
 
 class WaitWatcher:
-    """Watches one environment of a launch, and sets its `wait`."""
+    """Watches one environment of a launch, and stores in its `wait` why it waits."""
 
     def __init__(self, environment: EnvironmentState, state: LaunchState) -> None:
         self._environment = environment
@@ -55,25 +55,25 @@ class WaitWatcher:
         self._config = environment.launch_config.config
         self._reading_clock = ReadingClock()
         self._wait_began = 0.0
-        self._last_told = -_REPEAT_SECONDS
+        self._last_reported = -_REPEAT_SECONDS
         self._pending: Wait | None = None
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Check the environment twice a second, until cancelled."""
         while True:
             self._note(await self.find_wait(), time.monotonic())
             await anyio.sleep(_LOOK_INTERVAL)
 
     async def find_wait(self) -> Wait | None:
-        """Return what the environment waits for now; None if it plays, has ended, or still starts."""
+        """Return why the environment waits now; None if it plays rollouts, has ended, or still starts."""
         environment, feeder = self._environment, self._environment.feeder
         if self._state.stopping_early or feeder is None or feeder.all_finished:
             return None
         if feeder.leftover_count:
             return Wait(
                 WaitedFor.EARLIER_ORDERS,
-                f"waiting for {feeder.leftover_count:,} orders of the earlier launch, which a worker still holds. They "
-                "are free when it ends, or when its lease does.",
+                f"waiting for {feeder.leftover_count:,} orders of the earlier launch. A worker still holds them, until "
+                "it ends or its lease expires.",
             )
         if environment.trajectories_monitor is None or environment.tasks_monitor is None:
             return None
@@ -89,24 +89,24 @@ class WaitWatcher:
             return self._wait_for_workers(orders)
         if environment.is_fed_externally and not orders and not environment.in_flight:
             url = environment.tasks_monitor.url
-            return Wait(WaitedFor.ORDERS, f"waiting for orders on {url} (queue.tasks); others put them there.")
+            return Wait(WaitedFor.ORDERS, f"waiting for orders on {url} (queue.tasks), from another program.")
         return None
 
     def _note(self, found: Wait | None, now: float) -> None:
         """Report a wait that has lasted a moment, repeat it each minute, and report its end."""
         if found is None or self._pending is None or found.waited_for is not self._pending.waited_for:
             if self._environment.wait is not None and not self._state.stopping_early:
-                self._tell(f"goes on after {now - self._wait_began:.0f} s", "launch goes on", is_wait=False)
+                self._report(f"continues after {now - self._wait_began:.0f} s", "launch continues", is_wait=False)
             self._environment.wait = None
-            self._wait_began, self._last_told = now, -_REPEAT_SECONDS
+            self._wait_began, self._last_reported = now, -_REPEAT_SECONDS
         self._pending = found
         if found is not None and now - self._wait_began >= _SETTLE_SECONDS:
             self._environment.wait = found
-            if now - self._last_told >= _REPEAT_SECONDS:
-                self._last_told = now
-                self._tell(found.text, "launch waits", is_wait=True)
+            if now - self._last_reported >= _REPEAT_SECONDS:
+                self._last_reported = now
+                self._report(found.text, "launch waits", is_wait=True)
 
-    def _tell(self, text: str, event: str, *, is_wait: bool) -> None:
+    def _report(self, text: str, event: str, *, is_wait: bool) -> None:
         waited_for = None if self._pending is None else self._pending.waited_for.value
         log.info(event, environment=self._environment.name, waited_for=waited_for, text=text)
         self._state.notices.append(Notice(f"{self._environment.name}: {text}", is_wait=is_wait))
@@ -148,7 +148,7 @@ class WaitWatcher:
         return Wait(
             WaitedFor.TRAINER_READS,
             f"waiting for a trainer: the backlog of {size} has reached its high water of {limits.high_water_text}, and "
-            f"nobody has read and committed any of it since {since}. Start one that reads "
+            f"no trainer has read and committed any record since {since}. Start a trainer that reads "
             f"{self._environment.trajectories_monitor.url}, or play without a trainer: {self._command('run')}",
         )
 
@@ -163,16 +163,17 @@ class WaitWatcher:
         )
         return Wait(
             WaitedFor.TRAINER_VERSION,
-            f"waiting for {trainer}: policy.max_staleness {policy.max_staleness} and policy.batch {policy.batch} let "
-            f"{allowed:,} rollouts be in flight; {rollouts_sent - known.consumed - known.discarded:,} are, and all of "
-            "them are played. It goes on when the trainer publishes its next version.",
+            f"waiting for {trainer}: policy.max_staleness {policy.max_staleness} and policy.batch {policy.batch} allow "
+            f"{allowed:,} rollouts that the trainer has not consumed, and "
+            f"{rollouts_sent - known.consumed - known.discarded:,} such rollouts are played. The launch continues when "
+            "the trainer publishes its next version.",
         )
 
     def _wait_for_workers(self, orders: int) -> Wait:
         run = ("--run", str(self._state.directory.path))
         return Wait(
             WaitedFor.WORKERS,
-            f"waiting for workers: nobody has taken one of the {orders:,} orders. Start some: "
+            f"waiting for workers: no worker has taken one of the {orders:,} orders. Start workers: "
             f"{self._command('worker', run)}",
         )
 
@@ -194,13 +195,13 @@ class WaitWatcher:
 
 
 async def _engine_problem(url: str, api_key: str | None) -> str | None:
-    """Return why an engine does not answer; None if it answers anything."""
+    """Return a text that says why an engine does not answer; None if it sends any answer."""
     try:
         with anyio.fail_after(_PROBE_TIMEOUT):
             async with HttpxTransport(api_key) as transport:
                 await transport.get(f"{url}/v1/models")
     except TimeoutError:
-        return f"{url} accepts the connection and does not answer."
+        return f"{url} did not answer within {_PROBE_TIMEOUT:g} s."
     except (EngineUnreachable, EngineUnavailable) as error:
         return str(error)
     except EngineError:

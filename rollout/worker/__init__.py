@@ -1,1 +1,1 @@
-"""Plays orders: the worker, its attempts and their deadlines, the process around it and its link to a supervisor."""
+"""Plays orders: the worker, its attempts, their deadlines, the worker's process, and the link to its supervisor."""

@@ -1,4 +1,4 @@
-"""One attempt at a rollout, from its started record to its finished record."""
+"""Plays one attempt at a rollout, from its started record to its finished record."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class RolloutStopped(RolloutError):
-    """A rollout was ended from outside; its finished record has this `status` and this `limit`."""
+    """The worker ended a rollout. The rollout's finished record gets the `status` and the `limit` of this class."""
 
     status = RolloutStatus.FAILED
     limit = RolloutLimit.NONE
@@ -38,28 +38,28 @@ class RolloutTimeout(RolloutStopped):
 
 
 class StragglerCut(RolloutStopped):
-    """One of the last rollouts of a group was cut off; it is unscored, not failed."""
+    """One of the last rollouts of a group took too long and was ended. Its status is unscored, not failed."""
 
     status = RolloutStatus.UNSCORED
     limit = RolloutLimit.TIME
 
 
 class RolloutAbandoned(RolloutStopped):
-    """Nobody needs this rollout any more."""
+    """The rollout was ended, or not started, because nobody needs it any more."""
 
     status = RolloutStatus.ABANDONED
 
 
 @dataclass(frozen=True, slots=True)
 class RunMetadata:
-    """What the started record of every rollout says about the run.
+    """The facts about a run that the started record of each rollout contains.
 
     Attributes:
         run_id: the run's id.
         environment: the name of the environment in the run (`run.name`).
         model: the name under which the engines serve the model.
-        policy_version: the trainer's version of the policy when the attempt starts.
-        config_digest: the digest of the configuration, see `Config.digest`.
+        policy_version: the trainer's policy version when the attempt starts.
+        config_digest: the digest of the configuration; see `Config.digest`.
     """
 
     run_id: str
@@ -73,13 +73,13 @@ class Attempt:
     """Plays one order with a fresh environment.
 
     Attributes:
-        order: the order.
-        policy: the policy that the environment talks to.
-        metadata: what the started record says about the run.
-        stream: puts the records; `stream.finished_record` is None as long as there is no finished record.
+        order: the order to play.
+        policy: the client of the policy that the environment talks to.
+        metadata: the facts about the run for the started record.
+        stream: puts the records on the queue; `stream.finished_record` is None until there is a finished record.
         session: the model that the environment talks to.
-        failure: what the environment or the engine raised, if the rollout failed.
-        close_failure: why the environment could not be closed, if it could not.
+        failure: the error that made the rollout fail; None if it did not fail.
+        close_failure: the error that occurred when the environment was closed; None if there was none.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class Attempt:
         self._stop_reason: RolloutStopped | None = None
 
     async def play(self, new_environment: Callable[[], Environment], *, timeout: float) -> RolloutFinished:
-        """Play the rollout up to its finished record.
+        """Play the rollout, put its finished record on the queue, and return this record.
 
-        The environment is closed before this returns or raises.
+        The environment is closed before this method returns or raises.
 
         Raises:
             Retry: the environment asks for another attempt; there is no finished record.
             RolloutError: the infrastructure failed; there is no finished record, and another attempt may succeed.
-            QueueError: the records could not be put.
+            QueueError: a record could not be put on the queue.
         """
         enter_attempt_context(self.stream.refuse_steps)
         with self._bind_log_context():
@@ -132,12 +132,12 @@ class Attempt:
         return finished
 
     def stop(self, reason: RolloutStopped) -> None:
-        """End the rollout from outside; its finished record gets the status and the limit of the reason."""
+        """End the rollout; its finished record gets the status and the limit of `reason`."""
         self._stop_reason = self._stop_reason or reason
         self._cancel_scope.cancel()
 
     async def finish_without_playing(self, error: RolloutError) -> RolloutFinished:
-        """Write the finished record of a rollout that gets no other attempt."""
+        """Put the finished record of a rollout that gets no other attempt, and return this record."""
         with self._bind_log_context():
             await self._write_started_record()
             return await self._finish_with_error(error)
@@ -177,7 +177,7 @@ class Attempt:
             await run.end()
             self.close_failure = run.close_failure
         if self._cancel_scope.cancelled_caught:
-            timeout_error = RolloutTimeout(f"not done within {timeout:g} s (worker.rollout_timeout)")
+            timeout_error = RolloutTimeout(f"the rollout did not end within {timeout:g} s (worker.rollout_timeout)")
             return await self._finish_with_error(self._stop_reason or timeout_error)
         score = run.result
         assert score is not None
@@ -196,8 +196,8 @@ class Attempt:
     async def _finish_after_exception(self, error: BaseException) -> RolloutFinished:
         leaf_errors = list(flatten_exceptions(error))
         for leaf_error in leaf_errors:
-            # Without its queue, a rollout cannot record that it failed. Without an engine, another attempt may succeed.
-            # A QueueError may also come from a queue of the environment itself, which is an ordinary failure.
+            # If our queue fails, no finished record can be put. If an engine fails, another attempt may succeed.
+            # The environment may also use a queue of its own; a QueueError of that queue is an ordinary failure.
             if (isinstance(leaf_error, QueueError) and self.stream.put_failed) or (
                 isinstance(leaf_error, RolloutError) and leaf_error.infrastructure
             ):

@@ -1,7 +1,7 @@
-"""Closes an environment: its `close` is called once after each attempt, whatever ended the attempt.
+"""Closes an environment: calls its `close` once after each attempt, even if the attempt failed.
 
-The finished record is put after that, so that nothing of an attempt still runs when its rollout has ended or is played
-again. A `close` that hangs delays the record by a few seconds.
+The finished record is put after `close` has ended. So no code of an attempt still runs when its rollout has ended, or
+is played again. Only if `close` hangs, the record is put after a few seconds, while `close` still runs.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from rollout.worker.failures import Failure, describe_failure, make_printable
 log = structlog.get_logger()
 
 _CLOSE_TIMEOUT = 5.0
-"""Seconds that `close` has."""
+"""Seconds within which `close` must end."""
 _CANCELLED_CLOSE_TIMEOUT = 1.0
-"""Seconds in which `close` must end after it was cancelled because it took too long."""
+"""Seconds within which `close` must end after it took too long and was cancelled."""
 
 
 class EnvironmentCloser:
     """Closes the environment of one attempt, once.
 
     Attributes:
-        environment: the environment; None until it is made.
-        failure: what `close` raised, or that it took too long; None if neither happened.
+        environment: the environment to close; None until it is made.
+        failure: the error that `close` raised, or a TimeoutError if it took too long; None if it did not fail.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class EnvironmentCloser:
         self._has_begun = False
 
     async def close(self) -> None:
-        """Close the environment once. Nothing is raised: a failure is logged and kept."""
+        """Close the environment if it is not closed yet. A failure is logged and stored in `failure`, not raised."""
         if self.environment is None or self._has_begun:
             return
         self._has_begun = True
@@ -55,17 +55,17 @@ class EnvironmentCloser:
             self.failure = describe_failure(make_printable(error))
             log.warning(event, exception=self.failure.full_traceback)
 
-    def leave_behind(self) -> None:
-        """Record that `close` does not end."""
-        self.failure = describe_failure(TimeoutError("close ignores its cancellation and is left behind"))
-        log.warning("close of the environment ignores its cancellation and is left behind")
+    def report_hang(self) -> None:
+        """Log that `close` does not end, and store this in `failure`."""
+        self.failure = describe_failure(TimeoutError("close ignores its cancellation and still runs"))
+        log.warning("close of the environment ignores its cancellation and still runs")
 
 
 async def wait_until_closed(closing_task: "asyncio.Task[Any]", closer: EnvironmentCloser) -> None:
-    """Wait for the task that closes an environment, and go on without it if it does not end."""
+    """Wait for the task that closes an environment; if it does not end in time, report this and return."""
     await asyncio.wait([closing_task], timeout=_CLOSE_TIMEOUT + _CANCELLED_CLOSE_TIMEOUT)
     if not closing_task.done():
-        closer.leave_behind()
+        closer.report_hang()
 
 
 async def _forget_cancellations() -> None:
@@ -84,5 +84,5 @@ async def _call_close(environment: Environment) -> None:
         returned = await returned
     if returned is not None:
         raise WrongReturn(
-            f"{describe_method(environment, 'close')} returned {describe_wrong_type(returned)}; it returns nothing."
+            f"{describe_method(environment, 'close')} returned {describe_wrong_type(returned)}; it must return nothing."
         )

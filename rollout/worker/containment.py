@@ -1,7 +1,7 @@
 """Prevents one rollout from ending or blocking its whole process.
 
 Forks are refused. Attempts to exit and too much output raise errors. An environment that blocks the event loop for too
-long is interrupted. Only processes that just play rollouts use this.
+long is interrupted. Only processes that do nothing but play rollouts use this module.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from types import FrameType, TracebackType
 from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
 _MAX_OUTPUT_CHARS = 16 << 20
-"""Characters that one attempt may print."""
+"""The limit of characters that one attempt may print."""
 
 _CHECK_INTERVAL = 0.5
 _STUCK_FACTOR = 2
-"""After this number of block time-outs, code that could not be interrupted is stuck."""
+"""Code that cannot be interrupted counts as stuck if it runs for this number of block time-outs."""
 _HURRIED_BLOCK_TIMEOUT = 2.0
 _HURRIED_EXIT_TIMEOUT = 15.0
 _OWN_MODULE_PREFIXES = ("rollout.", "transports.", "renderers_adapter.")
@@ -34,18 +34,18 @@ _ENVIRONMENT_CALLER_PREFIXES = (
     *("rollout.worker.scores.", "rollout.worker.closing.", "rollout.worker.resources.", "rollout.worker.process."),
     "rollout.launch.in_process.",
 )
-"""Our modules that call environments or are environments.
+"""The names of our modules that call environments or contain environments.
 
-If the innermost frame of our code belongs to one of them, an environment runs.
+If the innermost frame of our code is in one of these modules, the code that runs belongs to an environment.
 """
 _INTERRUPTIBLE_PREFIXES = (
     *("rollout.value_limits.", "rollout.config.sampling.", "rollout.images.message_parts.", "rollout.session."),
     *("rollout.records.messages.", "rollout.records.tools.", "rollout.records.wire.", "rollout.records.wrong_types."),
     *("rollout.log.", "rollout.texts.", "renderers_adapter.", "transports.codec."),
 )
-"""Our modules that change nothing which other rollouts use. They may be interrupted, like environments.
+"""The names of our modules that change only the state of one rollout. They may be interrupted, like environments.
 
-The rollout that called them cannot go on, because its own state may be half changed.
+The rollout that called the interrupted code must end, because its own state may be half changed.
 """
 
 
@@ -53,11 +53,11 @@ _ATTEMPT_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("attempt
 
 
 class ForkRefused(RuntimeError):
-    """An environment forked the worker."""
+    """An environment tried to fork the worker's process."""
 
 
 class OutputFlood(RuntimeError):
-    """An attempt printed more than is allowed."""
+    """An attempt printed more characters than allowed."""
 
 
 class ExitRefused(RuntimeError):
@@ -81,25 +81,28 @@ _attempt_context: ContextVar[_AttemptContext | None] = ContextVar("the attempt t
 def enter_attempt_context(close: Callable[[], object]) -> None:
     """Mark this context, and the tasks and threads that it starts from now on, as parts of one attempt.
 
-    `close` is called when our own code is interrupted while it works for this attempt: no turn may follow.
+    `close` is called if our own code is interrupted while it works for this attempt. It must refuse all further turns.
     """
     _attempt_context.set(_AttemptContext(close))
 
 
 def enter_shared_context() -> None:
-    """Mark this context as that of `shared`: like an attempt, but without a limit of output."""
+    """Mark this context as the context of `shared`, which is treated as an attempt without a limit of output."""
     _attempt_context.set(_AttemptContext(lambda: None, math.inf))
 
 
 def refuse_forks() -> None:
-    """Make os.fork() raise in this process from now on. Subprocesses still work, also multiprocessing with spawn."""
+    """Make os.fork() raise ForkRefused in this process from now on.
+
+    `subprocess`, and `multiprocessing` with the spawn method, still work.
+    """
     sys.addaudithook(_refuse_fork)
 
 
 def _refuse_fork(event: str, _: tuple[Any, ...]) -> None:
     if event in ("os.fork", "os.forkpty"):
         raise ForkRefused(
-            "a fork of a worker would be a second worker with the same connections and files; "
+            "a worker cannot be forked, because two processes would then use the same connections and files; "
             "use subprocess, or multiprocessing with the spawn method"
         )
 
@@ -108,9 +111,9 @@ _T = TypeVar("_T")
 
 
 def refuse_exits(loop: asyncio.AbstractEventLoop) -> None:
-    """Prevent tasks that an attempt starts from ending the loop.
+    """Make SystemExit and KeyboardInterrupt in a task of an attempt raise ExitRefused.
 
-    asyncio lets SystemExit leave the event loop, even if somebody awaits the task.
+    Otherwise they would end the event loop, even if other code awaits the task.
     """
     loop.set_task_factory(_create_contained_task)
 
@@ -125,11 +128,13 @@ async def _convert_exits(coroutine: Coroutine[Any, Any, _T]) -> _T:
     try:
         return await coroutine
     except (SystemExit, KeyboardInterrupt) as error:
-        raise ExitRefused(f"a task of this environment raised {error!r}") from error
+        raise ExitRefused(
+            f"a task of this environment raised {error!r}, which would end the worker; raise an ordinary exception"
+        ) from error
 
 
 class LimitedOutput(io.TextIOBase):
-    """Replaces sys.stdout or sys.stderr, and limits what each attempt prints."""
+    """Replaces sys.stdout or sys.stderr, and limits the number of characters that each attempt prints."""
 
     def __init__(self, inner: TextIO) -> None:
         self._inner = inner
@@ -140,7 +145,7 @@ class LimitedOutput(io.TextIOBase):
         if counter is not None:
             counter.printed_chars += len(text)
             if counter.printed_chars > counter.max_printed_chars:
-                raise OutputFlood(f"this attempt printed more than {_MAX_OUTPUT_CHARS >> 20} MiB")
+                raise OutputFlood(f"this attempt printed more than its limit of {_MAX_OUTPUT_CHARS:,} characters")
         return self._inner.write(text)
 
     def flush(self) -> None:
@@ -153,24 +158,24 @@ class LimitedOutput(io.TextIOBase):
 
     @property
     def buffer(self) -> BinaryIO:
-        """The buffer of the stream that is replaced."""
+        """The buffer of the replaced stream."""
         return self._inner.buffer
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The encoding of the stream that is replaced."""
+        """The encoding of the replaced stream."""
         return self._inner.encoding
 
 
 class LoopWatchdog:
-    """Interrupts code that has blocked the event loop for too long: an environment, or our code that serves it.
+    """Interrupts an environment, or our code that works for one, if it blocks the event loop for too long.
 
-    Code that changes more than its own rollout, such as a queue, is not interrupted at once. If it still runs after
-    another time-out, it is stuck. Then `on_stuck` is called; without `on_stuck`, the code is interrupted too.
+    Code that changes the state of several rollouts, such as a queue, is not interrupted. If it still runs after twice
+    the time-out, it counts as stuck, and `on_stuck` is called. Without `on_stuck`, stuck code is interrupted too.
 
     Args:
-        block_timeout: seconds for which the loop may be blocked. The loop must be that of the main thread.
-        on_stuck: gets a text that says which code is stuck; called in the thread of the watchdog.
+        block_timeout: the seconds for which code may block the event loop. The loop must run in the main thread.
+        on_stuck: called with a text that says which code is stuck, in the thread of the watchdog.
     """
 
     def __init__(self, block_timeout: float, on_stuck: Callable[[str], object] | None = None) -> None:
@@ -183,7 +188,7 @@ class LoopWatchdog:
 
     @property
     def stalled_seconds(self) -> float:
-        """For how long the loop has not run. A thread measures it, so it is right while the loop is blocked."""
+        """The seconds since the event loop last ran. A thread measures them, also while the loop is blocked."""
         return max(0.0, time.monotonic() - self._last_turn - 2 * _CHECK_INTERVAL)
 
     @property
@@ -191,7 +196,10 @@ class LoopWatchdog:
         return self.stalled_seconds > _STUCK_FACTOR * self._block_timeout
 
     def hurry(self) -> None:
-        """Interrupt code that blocks the loop sooner, because the process is to end; if that fails, end the process."""
+        """Interrupt blocking code sooner from now on, because the process should end.
+
+        If the code does not stop, the process ends without waiting for it.
+        """
         self._block_timeout = min(self._block_timeout, _HURRIED_BLOCK_TIMEOUT)
         self._hurried_at = self._hurried_at or time.monotonic()
 
@@ -217,14 +225,14 @@ class LoopWatchdog:
                 self._hurried_at is not None
                 and time.monotonic() - max(self._last_turn, self._hurried_at) > _HURRIED_EXIT_TIMEOUT
             ):
-                os.write(2, b"rollout: the event loop is blocked and cannot be interrupted, so the process ends now.\n")
+                os.write(2, b"rollout: the code that blocks the event loop does not stop, so the process ends now.\n")
                 os._exit(128 + signal.SIGTERM)
             if self.stalled_seconds > self._block_timeout:
                 signal.pthread_kill(main_thread_id, signal.SIGUSR2)
             if self._is_overdue and self._on_stuck is not None:
                 frame = sys._current_frames().get(main_thread_id)
                 if (where := _describe_own_code(frame)) is not None:
-                    self._on_stuck(f"{where} has held the event loop for {self.stalled_seconds:.0f} s")
+                    self._on_stuck(f"{where} has blocked the event loop for {self.stalled_seconds:.0f} s")
 
     def _record_turn(self) -> None:
         self._last_turn = time.monotonic()
@@ -235,17 +243,21 @@ class LoopWatchdog:
             return
         module = _innermost_own_module(frame)
         if module is None or module.startswith(_ENVIRONMENT_CALLER_PREFIXES):
-            raise EventLoopHeld("this environment held up every rollout of its worker (worker.block_timeout)")
+            raise EventLoopHeld(
+                "this environment blocked the event loop, and so all rollouts of its worker, for too long "
+                "(worker.block_timeout); run slow code in a thread or a process"
+            )
         if module.startswith(_INTERRUPTIBLE_PREFIXES) or (self._on_stuck is None and self._is_overdue):
             attempt.close()
             raise EventLoopHeld(
-                "to process what this environment gave to the model held up every rollout of its worker "
-                f"(worker.block_timeout); it was interrupted in {module}"
+                "the data that this environment gave to the model took too long to process and blocked all "
+                f"rollouts of its worker (worker.block_timeout). Our code was interrupted in {module.rstrip('.')}. "
+                "Give the model less data"
             )
 
 
 def _innermost_own_module(frame: FrameType | None) -> str | None:
-    """Return the module of the innermost frame of our code, with a dot at its end; None if there is no such frame."""
+    """Return the name of the module of the innermost frame of our code, plus a dot; None if there is no such frame."""
     while frame is not None and frame.f_code is not _convert_exits.__code__:
         module = f"{frame.f_globals.get('__name__')}."
         if module.startswith(_OWN_MODULE_PREFIXES):
@@ -255,7 +267,7 @@ def _innermost_own_module(frame: FrameType | None) -> str | None:
 
 
 def _describe_own_code(frame: FrameType | None) -> str | None:
-    """Return where our own code runs for a rollout; None if other code runs."""
+    """Return a text with the place where our own code works for a rollout; None if other code runs."""
     module = _innermost_own_module(frame)
     if module is None or module.startswith(_ENVIRONMENT_CALLER_PREFIXES):
         return None

@@ -1,7 +1,7 @@
-"""Ends rollouts in flight that make no turn for too long, or for which the rest of their group waits.
+"""Ends rollouts that complete no turn for too long, stragglers, and rollouts of a group that has failed.
 
-How the other rollouts of a group ended is read from the run's claims, so any worker may play them. `Attempt.play`
-itself enforces the time limit of a whole rollout (`worker.rollout_timeout`).
+The run's claims say how the other rollouts of a group ended, so other workers may have played them. `Attempt.play`
+enforces the time limit of a whole rollout (`worker.rollout_timeout`).
 """
 
 import time
@@ -25,7 +25,7 @@ _CHECK_INTERVAL = 1.0
 
 @dataclass(slots=True)
 class _TurnProgress:
-    """How many turns a rollout has done, and when this number last rose."""
+    """The number of turns that a rollout has completed, and the time when this number last rose."""
 
     turns: int
     last_moved: float
@@ -33,14 +33,14 @@ class _TurnProgress:
 
 @dataclass(slots=True)
 class _GroupOutcomes:
-    """How the rollouts of a group ended, and since when half of them are done."""
+    """The outcomes of a group's rollouts by rollout id, and the time when half of them were done (None before that)."""
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     half_done_since: float | None = None
 
 
 class DeadlineEnforcer:
-    """Ends rollouts of one worker according to `worker.turn_timeout` and the `policy` section."""
+    """Ends rollouts of one worker as `worker.turn_timeout` and the `policy` section of the configuration say."""
 
     def __init__(self, claims: Claims, policy: PolicyConfig, turn_timeout: float) -> None:
         self._claims = claims
@@ -51,7 +51,7 @@ class DeadlineEnforcer:
         self._group_outcomes: dict[str, _GroupOutcomes] = {}
 
     async def watch(self, attempts_in_flight: Collection[Attempt]) -> None:
-        """Check the attempts once a second, until cancelled."""
+        """Once a second until cancelled, check all attempts, and stop those that must end."""
         while True:
             await anyio.sleep(_CHECK_INTERVAL)
             attempts = list(attempts_in_flight)
@@ -60,7 +60,7 @@ class DeadlineEnforcer:
                 await self._check_groups(attempts)
 
     async def reason_to_abandon(self, order: RolloutOrder) -> RolloutAbandoned | None:
-        """Return why a rollout should not start, if another rollout of its group has failed; otherwise None."""
+        """Return the reason not to start a rollout, if another rollout of its group has failed; otherwise None."""
         if self._policy.partial_groups != "cancel":
             return None
         outcomes = await anyio.to_thread.run_sync(
@@ -80,7 +80,8 @@ class DeadlineEnforcer:
         for attempt, progress in self._turn_progress.items():
             if now - progress.last_moved > self._turn_timeout:
                 message = (
-                    f"no turn was done for {self._turn_timeout:g} s (worker.turn_timeout), after {progress.turns} turns"
+                    f"the rollout completed no turn for {self._turn_timeout:g} s (worker.turn_timeout); "
+                    f"it had completed {progress.turns} turns before"
                 )
                 attempt.stop(RolloutTimeout(message))
 
@@ -105,7 +106,10 @@ class DeadlineEnforcer:
                 self._stop_straggler(attempt)
 
     def _stop_straggler(self, attempt: Attempt) -> None:
-        message = f"half of its group was done {self._policy.straggler_grace:g} s ago (policy.stragglers)"
+        message = (
+            f"the rollout did not end within {self._policy.straggler_grace:g} s after half of its group was done "
+            "(policy.stragglers)"
+        )
         if self._policy.stragglers == "cut":
             attempt.stop(StragglerCut(message))
         elif self._policy.stragglers == "abandon":
@@ -126,4 +130,4 @@ def _abandon_if_group_failed(outcomes: Iterable[Outcome]) -> RolloutAbandoned | 
     failed = next((outcome for outcome in outcomes if outcome.status == RolloutStatus.FAILED), None)
     if failed is None:
         return None
-    return RolloutAbandoned(f"{failed.rollout} of its group failed (policy.partial_groups)")
+    return RolloutAbandoned(f"rollout {failed.rollout} of the same group failed (policy.partial_groups)")

@@ -1,7 +1,7 @@
 """Describes the error of a rollout as texts for its record, its outcome and the log.
 
-An exception of an environment may raise in `str`, contain text that is not valid in JSON, or be a group of billions of
-exceptions. So it is turned once into plain texts of a limited length, which everything else uses.
+An exception of an environment may raise in `__str__`, contain text that is not valid in JSON, or be a group of billions
+of exceptions. So it is converted once into plain texts of limited length, and all other code uses these texts.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ class ScoreError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as it is recorded.
+    """The texts that describe an error.
 
     Attributes:
-        type: the name of its class.
-        message: its text.
-        traceback: where the environment's code raised it; None if it arose elsewhere.
-        full_traceback: the same with the frames of our own code, for the log.
+        type: the name of the error's class.
+        message: the text of the error.
+        traceback: the traceback without our own code; None if the environment's code did not raise the error.
+        full_traceback: the traceback with the frames of our own code, for the log.
     """
 
     type: str
@@ -42,34 +42,37 @@ class Failure:
     full_traceback: str
 
     def as_record(self) -> dict[str, str]:
-        """Return the error as the finished record has it."""
+        """Return the type and the message, as the finished record stores them."""
         return {"type": self.type, "message": self.message}
 
 
 def make_printable(error: BaseException) -> BaseException:
-    """Return the error, or a similar one that can be printed."""
+    """Return the error itself if it can be printed, otherwise a similar error that can be printed.
+
+    If a forgotten `await` caused the error, return an error that explains this.
+    """
     try:
         return explain_forgotten_await(printable_error(error))
-    except BaseException as other:  # noqa: BLE001 - it is not known what is wrong with the first error, so nothing of it is used
+    except BaseException as other:  # noqa: BLE001 - any attribute of the first error may raise, so none is used
         return RuntimeError(
-            f"a {type(error).__name__} that cannot be shown: reading it raises a {type(other).__name__}"
+            f"an error of type {type(error).__name__} cannot be shown, because reading it raises {type(other).__name__}"
         )
 
 
 def shorten_line(text: str) -> str:
-    """Return a text as one short line, for a summary."""
+    """Return a text shortened to one short line, for a summary."""
     return textwrap.shorten(text, _MAX_LINE_CHARS, placeholder=" …")
 
 
 def requested_retry(leaf_errors: Sequence[BaseException]) -> Retry | None:
-    """Return the `Retry` of a group of exceptions, if all others are cancellations."""
+    """Return the first `Retry` among these exceptions if all others are cancellations; otherwise None."""
     retries = [error for error in leaf_errors if isinstance(error, Retry)]
     others = [error for error in leaf_errors if not isinstance(error, Retry | asyncio.CancelledError)]
     return retries[0] if retries and not others else None
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """Describe an error that `make_printable` returned. Nothing is raised, whatever the error's class does."""
+    """Return the texts of an error that `make_printable` returned. Never raise, even if the error's methods do."""
     message = error_text(error)
     if len(message) > _MAX_MESSAGE_CHARS:
         message = f"{message[:_MAX_MESSAGE_CHARS]} … ({len(message):,} characters)"
@@ -87,9 +90,9 @@ def describe_failure(error: BaseException) -> Failure:
 
 
 def _environment_traceback(error: BaseException) -> str | None:
-    """Return the traceback from the environment's own frames on; only the end if it is very long.
+    """Return the traceback from the environment's first frame on; only its end if it is very long.
 
-    A wrong score has none: it is found in our code, after the environment has returned it.
+    Return None for a wrong score, because our code finds it after the environment has returned.
     """
     if error.__traceback__ is None or isinstance(error, ScoreError):
         return None

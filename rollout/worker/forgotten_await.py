@@ -10,11 +10,11 @@ from rollout.errors import RolloutError
 from rollout.records.wrong_types import describe_wrong_type
 
 _NAMES_A_COROUTINE = re.compile(r"""['"]coroutine['"]|type coroutine|coroutine found""")
-"""How the messages of Python name a value of this wrong type."""
+"""Matches Python's messages about a coroutine that is used instead of another value."""
 
 
 class AwaitForgotten(RolloutError):
-    """An environment called a coroutine function without `await`, and used the coroutine."""
+    """An environment called a coroutine function without `await`, and used the coroutine as if it were the result."""
 
 
 def explain_forgotten_await(error: BaseException) -> BaseException:
@@ -29,7 +29,7 @@ def explain_forgotten_await(error: BaseException) -> BaseException:
 
 
 def _unstarted_coroutines(error: BaseException) -> Iterator[Coroutine[Any, Any, Any]]:
-    """Yield the unstarted coroutines in the variables of the frames of the error, from the innermost frame on."""
+    """Yield the coroutines that were never started, from the variables of the error's frames, innermost frame first."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         for value in frame.f_locals.values():

@@ -1,7 +1,8 @@
-"""The link between a worker and its supervisor: JSON lines over a socket pair, each with the fields of one dataclass.
+"""The link between a worker and its supervisor. They exchange JSON lines over a socket pair.
 
-The worker's end is a thread, so heartbeats do not depend on the worker's event loop. If the link breaks, the supervisor
-is dead. The worker then kills itself at once, with everything that it started.
+Each line contains the fields of one dataclass. The worker uses a thread for the link, so it sends heartbeats even if
+its event loop is blocked. If the link breaks, the supervisor is dead. The worker then kills itself at once, and all
+processes that it started.
 """
 
 import os
@@ -22,13 +23,13 @@ _HEARTBEAT_INTERVAL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The state of a worker, which sends it twice a second.
+    """The state of a worker. The worker sends it twice a second.
 
     Attributes:
-        ready: whether the worker takes orders; False while it still starts.
-        in_flight: how many rollouts it plays now.
-        finished: how many rollouts it has ended.
-        lease_holder: the name under which the worker holds leases on the tasks queue; empty while it still starts.
+        ready: whether the worker takes orders; False while the worker starts.
+        in_flight: the number of rollouts that the worker plays now.
+        finished: the number of rollouts that have ended in this worker.
+        lease_holder: the name under which the worker holds leases on the tasks queue; empty while the worker starts.
     """
 
     ready: bool = False
@@ -39,7 +40,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailure:
-    """The worker ends because of a failure.
+    """The last message of a worker that ends because of an error.
 
     Attributes:
         reason: the text of the error.
@@ -50,13 +51,13 @@ class WorkerFailure:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInstructions:
-    """What the supervisor sends to a worker: the engines, and the trainer's progress.
+    """The supervisor's message to a worker, with the engines and the trainer's progress.
 
     Attributes:
-        engine_urls: the roots of the engines.
-        policy_version: the trainer's version of the policy.
-        required_version: only engines with weights of this version or a newer one are used; None: any engine is used.
-        overrides: the `KEY=VALUE` texts that change keys of the worker's configuration; read once, at its start.
+        engine_urls: the root URLs of the engines.
+        policy_version: the trainer's policy version.
+        required_version: the worker uses only engines with this version of the weights or a newer one; None: any.
+        overrides: `KEY=VALUE` texts that change keys of the worker's configuration. The worker reads them at its start.
     """
 
     engine_urls: tuple[str, ...]
@@ -70,32 +71,36 @@ _REPORT_TYPES: dict[str, type[WorkerReport]] = {"heartbeat": Heartbeat, "failure
 
 
 def encode_report(report: WorkerReport) -> bytes:
-    """Return the line that carries a report."""
+    """Return a report as one line of JSON."""
     (type_name,) = (kind for kind, report_type in _REPORT_TYPES.items() if isinstance(report, report_type))
     return dump_json({type_name: asdict(report)}) + b"\n"
 
 
 def decode_report(line: bytes) -> WorkerReport:
-    """Return the report in a line."""
+    """Return the report that a line contains."""
     message: dict[str, Any] = orjson.loads(line)
     ((type_name, fields),) = message.items()
     return _REPORT_TYPES[type_name](**fields)
 
 
 def encode_instructions(instructions: WorkerInstructions) -> bytes:
-    """Return the line that carries instructions."""
+    """Return instructions as one line of JSON."""
     return orjson.dumps(asdict(instructions)) + b"\n"
 
 
 def decode_instructions(line: bytes) -> WorkerInstructions:
-    """Return the instructions in a line."""
+    """Return the instructions that a line contains."""
     message: dict[str, Any] = orjson.loads(line)
     message |= {name: tuple(message[name]) for name in ("engine_urls", "overrides")}
     return WorkerInstructions(**message)
 
 
 class SupervisorLink:
-    """The worker's end of the link, on the socket that the supervisor passed. It sends heartbeats from the start."""
+    """The worker's end of the link. It sends heartbeats as soon as it exists.
+
+    Args:
+        socket_fd: the descriptor of the socket that the worker got from its supervisor.
+    """
 
     def __init__(self, socket_fd: int) -> None:
         self._socket = socket.socket(fileno=socket_fd)
@@ -111,33 +116,35 @@ class SupervisorLink:
         self._thread.start()
 
     def wait_for_instructions(self) -> WorkerInstructions:
-        """Return the newest instructions; block until the first ones have come."""
+        """Return the newest instructions. Block the calling thread until the first ones have arrived."""
         self._first_received.wait()
         return self._instructions
 
     def start_reporting(
         self, make_heartbeat: Callable[[], Heartbeat], on_instructions: Callable[[WorkerInstructions], None]
     ) -> None:
-        """Report to the supervisor from now on. Both functions are called in the thread of the link.
+        """Send the worker's own heartbeats from now on, and pass on all instructions.
+
+        The first call of `on_instructions` is in the caller's thread, all other calls are in the thread of the link.
 
         Args:
-            make_heartbeat: returns the heartbeat, which is sent twice a second.
-            on_instructions: gets the present instructions now, and all new ones.
+            make_heartbeat: returns the heartbeat to send, twice a second.
+            on_instructions: called with the newest instructions now, and with all later ones.
         """
         self._make_heartbeat, self._on_instructions = make_heartbeat, on_instructions
         on_instructions(self._instructions)
 
     def close(self, failure: WorkerFailure | None = None) -> None:
-        """Send the last heartbeat and the failure, if there was one, and close the link."""
+        """Send the last heartbeat, then the failure if there is one, and close the link."""
         self._stop_requested.set()
-        self._socket.shutdown(socket.SHUT_RD)  # wakes the thread, which waits for its next heartbeat
+        self._socket.shutdown(socket.SHUT_RD)  # wakes the thread, which sleeps until its next heartbeat
         self._thread.join()
         if failure is not None:
             self._send(failure)
         self._socket.close()
 
     def die(self, failure: WorkerFailure) -> NoReturn:
-        """Send the failure, and kill this process with everything that it started. Any thread may call it."""
+        """Send the failure, then kill this process and the processes that it started. Any thread may call this."""
         self._send(failure)
         kill_own_process_group()
 
@@ -156,7 +163,7 @@ class SupervisorLink:
             kill_own_process_group()
 
     def _receive(self) -> None:
-        """Read what has come, and use the newest complete line, if there is one."""
+        """Read the bytes that have arrived, and use the newest complete line, if there is one."""
         try:
             data = self._socket.recv(1 << 16)
         except OSError:
@@ -174,7 +181,7 @@ class SupervisorLink:
 
 
 def kill_own_process_group() -> NoReturn:
-    """Kill this process and everything that it started."""
+    """Kill this process and the processes that it started."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The process of one worker: it starts, plays the orders of the tasks queue, and drains at a signal."""
+"""The process of one worker: it starts, plays the orders of the tasks queue, and drains after a signal."""
 
 import asyncio
 import os
@@ -48,11 +48,11 @@ log = structlog.get_logger()
 
 _BASE_THREADS = 32
 _MAX_ENVIRONMENT_THREADS = 96
-"""An upper limit, because thousands of threads would take much of a worker's memory."""
+"""The limit of threads for environments. Thousands of threads would take much of a worker's memory."""
 _EXIT_TIMEOUT = 5.0
-"""Seconds in which the process must end after the worker has ended."""
+"""Seconds within which the process must end after the worker has ended."""
 _MAX_FAILED_INTERRUPTS = 2
-"""How often the watchdog may fail to interrupt the code that holds the loop before the worker is unhealthy."""
+"""The number of times that the watchdog may fail to interrupt blocking code before the worker counts as unhealthy."""
 _STARTUP_SECONDS = 60.0
 _RUN_END_CHECK_INTERVAL = 1.0
 
@@ -64,8 +64,8 @@ class WorkerRunner:
     Attributes:
         config: the configuration of the worker's environment.
         directory: the run's directory.
-        name: the worker's name; no two living workers of a run have the same one.
-        supervisor_link: the link to its supervisor; None if it has none.
+        name: the worker's name; no two living workers of a run have the same name.
+        supervisor_link: the link to the worker's supervisor; None if it has no supervisor.
     """
 
     config: Config
@@ -74,10 +74,12 @@ class WorkerRunner:
     supervisor_link: SupervisorLink | None = None
 
     def run(self) -> None:
-        """Play until a signal: the first one drains for up to `worker.grace` seconds, a second one ends the worker now.
+        """Play rollouts until a signal comes.
+
+        The first signal drains the worker for at most `worker.grace` seconds. A second signal ends the worker at once.
 
         Raises:
-            RolloutError, QueueError, AdapterError: the worker could not start, or its infrastructure failed for good.
+            RolloutError, QueueError, AdapterError: the worker could not start, or its infrastructure kept failing.
         """
         self.directory.create()
         refuse_forks()
@@ -89,7 +91,7 @@ class WorkerRunner:
             raise failure
 
     async def _run(self) -> BaseException | None:
-        """Play, and return the failure that ended it, if there was one."""
+        """Play rollouts; return the error that ended the worker, or None."""
         failure: BaseException | None = None
         try:
             await self._set_up_and_play()
@@ -128,7 +130,7 @@ class WorkerRunner:
                     worker = Worker(config, policy, metadata, claims, tasks_queue, trajectories_queue, resources)
                     metrics.export_state(lambda: worker.in_flight, policy.engine, policy.version)
                     metrics.registry.register(OutcomeCollector(lambda: self._totals_to_export(worker)))
-                    export.not_ready_reason = lambda: "it drains" if worker.draining else None
+                    export.not_ready_reason = lambda: "the worker drains" if worker.draining else None
                     if self.supervisor_link is not None:
                         self.supervisor_link.start_reporting(
                             partial(_make_heartbeat, worker, tasks_queue), partial(_apply_instructions, worker)
@@ -139,7 +141,7 @@ class WorkerRunner:
                     await self._play_until_stopped(worker, [engine.url for engine in policy.engine.replicas])
 
     def _end_stuck_worker(self, description: str) -> None:
-        """Kill this process, because nothing else ends our own code when it hangs."""
+        """Kill this process, because our own code hangs and cannot be interrupted."""
         failure = WorkerFailure(f"{description}; the worker is killed (worker.block_timeout).")
         log.error("worker is stuck", reason=failure.reason)
         if self.supervisor_link is not None:
@@ -152,7 +154,7 @@ class WorkerRunner:
         target_file = ScrapeTargetFile(self.directory.metrics_path, self.name, {"run": self.directory.run_id})
         config = self.config.metrics
         if self.supervisor_link is not None:
-            config = config.model_copy(update={"port": 0})  # `metrics.port` is the launch's, on the same machine
+            config = config.model_copy(update={"port": 0})  # the launch uses `metrics.port` on this machine
         stall_timeout = _MAX_FAILED_INTERRUPTS * self.config.worker.block_timeout + _STARTUP_SECONDS
         export = partial(
             export_metrics,
@@ -170,7 +172,7 @@ class WorkerRunner:
             return await stack.enter_async_context(export(config=None))
 
     def _totals_to_export(self, worker: Worker) -> dict[str, OutcomeTotals]:
-        """Return how the worker's rollouts ended; nothing if its run has a launch, which exports it from the claims."""
+        """Return the totals of this worker; empty if the run has a launch, which exports the totals of all workers."""
         return {} if can_resume(self.directory.path) else {self.config.run.name: worker.totals}
 
     async def _play_until_stopped(self, worker: Worker, engine_urls: list[str]) -> None:
@@ -196,7 +198,7 @@ class WorkerRunner:
                 scope.deadline = anyio.current_time() + self.config.worker.grace
 
     async def _drain_when_run_ends(self, worker: Worker) -> None:
-        """Drain when the launch has ended the run: a worker that joined it gets no more orders."""
+        """Drain when the launch has ended the run, because no more orders come."""
         ended_marker = anyio.Path(self.directory.ended_marker)
         while not await ended_marker.exists():  # noqa: ASYNC110 - another machine may create it
             await anyio.sleep(_RUN_END_CHECK_INTERVAL)
@@ -216,14 +218,14 @@ def _apply_instructions(worker: Worker, instructions: WorkerInstructions) -> Non
 
 
 def _resize_thread_pools(concurrency: int) -> None:
-    """Allow enough threads for environments, so that queues and images never wait for a thread."""
+    """Allow so many threads that environments leave some for queues and images."""
     thread_count = _BASE_THREADS + min(concurrency, _MAX_ENVIRONMENT_THREADS)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_count, "worker"))
     anyio.to_thread.current_default_thread_limiter().total_tokens = thread_count
 
 
 def _force_exit_after(seconds: float, exit_code: int) -> None:
-    """Exit after this time, without waiting for threads and tasks that environments left behind."""
+    """Exit after this number of seconds, even if threads or tasks of environments still run."""
 
     def force_exit() -> None:
         time.sleep(seconds)

@@ -1,7 +1,7 @@
-"""Keeps `shared` of an environment's class open while a worker plays: what all instances in one process share.
+"""Keeps the context manager `shared` of an environment's class open while a worker plays rollouts.
 
-`shared` is entered and left in a task of its own. So a task group inside it cancels only this task when it fails, and a
-`shared` that hangs can be left behind.
+`shared` yields the resources that all instances in one process use. It is entered and left in a separate task. So if a
+task group in `shared` fails, only this task is cancelled, and the worker can end even if `shared` still runs.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 _START_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 10.0
 _CANCELLED_TIMEOUT = 1.0
-"""Seconds in which `shared` must end after it was cancelled because it took too long."""
+"""Seconds within which `shared` must end after it took too long and was cancelled."""
 
 
 class SharedResourcesFailed(RolloutError):
@@ -32,12 +32,12 @@ class SharedResourcesFailed(RolloutError):
 
 @asynccontextmanager
 async def open_shared_resources(environment_class: type[Environment], settings: object) -> AsyncIterator[Any]:
-    """Open `shared` of an environment's class. A failure when it is closed is only logged.
+    """Open `shared` of an environment's class, and yield its resources. A failure when it closes is only logged.
 
-    If it fails while it is open, the code inside this context is cancelled.
+    If `shared` ends while the code inside this context still runs, that code is cancelled.
 
     Raises:
-        SharedResourcesFailed: it could not be opened, or it failed while it was open.
+        SharedResourcesFailed: `shared` could not be opened, or it ended too early.
     """
     holder = _Holder(environment_class, settings)
     try:
@@ -53,7 +53,7 @@ async def open_shared_resources(environment_class: type[Environment], settings: 
 
 
 class _Holder:
-    """Keeps `shared` open in a task of its own."""
+    """Keeps `shared` open in a separate task."""
 
     def __init__(self, environment_class: type[Environment], settings: object) -> None:
         self._environment_class = environment_class
@@ -65,7 +65,11 @@ class _Holder:
         self._task = asyncio.create_task(self._hold_open())
 
     async def open(self) -> Any:
-        """Return what `shared` yields; raise SharedResourcesFailed if it does not yield in time."""
+        """Wait for the resources that `shared` yields, and return them.
+
+        Raises:
+            SharedResourcesFailed: `shared` ended before it yielded, or did not yield in time.
+        """
         waiting: list[asyncio.Future[Any]] = [self._resources, self._task]
         await asyncio.wait(waiting, timeout=_START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         if self._resources.done():
@@ -73,15 +77,15 @@ class _Holder:
         if self._task.done():
             raise self.take_failure("ended before it yielded")
         raise SharedResourcesFailed(
-            f"{self._method} did not yield within {_START_TIMEOUT:g} s; no rollout can be played without it."
+            f"{self._method} did not yield within {_START_TIMEOUT:g} s; no rollout can be played without its resources."
         )
 
     def call_when_ended_early(self, callback: Callable[[], object]) -> None:
-        """Call this when `shared` ends although nobody closes it."""
+        """Call `callback` if `shared` ends before `close` is called."""
         self._task.add_done_callback(lambda _: None if self._close_requested.is_set() else callback())
 
     def take_failure(self, what: str) -> SharedResourcesFailed:
-        """Return why `shared` has ended, as an error."""
+        """Return an error that says why `shared` has ended. `close` then does not log the failure."""
         self._failure_taken = True
         error = self._task.result()
         reason = "it raised nothing." if error is None else describe_user_error(error)
@@ -90,7 +94,7 @@ class _Holder:
         return failure
 
     async def close(self) -> None:
-        """Close `shared`, and go on without it if it does not end."""
+        """Close `shared`; if it does not end in time, log this and return."""
         self._close_requested.set()
         if not self._resources.done():
             self._task.cancel()  # nobody waits for the resources any more
@@ -101,18 +105,21 @@ class _Holder:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=_CANCELLED_TIMEOUT)
         if not self._task.done():
-            log.warning("the shared resources ignore their cancellation and are left behind", of=self._method)
+            log.warning("the shared resources ignore their cancellation and still run", of=self._method)
         elif (error := self._task.result()) is not None and not self._failure_taken:
             log.warning(event, of=self._method, exception=describe_failure(error).full_traceback)
 
     async def _hold_open(self) -> BaseException | None:
-        """Return what `shared` raised. Nothing is raised, because a task that raises SystemExit ends the event loop."""
+        """Keep `shared` open until `close` is called; return the exception that `shared` raised, or None.
+
+        The exception is returned and not raised, because a task that raises SystemExit ends the event loop.
+        """
         enter_shared_context()
         try:
             async with self._call_shared() as resources:
                 self._resources.set_result(resources)
                 await self._close_requested.wait()
-        except BaseException as error:  # noqa: BLE001 - anything that it raises is reported as its failure
+        except BaseException as error:  # noqa: BLE001 - every exception of `shared` is reported as its failure
             return make_printable(error)
         return None
 

@@ -1,7 +1,7 @@
-"""Runs one environment in a task of its own, and closes it there. The result is a score or an error.
+"""Runs one environment in a separate task, and closes it there. The result is a score or an error.
 
-A worker's attempt and a replay both run environments in this way. The environment's code cannot make anything raise
-here.
+A worker's attempt and a replay both run environments in this way. An exception of the environment's code is returned as
+the result; it is not raised.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from rollout.worker.scores import CheckedScore, check_score
 
 log = structlog.get_logger()
 
-_UNREQUESTED_CANCELLATION = "the environment raised a cancellation of its own"
+_UNREQUESTED_CANCELLATION = "the environment raised a CancelledError, although nobody cancelled its rollout"
 _CLEANUP_TIMEOUT = 5.0
-"""Seconds in which a cancelled environment can clean up, before it is closed."""
+"""Seconds for which a cancelled environment may clean up before it is closed."""
 RunResult = CheckedScore | BaseException
 """The score that an environment returned, or the exception that it raised, made printable."""
 
@@ -32,11 +32,11 @@ class PlayedModel(Model, Protocol):
 
     @property
     def played_turns(self) -> Collection[int]:
-        """The turns that were played, which may have a reward of their own."""
+        """The numbers of the turns that were played. Each of them may get a reward."""
         ...
 
     def close_unawaited_calls(self) -> int:
-        """Close the calls of `chat` that nobody awaits; return how many there were."""
+        """Close the calls of `chat` that nobody awaits, and return the number of these calls."""
         ...
 
 
@@ -59,8 +59,8 @@ class EnvironmentRun:
 
         Args:
             new_environment: makes the environment.
-            task: the task that it gets.
-            model: the model that it gets.
+            task: the task that the environment gets.
+            model: the model that the environment gets.
             before_closing: called when the environment has ended, before it is closed.
         """
         self._new_environment = new_environment
@@ -69,7 +69,7 @@ class EnvironmentRun:
         self._before_closing = before_closing
         self._closer = EnvironmentCloser()
         self._is_cancelling = False
-        # A separate task: an environment that ignores its cancellation is left behind.
+        # The task is separate, so that the rollout can end if the environment ignores its cancellation and still runs.
         self._loop, self._context = asyncio.get_running_loop(), contextvars.copy_context()
         self._result: asyncio.Future[RunResult] = self._loop.create_future()
         self._running = self._loop.create_task(self._run_and_close(), context=self._context)
@@ -77,16 +77,16 @@ class EnvironmentRun:
 
     @property
     def result(self) -> RunResult | None:
-        """The environment's score, or what it raised; None until the environment has ended."""
+        """The environment's score, or the exception that it raised; None until the environment has ended."""
         return self._result.result() if self._result.done() else None
 
     @property
     def close_failure(self) -> Failure | None:
-        """What the environment's `close` raised, or that it took too long; None if neither happened."""
+        """The error that the environment's `close` raised, or a TimeoutError if it took too long; otherwise None."""
         return self._closer.failure
 
     async def end(self) -> None:
-        """Cancel the environment if it has not ended, and wait until it is closed, but not for long."""
+        """Cancel the environment if it has not ended, and wait a few seconds until it is closed."""
         with anyio.CancelScope(shield=True):
             if not self._result.done():
                 self._is_cancelling = True
@@ -94,15 +94,16 @@ class EnvironmentRun:
                 await asyncio.wait(self.ended, timeout=_CLEANUP_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
             closing = self._running
             if not (self._result.done() or self._running.done()):
-                # It waits for a thread, or it catches the cancellation.
-                log.warning("the environment ignores its cancellation and is left behind", seconds=_CLEANUP_TIMEOUT)
+                # The environment catches its cancellation, or waits for a thread.
+                log.warning("the environment ignores its cancellation and still runs", seconds=_CLEANUP_TIMEOUT)
                 closing = self._loop.create_task(self._close(), context=self._context)
             await wait_until_closed(closing, self._closer)
 
     async def _run_and_close(self) -> None:
-        """Run the environment and close it in the same task, which its open task groups and time-outs require.
+        """Run the environment, set the result, and close the environment.
 
-        The result is set before the environment is closed, so that a failure of `close` does not change it.
+        All is done in one task, because task groups and time-outs must be left in the task that entered them. The
+        result is set before the environment is closed, so that a failure of `close` does not change it.
         """
         self._result.set_result(await self._run())
         await self._close()
@@ -112,10 +113,10 @@ class EnvironmentRun:
         await self._closer.close()
 
     async def _run(self) -> RunResult:
-        """Return the environment's score, or the exception that it raised, made printable.
+        """Run the environment; return its score, or the exception that it raised, made printable.
 
-        Only this method calls the environment's code, which includes the methods of its score and its exception.
-        Nothing is raised, because a task that raises SystemExit ends the event loop.
+        All code of the environment except `close` is called here, also the methods of its score and its exception.
+        An exception is returned and not raised, because a task that raises SystemExit ends the event loop.
         """
         try:
             self._closer.environment = environment = self._new_environment()
@@ -131,7 +132,7 @@ class EnvironmentRun:
         except asyncio.CancelledError as error:
             if self._is_cancelling:
                 return error
-            # Nobody cancelled this rollout. If the cancellation went on, the rollout would end without a reason.
+            # Nobody cancelled this rollout, so it needs an error that explains its end.
             cancellation_error = RuntimeError(_UNREQUESTED_CANCELLATION)
             cancellation_error.__cause__ = error
             return cancellation_error

@@ -20,14 +20,14 @@ _MAX_NAME_CHARS = 1000
 
 @dataclass(frozen=True, slots=True)
 class CheckedScore:
-    """A score as it is recorded; see `Score`.
+    """A checked score, as the finished record stores it; see `Score`.
 
     Attributes:
         reward: the reward that the trainer uses.
         metrics: further numbers by name.
         rewards: the named rewards with their weights.
-        turn_rewards: the rewards of single answers, by turn.
-        limit: the limit that stopped the rollout, as far as the environment knows it.
+        turn_rewards: the rewards of single answers, by the number of the turn.
+        limit: the limit that stopped the rollout, as the environment reports it.
     """
 
     reward: float
@@ -38,21 +38,21 @@ class CheckedScore:
 
 
 def check_score(score: object, method: str, played_turns: Collection[int]) -> CheckedScore:
-    """Return the score that `method` returned, with plain numbers under plain names.
+    """Check the value that `method` returned, and return it as a score with plain numbers and names.
 
     Args:
-        score: what it returned.
-        method: the method, as an error names it.
-        played_turns: the turns that may have a reward of their own.
+        score: the value that the method returned.
+        method: the name of the method, for error messages.
+        played_turns: the numbers of the turns that may have a reward.
 
     Raises:
-        ScoreError: it is not a score, or it cannot be recorded.
+        ScoreError: the value is not a score, or cannot be recorded.
     """
     if not isinstance(score, Score):
         raise ScoreError(f"{method} returned {describe_wrong_type(score)}; write `return Score(reward=…)`")
     try:
         rewards = _check_rewards(score)
-        # The sum uses the recorded numbers: those of the environment may have fewer digits.
+        # The sum uses the recorded numbers, because the environment's own numbers may have fewer digits.
         reward = sum(named.value * named.weight for named in rewards.values()) if rewards else score.reward
         return CheckedScore(
             reward=_check_reward("the reward", reward),
@@ -76,13 +76,13 @@ def _check_rewards(score: Score) -> dict[str, NamedReward]:
     rewards = _check_named_numbers("reward", score.rewards, _check_reward)
     weights = _check_named_numbers("weight", score.weights, _check_reward)
     if unknown := weights.keys() - rewards.keys():
-        raise ScoreError(f"there is a weight for {min(unknown)!r}, and no reward of this name")
+        raise ScoreError(f"there is a weight for {min(unknown)!r}, but no reward with this name")
     return {name: NamedReward(value, weights.get(name, 1.0)) for name, value in rewards.items()}
 
 
 def _check_turn_rewards(turn_rewards: object, played_turns: Collection[int]) -> dict[int, float]:
     if not isinstance(turn_rewards, Mapping):
-        raise ScoreError(f"turn_rewards are {describe_wrong_type(turn_rewards)}; expected {{reply.turn: number}}")
+        raise ScoreError(f"turn_rewards is {describe_wrong_type(turn_rewards)}; expected {{reply.turn: number}}")
     rewards: dict[int, float] = {}
     for key, value in turn_rewards.items():
         turn = operator.index(key) if hasattr(key, "__index__") else None
@@ -97,7 +97,7 @@ def _check_turn_rewards(turn_rewards: object, played_turns: Collection[int]) -> 
 
 def _check_limit(limit: object) -> RolloutLimit:
     try:
-        return RolloutLimit(limit)  # type: ignore[arg-type]  # anything else is the ValueError
+        return RolloutLimit(limit)  # type: ignore[arg-type]  # any other type raises ValueError
     except ValueError:
         limits = ", ".join(known.value for known in RolloutLimit)
         raise ScoreError(f"the limit is {show_value(limit)}; expected one of {limits}") from None
@@ -111,27 +111,31 @@ def _check_named_numbers(kind: str, values: object, check: Callable[[str, object
         name = escape_surrogates(str(key))
         if len(name) > _MAX_NAME_CHARS:
             raise ScoreError(
-                f"the {kind} {show_value(name)} has a name of {len(name):,} characters; at most "
-                f"{_MAX_NAME_CHARS:,} are recorded"
+                f"the {kind} {show_value(name)} has a name of {len(name):,} characters; use at most "
+                f"{_MAX_NAME_CHARS:,} characters"
             )
         if name in numbers:
             raise ScoreError(f"two {kind}s have the name {show_value(name)}")
         if len(numbers) == _MAX_NAMES:
-            raise ScoreError(f"there are more than {_MAX_NAMES:,} {kind}s, which is the most that is recorded")
+            raise ScoreError(f"there are more than {_MAX_NAMES:,} {kind}s; return at most {_MAX_NAMES:,}")
         numbers[name] = check(f"the {kind} {name!r}", value)
     return numbers
 
 
 def _require_finite_number(name: str, value: object) -> float:
-    """Return the value as a float; numbers of numpy and tensors with one element are accepted too."""
+    """Return the value as a float; numbers of numpy and tensors with one element are accepted too.
+
+    Raises:
+        ScoreError: the value is not a finite number.
+    """
     if inspect.iscoroutine(value):
         raise ScoreError(f"{name} is {describe_wrong_type(value)}; expected a finite number")
     try:
-        # A text such as "1.0" is refused: the environment forgot to parse it.
+        # A string such as "1.0" is refused, because the environment forgot to parse it.
         number = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - int raises OverflowError, torch RuntimeError, and other types any error
+    except Exception:  # noqa: BLE001 - a type may raise any error: int raises OverflowError, torch RuntimeError
         number = math.nan
     if not math.isfinite(number):
-        of_an_array = "; of an array with one element, give value.item()" if hasattr(value, "item") else ""
+        of_an_array = "; for an array with one element, give value.item()" if hasattr(value, "item") else ""
         raise ScoreError(f"{name} is {show_value(value)}; expected a finite number{of_an_array}")
     return number

@@ -1,4 +1,4 @@
-"""Prepares what the first rollout needs: a checked engine, a renderer, and a client for both."""
+"""Prepares a worker for its first rollout: finds or starts engines, opens the renderer, and checks the engines."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -28,7 +28,9 @@ _START_TIMEOUT = 60.0
 
 
 def find_or_start_engines(config: Config, directory: RunDirectory, engine_stack: ExitStack) -> tuple[str, ...]:
-    """Return the URLs of the engines; without any, start an embedded engine, which stops when `engine_stack` closes.
+    """Return the URLs of the configured engines.
+
+    If no URL is configured, start an embedded engine and return its URL. It stops when `engine_stack` closes.
 
     Raises:
         ConfigurationError: the environment variable with the API key is not set.
@@ -63,14 +65,15 @@ async def open_policy(
     directory: RunDirectory,
     get_engine_urls: Callable[[], tuple[str, ...]],
     metrics: WorkerMetrics,
-    on_wait: WaitObserver = lambda text: log.warning("the start waits", text=text),
+    on_wait: WaitObserver = lambda text: log.warning("the worker waits for its engines", text=text),
 ) -> AsyncIterator[PolicyClient]:
-    """Open the policy. One thread opens the renderers while another calls `get_engine_urls`.
+    """Open the renderers, check the engines, and yield the client of the policy.
 
-    `on_wait` gets a sentence when a wait for the engines begins, and when it ends.
+    One thread opens the renderers while another calls `get_engine_urls`. `on_wait` is called with a sentence when a
+    wait for the engines begins, and when it ends.
 
     Raises:
-        EngineError: no engine answers, or one answers wrongly.
+        EngineError: no engine answers, or an engine's answer is wrong.
         ModelNotFound: there is nothing at `model.path`.
         AdapterError: the tokenizer or the renderer cannot be opened.
     """
@@ -109,7 +112,7 @@ async def open_policy(
             renderer_pools[0],
             engine,
             images,
-            config.engine.sampling.model_dump(mode="json"),  # JSON has no number as a key
+            config.engine.sampling.model_dump(mode="json"),  # the keys of a JSON object are strings
             PolicyVersionState(config.policy.version),
             metrics,
             ban_placeholders=config.engine.ban_placeholders,
@@ -117,9 +120,9 @@ async def open_policy(
 
 
 def build_run_metadata(config: Config, run_id: str) -> RunMetadata:
-    """Return what the rollouts of a run say about it.
+    """Return the facts about a run that the started record of each rollout contains.
 
-    An environment has the name `run.name`, because two environments of a run may have the same class.
+    The environment's name is `run.name` and not its class, because two environments of a run may have the same class.
     """
     return RunMetadata(
         run_id=run_id,

@@ -1,6 +1,7 @@
 """A lock that many tasks hold in shared mode, or one task in exclusive mode.
 
-A rollout that may be the one that kills workers is played in exclusive mode, so that no other rollout dies with it.
+A rollout that may have killed a worker is played in exclusive mode. If it kills its worker again, no other rollout dies
+with it.
 """
 
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ import anyio
 
 
 class SharedLock:
-    """The lock. While a task waits for the exclusive mode, no new shared holder gets in."""
+    """A lock with two modes. While a task waits for the exclusive mode, no other task gets the shared mode."""
 
     def __init__(self) -> None:
         self._changed = anyio.Condition()
@@ -19,7 +20,7 @@ class SharedLock:
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Hold the lock together with others."""
+        """Hold the lock in shared mode, together with other tasks."""
         async with self._changed:
             while self._exclusive_taken:
                 await self._changed.wait()
@@ -34,7 +35,7 @@ class SharedLock:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Hold the lock alone."""
+        """Hold the lock in exclusive mode, while no other task holds it."""
         async with self._changed:
             while self._exclusive_taken:
                 await self._changed.wait()

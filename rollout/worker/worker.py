@@ -1,9 +1,9 @@
-"""A worker: leases orders, plays each as one rollout, and acks an order once its finished record is accepted.
+"""A worker leases orders, plays each as one rollout, and acks an order once its finished record is accepted.
 
-One failed rollout never ends another one. If the infrastructure fails an attempt, or its environment raises `Retry`,
-another one follows with a fresh environment. `worker.halt_after` failures of the infrastructure in a row end the
-worker, before it uses up the attempts of all rollouts.
-An order that the worker did not finish is not acked, so the queue delivers it again, here or elsewhere.
+A rollout that fails never ends another rollout. If an attempt fails because of the infrastructure, or its environment
+raises `Retry`, another attempt follows with a fresh environment. After `worker.halt_after` failures of the
+infrastructure in a row, the worker ends, so that it does not use up the attempts of all rollouts.
+An order that the worker did not finish is not acked, so the queue delivers it again, to this worker or another one.
 """
 
 from collections import Counter
@@ -31,12 +31,12 @@ log = structlog.get_logger()
 
 _POLL_INTERVAL = 0.2
 _FINAL_WRITE_TIMEOUT = 5.0
-"""Seconds for each write that a cancelled worker must still do."""
+"""Seconds for each write that a worker must still do after it was cancelled."""
 _RETRY_PAUSE_SECONDS = 0.5
 
 
 class AttemptsExhausted(RolloutError):
-    """The allowed number of attempts at a rollout started, and none of them finished."""
+    """All allowed attempts at a rollout have started, and none of them finished."""
 
 
 class WorkerHalted(RolloutError):
@@ -45,7 +45,7 @@ class WorkerHalted(RolloutError):
 
 @dataclass(slots=True)
 class _RolloutHistory:
-    """What the attempts of this worker at one rollout add to its outcome.
+    """Facts about this worker's attempts at one rollout, for the outcome of the rollout.
 
     Attributes:
         retries: see `Outcome.retries`.
@@ -62,8 +62,8 @@ class Worker:
     """Plays rollouts of one environment with one policy.
 
     Attributes:
-        totals: how the rollouts ended that have a finished record of this worker.
-        prompt_sources: how many prompts of these rollouts came from each source.
+        totals: the totals of the rollouts that this worker has finished.
+        prompt_sources: the number of prompts of these rollouts, by the source of the prompt.
         draining: whether the worker accepts no more orders.
     """
 
@@ -92,20 +92,20 @@ class Worker:
         self._failures_in_a_row = 0
         self._accept_scope = anyio.CancelScope()
         self._free_slots = anyio.Semaphore(config.worker.concurrency)
-        # If a rollout kills its worker, only this rollout should use up its attempts, so it is then played alone.
+        # A rollout that may have killed a worker is played alone, so that no other rollout loses an attempt with it.
         self._quarantine_lock = SharedLock()
         self._deadline_enforcer = DeadlineEnforcer(claims, config.policy, config.worker.turn_timeout)
 
     @property
     def in_flight(self) -> int:
-        """How many rollouts are being played."""
+        """The number of rollouts that the worker plays now."""
         return len(self._attempts_in_flight)
 
     async def run(self) -> None:
-        """Play until drained or cancelled.
+        """Take orders and play them until the worker is drained or cancelled.
 
         Raises:
-            WorkerHalted: the infrastructure failed too often in a row.
+            WorkerHalted: the infrastructure failed too many times in a row.
             ClaimsError, QueueError: the run's directory or a queue cannot be used.
         """
         async with anyio.create_task_group() as watch_group:
@@ -126,41 +126,41 @@ class Worker:
         self._accept_scope.cancel()
 
     def advance_version(self, version: str | None) -> None:
-        """Take over the trainer's policy version from the supervisor or from an order; a number never falls."""
+        """Set the policy version that the supervisor or an order reports; a lower number than now is ignored."""
         current = self._policy.version.current
         if version is not None and not (version.isdigit() and current.isdigit() and int(version) < int(current)):
             self._policy.version.current = version
 
     def require_version(self, version: str | None) -> None:
-        """Use no engine with weights older than those that the trainer pushed.
+        """Use only engines with this version of the weights or a newer one; None: use any engine.
 
-        The version may also fall, because a trainer may go back to an earlier one.
+        The version may be lower than before, because a trainer may go back to an earlier version.
         """
         self._policy.version.required = version
         if version is not None:
             self._policy.version.current = version
 
     async def abandon_interrupted(self) -> None:
-        """End the rollouts that were in flight when `run` was cancelled: nobody will play them again."""
+        """Finish the rollouts that were interrupted when `run` was cancelled; their status is abandoned."""
         for attempt, history in self._interrupted_attempts:
             if attempt.stream.finished_record is None:
                 await attempt.finish_without_playing(RolloutAbandoned("the run was stopped"))
             self._add_outcome(attempt, history)
 
     async def _acquire_slot(self) -> None:
-        """Wait until another rollout may start, and take its slot."""
+        """Wait until another rollout may start, and take a slot for it."""
         await self._free_slots.acquire()
         token_limit = self._config.worker.tokens_in_flight
-        while token_limit is not None and self._estimate_tokens_in_flight(token_limit) >= token_limit:  # noqa: ASYNC110 - any turn may change it
+        while token_limit is not None and self._estimate_tokens_in_flight(token_limit) >= token_limit:  # noqa: ASYNC110 - any turn may change the estimate
             await anyio.sleep(_POLL_INTERVAL)
         with self._policy.metrics.time_admission():
             await self._trajectories_queue.admit()
 
     def _estimate_tokens_in_flight(self, token_limit: int) -> float:
-        """Estimate the tokens of the rollouts in flight.
+        """Return an estimate of the number of tokens of all rollouts in flight.
 
-        A rollout without a request yet counts as the average of the others. While no rollout has made a request, each
-        counts as `token_limit`, so that the first rollout is played alone.
+        A rollout that has sent no request yet counts as the average of the others. If no rollout has sent a request,
+        each counts as `token_limit`, so that the first rollout is played alone.
         """
         context_tokens = [attempt.session.counters.context_tokens for attempt in self._attempts_in_flight]
         known_tokens = [tokens for tokens in context_tokens if tokens]
@@ -177,13 +177,13 @@ class Worker:
             log.error("order refused", tag=delivery.tag, error=str(error))
             await delivery.reject(str(error))
         except StaleLease:
-            # This process did not run for so long that another worker got the order. The first finished attempt counts.
+            # This process was paused so long that another worker got the order. The first finished attempt counts.
             log.warning("the lease of an order was lost", tag=delivery.tag)
         finally:
             self._free_slots.release()
 
     async def _play_until_finished(self, order: RolloutOrder) -> None:
-        """Play attempts until the rollout has its one finished record."""
+        """Play attempts at a rollout until it has a finished record."""
         if await anyio.to_thread.run_sync(self._claims.is_done, order.rollout_id):
             return
         history = _RolloutHistory()
@@ -200,7 +200,7 @@ class Worker:
             await anyio.sleep(_RETRY_PAUSE_SECONDS)
 
     async def _claim_and_play(self, order: RolloutOrder, history: _RolloutHistory) -> bool:
-        """Play one attempt, and return whether the rollout is done."""
+        """Claim and play one attempt; return whether the rollout is done."""
         with anyio.CancelScope(shield=True):  # a claim must be played or returned
             claim = await anyio.to_thread.run_sync(self._claims.claim_next_attempt, order.rollout_id)
         self.advance_version(order.policy_version)
@@ -232,7 +232,7 @@ class Worker:
         max_attempts = self._config.worker.max_attempts
         if claim.attempts_used > max_attempts:
             exhausted = AttemptsExhausted(
-                f"{max_attempts} attempts started (worker.max_attempts) and none of them finished. Look in the logs "
+                f"{max_attempts} attempts started (worker.max_attempts), and none of them finished. Look in the logs "
                 "for workers that died."
             )
             await attempt.finish_without_playing(exhausted)
@@ -276,7 +276,7 @@ class Worker:
         if failures >= self._config.worker.halt_after:
             await self._return_claim(claim)
             raise WorkerHalted(
-                f"{failures} infrastructure failures in a row (worker.halt_after), the last one: {error}"
+                f"the infrastructure failed {failures} times in a row (worker.halt_after). The last failure: {error}"
             ) from error
 
     async def _return_claim(self, claim: Claim) -> None:
@@ -284,7 +284,7 @@ class Worker:
             await anyio.to_thread.run_sync(self._claims.mark_returned, claim)
 
     def _add_outcome(self, attempt: Attempt, history: _RolloutHistory) -> Outcome:
-        """Add to the totals how a rollout ended, and return it."""
+        """Add the outcome of a rollout to the totals, and return this outcome."""
         finished_record, counters = attempt.stream.finished_record, attempt.session.counters
         assert finished_record is not None
         outcome = Outcome(

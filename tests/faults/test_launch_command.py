@@ -133,11 +133,11 @@ def test_a_launch_with_a_full_backlog_waits_until_a_trainer_reads(color_codeword
         assert launch.stderr is not None
         waits = next(line for line in launch.stderr if "waiting for a trainer: the backlog of " in line)
         asyncio.run(read_trajectories(f"file://{tmp_path}/trajectories?high_water=4kB", 16, commit=True))
-        goes_on = [line for line in launch.stderr if "goes on after" in line]
+        continues = [line for line in launch.stderr if "continues after" in line]
         out = launch.stdout.read() if launch.stdout is not None else ""
-    assert "has reached its high water of 4000 bytes, and nobody has read and committed any of it since " in waits
+    assert "has reached its high water of 4000 bytes, and no trainer has read and committed any record since " in waits
     assert f"play without a trainer: rollout run {color_codeword} --set" in waits
-    assert goes_on
+    assert continues
     report = json.loads(out)
     assert report["status"] == {"ok": 16}
     log = [json.loads(line) for line in (Path(report["run_dir"]) / "log.jsonl").read_text().splitlines()]
@@ -236,7 +236,7 @@ def test_a_launch_of_a_buggy_environment_stops_early_and_can_be_resumed(
         out, err = launch.communicate(timeout=60)
     report = json.loads(out)
     assert 16 <= report["status"]["failed"] < 2000
-    assert "too many rollouts of run failed, so the run stops: all" in report["error"]
+    assert "the run stops, because too many rollouts of run failed: all" in report["error"]
     assert report["error"] in err
     assert launch.returncode == 1
     text = Path(buggy).with_name(f"{Path(buggy).parent.name}.py")

@@ -133,7 +133,10 @@ def test_a_launch_ends_and_names_the_output_file_that_cannot_be_opened(world: La
     output_path.unlink()
     output_path.mkdir()
     resumed = world.resume(run_dir, {"worker.restarts": 1}, "--workers=1")
-    assert f"no process for misbehaving-0: {output_path}: Is a directory" in resumed.report(code=1, seconds=60)["error"]
+    assert (
+        f"the process of misbehaving-0 could not start: {output_path}: Is a directory"
+        in resumed.report(code=1, seconds=60)["error"]
+    )
 
 
 def test_a_run_in_one_process_obeys_sigterm_while_a_rollout_holds_its_event_loop(world: LaunchHarness) -> None:
@@ -327,14 +330,14 @@ def test_a_launch_that_loses_its_engine_says_so_and_continues_with_another(world
         launched = world.launch(MISBEHAVING, settings | few)
         launched.wait_until(lambda: len(launched.done()) >= 10)
     report = launched.report(code=1, seconds=60)
-    assert report["error"].startswith("the workers of misbehaving keep dying (worker.restarts is spent): ")
+    assert report["error"].startswith("the workers of misbehaving died more times than worker.restarts allows: ")
     assert f"no answer from the engine at {url}" in report["error"]
     assert set(report["status"]) == {"ok"}
     assert 10 <= report["rollouts"] < 60
     (halted, *_) = [entry for entry in worker_logs(launched) if entry["event"] == "worker ends"]
     # At least three: more rollouts in flight may fail before the first one returns its claim.
     assert re.search(
-        r"[3-9] infrastructure failures in a row \(worker.halt_after\), the last one: ", halted["exception"]
+        r"the infrastructure failed [3-9] times in a row \(worker.halt_after\). The last failure: ", halted["exception"]
     )
     with EmbeddedServer(engine) as url:
         resumed = world.resume(Path(report["run_dir"]), {"engine.urls": f"['{url}']"})

@@ -132,7 +132,7 @@ def test_a_run_ends_with_the_users_lines_if_shared_cannot_begin(world: LaunchHar
 def test_a_launch_ends_with_the_reason_if_shared_cannot_begin(world: LaunchHarness, held: Path) -> None:
     keys = settings(held, ["scores"]) | {"environment.shared": "cannot_begin", "worker.restarts": 1}
     error = world.launch(LIFE_CYCLE, keys, "--workers=1").report(code=1, seconds=60)["error"]
-    assert "the workers of life_cycle keep dying" in error
+    assert "the workers of life_cycle died more times than worker.restarts allows" in error
     assert "ended before it yielded" in error
     assert "ConnectionRefusedError: no sandboxes" in error
 

@@ -43,7 +43,7 @@ def test_a_value_that_json_does_not_have_is_logged(tmp_path: Path, odd: object) 
 
 def test_only_warnings_are_logged_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     log_warnings_to_stderr()
-    structlog.get_logger().info("images go out as references")
+    structlog.get_logger().info("images are sent as references")
     structlog.get_logger().warning("engine ejected")
     structlog.reset_defaults()
     out, err = capsys.readouterr()

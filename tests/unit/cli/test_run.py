@@ -151,7 +151,7 @@ def test_a_run_whose_rollouts_all_fail_stops_early_and_shows_the_error(buggy: Se
     assert "ValueError: a bug of its own" in text.stdout
     (failed,) = re.findall(r"of 20000  \(.*?(\d+) failed", text.stdout)
     assert 16 <= int(failed) < 1000
-    assert "too many rollouts of run failed, so the run stops: all" in text.stderr
+    assert "the run stops, because too many rollouts of run failed: all" in text.stderr
 
 
 def test_without_a_limit_every_rollout_may_fail(buggy: Sequence[str]) -> None:
@@ -223,7 +223,7 @@ def test_a_run_that_waits_for_an_engine_reports_it(
     result = run_cli("run", *color_codeword, *options)
     assert result.returncode == 1
     waits, ends = result.stderr.splitlines()
-    assert waits.startswith("waiting because no engine can be used yet. Up to 1 further tries (engine.retries) follow")
+    assert waits.startswith("waiting, because no engine can be used yet. Up to 1 retries follow (engine.retries)")
     assert ends.startswith("rollout: no answer from the engine at http://127.0.0.1:9/v1/models")
 
 
@@ -234,7 +234,9 @@ def test_a_500_of_the_engine_is_shown_with_its_text(color_codeword: Sequence[str
     settings = ("engine.embedded.policy=failing_policy:Failing", "worker.halt_after=1")
     result = run_in_subprocess("run", *color_codeword, *set_options(*settings), path=tmp_path)
     assert result.returncode == 1
-    shown = re.compile(r"the engine at http://127\.0\.0\.1:\d+/\S+ answered 500: .+: ValueError: no colours left")
+    shown = re.compile(
+        r"the engine at http://127\.0\.0\.1:\d+/\S+ answered with status 500: .+: ValueError: no colours left"
+    )
     assert shown.search(" ".join(result.stderr.split()))
     assert "Traceback" not in result.stderr
 

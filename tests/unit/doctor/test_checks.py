@@ -40,7 +40,7 @@ def test_a_missing_directory_of_images_is_bad(config: Path, tmp_path: Path) -> N
 def test_without_engine_urls_the_live_checks_reach_nothing(config: Path) -> None:
     results, exit_code = run_checks(load_config(config), live=True)
     assert exit_code == 0
-    assert "nothing to reach" in results[-1].message
+    assert "no engine to check" in results[-1].message
 
 
 def test_the_tools_of_an_environment_and_the_forgotten_ones_are_named(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_tools_of_an_environment_and_the_forgotten_ones_are_named(tmp_path: 
     results, exit_code = run_checks(load_config(config), live=False)
     assert exit_code == 0
     (found,) = [result.message for result in results if result.subject == "environment"]
-    assert "; tools look, used; not among its tools, because `functions` does not name it: forgotten" in found
+    assert "; tools look, used; these tools are not used, because `functions` does not name them: forgotten" in found
 
 
 def test_a_source_without_rows_is_bad(config: Path, tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ async def test_an_engine_that_fails_is_reported_with_its_own_text(config: Path, 
     with EmbeddedServer(EmbeddedSettings(policy=policy, allowed_directories=(runs,))) as url:
         found = await findings(config, url, runs)
     assert found[-1].status is CheckStatus.BAD
-    assert found[-1].message.startswith(f"the engine at {url}/inference/v1/generate answered 500: The scripted policy")
+    assert found[-1].message.startswith(
+        f"the engine at {url}/inference/v1/generate answered with status 500: The scripted policy"
+    )
     assert "ValueError: no colours left" in found[-1].message
-    assert found[-1].fix == "read the engine's own log: the request reached it, and it failed"
+    assert found[-1].fix == "read the engine's log, because the engine failed while it handled the request"

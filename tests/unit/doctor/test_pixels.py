@@ -30,7 +30,7 @@ def test_a_backend_without_differences_matches() -> None:
     assert comparison.matching_backend == "torchvision"
     assert comparison.summary().splitlines() == [
         "the engine and torchvision give the same pixels, bit for bit",
-        "pil gives other pixels for odd: by up to 3 of 255 (3 of 100 values of odd)",
+        "pil gives other pixels for odd. The largest difference is 3 of 255, in odd, where 3 of 100 values differ",
     ]
 
 

@@ -37,15 +37,15 @@ def test_log_probs_are_read_in_both_forms(text: GenerateRequest) -> None:
 @pytest.mark.parametrize(
     ("content", "expected_text"),
     [
-        ([], "3 tokens came with 0 log-probs"),
-        ([entry(5), entry(6)], "3 tokens came with 2 log-probs"),
-        ([entry(5), entry(7), entry(6)], "log-prob 1 is for token 7, but token 6 was sampled"),
+        ([], "the answer has 3 tokens, but 0 log-probs"),
+        ([entry(5), entry(6)], "the answer has 3 tokens, but 2 log-probs"),
+        ([entry(5), entry(7), entry(6)], "log-prob at position 1 is for token 7, but token 6 was sampled"),
         ([entry(5), entry(6), {"token": "token_id:8", "logprob": 0.0}], "for token 8, but token 7 was sampled"),
-        ([entry(5), entry(6), entry(7, 0.5)], "log-prob of token 2 is 0.5"),
-        ([entry(5), entry(6), entry(7, -12000.0)], "log-prob of token 2 is -12000"),
+        ([entry(5), entry(6), entry(7, 0.5)], "log-prob at position 2 is 0.5"),
+        ([entry(5), entry(6), entry(7, -12000.0)], "log-prob at position 2 is -12000"),
         ([entry(5), entry(6), {"token": " word", "logprob": 0.0}], "for token  word"),
-        ([entry(5), entry(6), entry(7, -9999.0)], "the log-prob of token 2 is -9999.0"),
-        ([entry(5), entry(6), entry(7, None)], "the log-prob of token 2 is None"),
+        ([entry(5), entry(6), entry(7, -9999.0)], "the log-prob at position 2 is -9999.0"),
+        ([entry(5), entry(6), entry(7, None)], "the log-prob at position 2 is None"),
         ([entry(5), entry(6), "?"], "does not have the expected form"),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_prompt_that_the_engine_saw_differently_is_refused(pictures: GenerateR
     answer["prompt_token_ids"] = pictures.expanded_prompt.tolist()
     elsewhere: list[Any] = [None, {}, {"image": None}, {"image": [{"offset": 0, "length": 1}]}]
     for marks in elsewhere:
-        with pytest.raises(EngineMismatch, match="placed its images at"):
+        with pytest.raises(EngineMismatch, match="placed the images at"):
             decode_response(orjson.dumps(answer | {"mm_placeholders": marks}), pictures)
     malformed: list[Any] = [
         [],
@@ -179,7 +179,7 @@ def test_a_sampling_mask_covers_each_token() -> None:
     mask = read_sampling_mask(TOKENS, [[5, 6], [6], [7, 8, 9]])
     assert mask is not None
     assert (mask.ids.tolist(), mask.lengths.tolist()) == ([5, 6, 6, 7, 8, 9], [2, 1, 3])
-    with pytest.raises(InvalidEvidence, match="2 of 3"):
+    with pytest.raises(InvalidEvidence, match="2 positions, but the answer has 3 tokens"):
         read_sampling_mask(TOKENS, [[5], [6]])
-    with pytest.raises(InvalidEvidence, match="token 2 does not contain the token 7 itself"):
+    with pytest.raises(InvalidEvidence, match="position 2 does not have the sampled token 7"):
         read_sampling_mask(TOKENS, [[5], [6], [8, 9]])

@@ -29,7 +29,7 @@ async def test_one_unreachable_engine_does_not_stop_the_start(text: GenerateRequ
 
 async def test_a_start_fails_if_no_engine_is_reachable() -> None:
     async with EngineClient(["http://127.0.0.1:1"], "m", timeout=20) as client:
-        with pytest.raises(EngineUnreachable, match="Is it running"):
+        with pytest.raises(EngineUnreachable, match="Is the engine running"):
             await client.check()
 
 
@@ -45,9 +45,9 @@ async def test_a_start_waits_for_an_engine_that_is_not_available_yet(status: int
             engine.models = healthy
 
         await client.wait_until_checked(on_wait)
-    assert texts[0].startswith("waiting because no engine can be used yet. Up to 5 further tries (engine.retries)")
-    assert f"answered {status}: not yet" in texts[0]
-    assert [text.startswith("goes on after ") for text in texts[1:]] == [True]
+    assert texts[0].startswith("waiting, because no engine can be used yet. Up to 5 retries follow (engine.retries)")
+    assert f"answered with status {status}: not yet" in texts[0]
+    assert [text.startswith("continues after ") for text in texts[1:]] == [True]
 
 
 async def test_a_start_fails_after_its_last_try_with_the_engines_error() -> None:
@@ -55,7 +55,7 @@ async def test_a_start_fails_after_its_last_try_with_the_engines_error() -> None
     engine = FaultyEngine(succeed)
     async with client_of(engine, retries=2) as client:
         engine.models = (502, b"bad gateway")
-        with pytest.raises(EngineUnavailable, match="answered 502: bad gateway"):
+        with pytest.raises(EngineUnavailable, match="answered with status 502: bad gateway"):
             await client.wait_until_checked(texts.append)
     assert engine.paths == 3 * ["/v1/models"]
     assert len(texts) == 1
@@ -65,7 +65,7 @@ async def test_a_start_fails_at_its_deadline() -> None:
     engine = FaultyEngine(succeed)
     async with client_of(engine, timeout=0.1, retries=9**9) as client:
         engine.models = (502, b"bad gateway")
-        with pytest.raises(EngineUnavailable, match="answered 502"):
+        with pytest.raises(EngineUnavailable, match="answered with status 502"):
             await client.wait_until_checked(lambda _: None)
 
 

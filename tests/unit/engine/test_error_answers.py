@@ -62,7 +62,7 @@ def test_another_refusal_names_no_sampling_key(content: bytes) -> None:
     [
         (answer("CUDA out of memory"), "CUDA out of memory"),
         (b"<html>\n  <h1>Internal Server Error</h1>", "<html> <h1>Internal Server Error</h1>"),
-        (b"", "(it gave no reason)"),
+        (b"", "(the engine gave no reason)"),
         (b"x" * 100_000, "x" * 2000),
     ],
     ids=["vllm", "html", "empty", "long"],
@@ -80,6 +80,6 @@ async def test_the_error_of_a_refused_sampling_key_begins_with_the_key(text: Gen
         with pytest.raises(EngineRefused) as refused:
             await client.generate(text)
     assert str(refused.value) == (
-        f"min_p: min_p must be in [0, 1], got 2.0. So the engine at {engine.url}/inference/v1/generate answered 400 to "
-        "this key of engine.sampling or chat(sampling=…)."
+        f"min_p: min_p must be in [0, 1], got 2.0. The engine at {engine.url}/inference/v1/generate refused this key "
+        "of engine.sampling or chat(sampling=…) with status 400."
     )

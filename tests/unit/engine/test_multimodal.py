@@ -158,19 +158,19 @@ async def test_each_engine_gets_images_in_the_form_that_it_supports(geometry: Ge
             await client.check()
             assert [replica.resolves_references for replica in client.replicas] == [True, False, False]
     assert {entry["engine"]: entry["event"] for entry in logs} == {
-        "http://engine-0": "images go out as references",
-        "http://engine-1": "images go out as content_parts",
-        "http://engine-2": "images go out as content_parts",
+        "http://engine-0": "images are sent as references",
+        "http://engine-1": "images are sent as content_parts",
+        "http://engine-2": "images are sent as content_parts",
     }
 
 
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"fingerprint": "0" * 32}, "laid out"),
-        ({"modality": "vision_chunk"}, "laid out"),
+        ({"fingerprint": "0" * 32}, "its image layout is"),
+        ({"modality": "vision_chunk"}, "its image layout is"),
         ({"refs": ["v2"]}, "v3"),
-        ({"refs": None}, "not that of our plugin"),
+        ({"refs": None}, "in another form than our plugin"),
     ],
 )
 async def test_an_engine_that_cannot_resolve_our_references_is_refused_with_the_reason(

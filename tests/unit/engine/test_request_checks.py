@@ -136,7 +136,7 @@ REFUSED_BY_ENGINE: Cases = {
     "a file on another machine": (first_image_url("file://host/x.png"), "give every image a data:"),
     "a hash that is not hex": (first_image_hash("0123456789abcdeg"), "not lower-case hex"),
     "a hash in capitals": (first_image_hash("ABCDEF0123456789"), "not lower-case hex"),
-    "another prompt": (changed_first_token, "not the prompt with each pad token repeated"),
+    "another prompt": (changed_first_token, "the prompt in which each pad token is repeated"),
 }
 CASES = SILENTLY_WRONG | CRASHING | REFUSED_BY_ENGINE
 SAMPLING_CASES: Cases = {
@@ -248,5 +248,5 @@ def test_a_file_that_is_named_after_other_bytes_is_refused(pictures: GenerateReq
     encode(with_image(pictures, f"file:///runs/a%20b/{sha256}.png", sha256[:32]))
     with pytest.raises(RequestRefusedLocally, match="wrong image"):
         encode(with_image(pictures, f"file:///runs/a%20b/{sha256}.png", "0" * 32))
-    with pytest.raises(RequestRefusedLocally, match="no hash"):
+    with pytest.raises(RequestRefusedLocally, match="is unknown"):
         encode(with_image(pictures, "data:image/png;base64,====", sha256[:32]))

@@ -56,7 +56,7 @@ async def test_a_turn_fails_and_says_why_if_every_engine_is_behind(sampled_by: A
     engine = FaultyEngine(sampled_by("default"))
     engine.weights = "default"
     async with client_of(engine, retries=2) as client:
-        with pytest.raises(EngineUnavailable, match="has the weights 'default'; '8' were pushed"):
+        with pytest.raises(EngineUnavailable, match="has the weights 'default', but the trainer has pushed '8'"):
             await client.generate(replace(text, required_version="8"))
     assert engine.generated == []
 

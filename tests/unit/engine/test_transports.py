@@ -96,7 +96,7 @@ async def test_the_error_of_an_unreachable_engine_says_what_to_check(transport: 
 async def test_a_redirect_is_refused(transport: EngineTransport) -> None:
     redirect = b"HTTP/1.1 307 -\r\nlocation: /v1/models\r\ncontent-length: 0\r\n\r\n"
     async with serving(answering(redirect)) as engine:
-        with pytest.raises(EngineRefused, match="answered 307"):
+        with pytest.raises(EngineRefused, match="answered with status 307"):
             await transport.post(f"{engine.url}{PATH}", b"{}")
     assert engine.paths == [PATH]
 

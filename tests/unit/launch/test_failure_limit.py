@@ -55,7 +55,7 @@ def test_failures_before_the_launch_are_not_counted() -> None:
         (
             None,
             {"failed": 17},
-            "rollouts of coin failed, so the run stops: all 17 that have ended; run.max_failed sets",
+            "too many rollouts of coin failed: all 17 rollouts that have ended. run.max_failed sets",
         ),
         (2, {"failed": 3, "ok": 4}, "3 of 7 that have ended; run.max_failed allows 2 (1.0"),
         (0.25, {"failed": 6, "ok": 14}, "6 of 20 that have ended; run.max_failed allows a share of 0.25 (1.0"),

@@ -134,13 +134,13 @@ async def test_orders_that_a_worker_keeps_from_an_earlier_launch_are_an_error(tm
     await tasks.put((b"left over",), key="k")
     await receive(tasks, 1)
     async with open_queue(tasks.url, lease="record") as launched:
-        with pytest.raises(OrdersLeft, match="a worker has held orders of the earlier launch"):
+        with pytest.raises(OrdersLeft, match="a worker still holds orders of the earlier launch"):
             await Feeder(make_orders(1, 1), launched, Claims(tmp_path), UNPACED).remove_leftovers(0.2)
 
 
 async def test_a_group_that_is_larger_than_a_batch_is_refused(tmp_path: Path, tasks: Queue) -> None:
     feeder = Feeder(make_orders(1, 8), tasks, Claims(tmp_path), PolicyConfig(max_staleness=1, batch=4))
-    with pytest.raises(ConfigurationError, match=r"task 0 has 8 rollouts and policy\.batch is 4"):
+    with pytest.raises(ConfigurationError, match=r"task 0 has 8 rollouts, but policy\.batch is only 4"):
         await feeder.feed(100)
 
 

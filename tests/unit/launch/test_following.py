@@ -51,7 +51,7 @@ async def test_a_control_queue_that_fails_is_reported_once_and_read_again(
         "the control queue does not answer"
     ]
     failed, over = (notice.text for notice in state.notices)
-    assert "cannot be read and is tried again each second (queue.control): nobody there" in failed
+    assert "the trainer's progress (queue.control) cannot be read; the launch tries each second: nobody there" in failed
     assert "can be read again, after " in over
 
 

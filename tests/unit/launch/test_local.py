@@ -56,7 +56,7 @@ async def test_a_worker_whose_link_cannot_be_opened_is_ended(
     monkeypatch.setattr("asyncio.open_connection", fail)
     with anyio.fail_after(30):
         async with LocalPlace() as place:
-            with pytest.raises(NotStarted, match="no process for w: Too many open files"):
+            with pytest.raises(NotStarted, match="the process of w could not start: Too many open files"):
                 await place.start("w", COMMAND, tmp_path / "w.out")
             require_ended(groups)
 

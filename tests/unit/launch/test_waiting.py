@@ -87,7 +87,7 @@ async def test_a_launch_with_a_full_backlog_waits_for_a_trainer(
     launch.set_backlogs(orders=3, records=records, nbytes=nbytes)
     text = await launch.expect(WaitedFor.TRAINER_READS)
     assert text.startswith(f"waiting for a trainer: {size}")
-    assert ", and nobody has read and committed any of it since" in text
+    assert ", and no trainer has read and committed any record since" in text
     assert re.search(r"since \d\d:\d\d\.", text)
     assert "or play without a trainer: rollout run " in text
     assert "color_codeword.yaml" in text
@@ -121,7 +121,7 @@ def test_a_backlog_was_read_if_it_shrinks_or_its_oldest_record_changes() -> None
             16,
             (
                 "waiting for a trainer, and no trainer has reported its progress yet",
-                "let 16 rollouts be in flight; 16 are",
+                "allow 16 rollouts that the trainer has not consumed, and 16 such rollouts are played",
             ),
         ),
         (
@@ -129,7 +129,7 @@ def test_a_backlog_was_read_if_it_shrinks_or_its_oldest_record_changes() -> None
             41,
             (
                 "waiting for the trainer, which is at version 3 and has consumed 24",
-                "let 16 rollouts be in flight; 16 are",
+                "allow 16 rollouts that the trainer has not consumed, and 16 such rollouts are played",
             ),
         ),
     ],

@@ -52,7 +52,7 @@ async def test_our_client_sends_the_key_to_every_route(url: str) -> None:
     async with HttpxTransport(KEY) as transport:
         assert (await fetch_engine_state(transport, url)).version == "0"
     async with HttpxTransport("wrong") as transport:
-        with pytest.raises(EngineMisconfigured, match=r"answered 401: .*engine\.api_key_env") as refused:
+        with pytest.raises(EngineMisconfigured, match=r"answered with status 401: .*engine\.api_key_env") as refused:
             await fetch_engine_state(transport, url)
     assert not isinstance(refused.value, NotUpdatable)
 

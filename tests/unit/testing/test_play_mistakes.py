@@ -105,7 +105,7 @@ async def test_the_error_of_a_malformed_tool_call_has_the_correct_form(call: Any
     [
         (FailsToClose, 'raise OSError("the sandbox is gone")'),
         (HangsInClose, "close did not end within 0.05 s"),
-        (StaysInClose, "close ignores its cancellation and is left behind"),
+        (StaysInClose, "close ignores its cancellation and still runs"),
     ],
     ids=["raises", "hangs", "stays"],
 )

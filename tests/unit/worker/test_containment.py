@@ -108,7 +108,7 @@ async def test_an_environment_that_blocks_the_loop_is_interrupted_even_if_it_cat
         with contextlib.suppress(Exception):
             time.sleep(60)  # noqa: ASYNC251 - it blocks the loop
 
-    with LoopWatchdog(0.05), pytest.raises(EventLoopHeld, match="this environment held up"):
+    with LoopWatchdog(0.05), pytest.raises(EventLoopHeld, match="this environment blocked the event loop"):
         await attempt()
 
 

@@ -101,7 +101,7 @@ async def test_an_environment_that_cancels_itself_fails(workers: WorkerFactory, 
 
     error = (await workers.play_one_task(cancel))["0.0"].error
     assert error is not None
-    assert error["message"] == "the environment raised a cancellation of its own"
+    assert error["message"] == "the environment raised a CancelledError, although nobody cancelled its rollout"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_number_of_any_type_becomes_a_plain_number(number: Any) -> None:
     ("metrics", "problem"),
     [
         ({str(number): 1.0 for number in range(1001)}, "there are more than 1,000 metrics"),
-        ({"n" * 1001: 1.0}, "has a name of 1,001 characters; at most 1,000 are recorded"),
+        ({"n" * 1001: 1.0}, "has a name of 1,001 characters; use at most 1,000 characters"),
     ],
 )
 def test_too_many_metrics_and_too_long_names_are_refused(metrics: Any, problem: str) -> None:

@@ -120,5 +120,5 @@ def test_an_error_of_a_remaining_task_is_logged(caplog: pytest.LogCaptureFixture
         assert not task.done()
 
     run_leaving_behind(main())
-    assert "a task raised an exception while its event loop was ended" in caplog.text
+    assert "a task raised an exception while its event loop ended" in caplog.text
     assert "no cleaning up" in caplog.text

@@ -118,7 +118,7 @@ async def play_with(shared: Any, meanwhile: Callable[[Any], object]) -> None:
         (raises, "ended before it yielded: .*ConnectionRefusedError: no sandboxes"),
         (exits, "ended before it yielded: .*SystemExit: 3"),
         (never_yields, "ended before it yielded: .*generator didn't yield"),
-        (hangs, r"did not yield within 0\.2 s; no rollout can be played without it\."),
+        (hangs, r"did not yield within 0\.2 s; no rollout can be played without its resources\."),
         (hangs_stubbornly, r"did not yield within 0\.2 s"),
     ],
     ids=["raises", "exits", "never yields", "hangs", "hangs stubbornly"],
@@ -190,7 +190,7 @@ async def stays_at_the_end(cls: Any, settings: object) -> AsyncIterator[str]:
     [
         (raises_at_the_end, "closing the shared resources failed"),
         (hangs_at_the_end, "closing the shared resources took too long"),
-        (stays_at_the_end, "the shared resources ignore their cancellation and are left behind"),
+        (stays_at_the_end, "the shared resources ignore their cancellation and still run"),
     ],
     ids=["raises", "hangs", "stays"],
 )

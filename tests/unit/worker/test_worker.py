@@ -127,7 +127,7 @@ async def test_failures_in_a_row_halt_the_worker_and_use_up_no_attempt(workers: 
 
     async with workers.open(lose_engine, halt_after=2, concurrency=1) as harness:
         await harness.put_orders(4)
-        message = r"2 infrastructure failures in a row \(worker.halt_after\), .* no answer from the engine"
+        message = r"the infrastructure failed 2 times in a row \(worker.halt_after\)\. .* no answer from the engine"
         with pytest.RaisesGroup(pytest.RaisesGroup(pytest.RaisesExc(WorkerHalted, match=message))):
             await harness.worker.run()
         assert (await harness.tasks.stats()).backlog_records == 4

@@ -61,7 +61,9 @@ async def test_a_rollout_is_the_same_by_references_and_by_parts(
     images = ImagePolicy(mode, media / tmp_path.name / "assets" / "images")
     with structlog.testing.capture_logs() as logs:
         by_reference = await played(fleet[server], images, "auto")
-    assert [entry["event"] for entry in logs if "images go out" in entry["event"]] == ["images go out as references"]
+    assert [entry["event"] for entry in logs if "images are sent" in entry["event"]] == [
+        "images are sent as references"
+    ]
     assert wire(server).counter("mmraw_images_total") >= 1 + 2 + 3 + 4 + 5 + 6
     by_parts = await played(fleet[server], images, "content_parts")
     for one, other in zip(by_reference.nodes, by_parts.nodes, strict=True):
@@ -80,5 +82,5 @@ async def test_an_engine_with_another_layout_gets_parts_and_is_refused_with_mmra
                 await client.check()
                 assert [engine.resolves_references for engine in client.replicas] == [False]
             else:
-                with pytest.raises(EngineRefused, match="laid out"):
+                with pytest.raises(EngineRefused, match="its image layout is"):
                     await client.check()
