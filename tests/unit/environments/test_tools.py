@@ -249,7 +249,7 @@ def test_a_tool_in_the_place_of_its_schema_is_told() -> None:
     def search(query: str) -> None:
         """Search."""
 
-    with pytest.raises(MessageError, match=r"tools\[0\] is a Tool, made with `@tool`: write its `.schema`"):
+    with pytest.raises(MessageError, match=r"tools\[0\] is a Tool made with `@tool` \(give its `.schema` instead\)"):
         require_tools([search], "the test")
 
 

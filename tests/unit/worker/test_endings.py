@@ -118,7 +118,7 @@ async def test_what_a_rollout_left_running_cannot_ask_the_model_any_more(
         await harness.put_orders(1)
         trajectory = (await harness.receive_ended(1))["0.0"]
         over.set()
-        with pytest.raises(RolloutAlreadyFinished, match="and a task of its environment still asks"):
+        with pytest.raises(RolloutAlreadyFinished, match="but a task of its environment still calls"):
             await left[0]
         harness.worker.drain()
     assert check(trajectory) == []
