@@ -108,7 +108,7 @@ def _decode_record(frames: Sequence[bytes | memoryview]) -> Record:
     schema = pop_field(wire, "schema", int)
     if schema // 100 != SCHEMA // 100:
         raise RecordError(
-            f"the record has the schema version {schema / 100:.2f}, but this program reads {SCHEMA // 100}.x. "
+            f"the record has the schema {schema / 100:.2f}, but this program reads {SCHEMA // 100}.x. "
             "Use the same version of rollout for workers and trainer."
         )
     kind = pop_field(wire, "kind", str)

@@ -84,7 +84,7 @@ def test_a_host(host: str, secret: Path, refuse: Any) -> None:
 
 @pytest.mark.parametrize("tail", ["?x", "#x", "?", "#"])
 def test_a_query_or_a_fragment(tail: str, secret: Path, refuse: Any) -> None:
-    refuse(secret.as_uri() + tail, "neither query nor fragment")
+    refuse(secret.as_uri() + tail, "must not have a query or a fragment")
 
 
 def test_another_number_of_slashes(secret: Path, refuse: Any) -> None:

@@ -280,7 +280,7 @@ def test_an_asset_that_no_longer_holds_its_image_is_refused(
     offload.directory.mkdir(parents=True)
     path = offload.directory / ("0" * 64 + ".png")
     path.write_bytes(encode())
-    with pytest.raises(ImageError, match="no longer holds"):
+    with pytest.raises(ImageError, match="was changed: its bytes no longer have"):
         prepare_images(asking(path.as_uri()), policy)
 
 

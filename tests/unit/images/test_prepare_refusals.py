@@ -42,11 +42,14 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "image", "image": BytesIO(b"GIF89a")}, r"a BytesIO; write \.read\(\)"),
     (
         {"type": "image", "image": "http://example.com/a.png"},
-        "scheme http: is not accepted: images are not fetched",
+        "scheme http: is not accepted; download it",
     ),
-    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted: images are not fetched"),
+    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted; download it"),
     ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
-    ({"type": "image", "image": "/etc/passwd"}, r"neither a data: URI nor a file:// URL; for a path write Image\.open"),
+    (
+        {"type": "image", "image": "/etc/passwd"},
+        r"neither a data: URI nor a file:// URL; for a path, write Image\.open",
+    ),
     ({"type": "image", "image": "a.png"}, "neither"),
     ({"type": "image", "image": "iVBORw0KGgo="}, "neither"),
     ({"type": "image", "image": b""}, "no bytes"),
@@ -91,18 +94,18 @@ def test_too_many_bytes_are_refused_before_they_are_decoded(encode: Any, data_ur
     data = encode("BMP", width=100, height=100)
     policy = ImagePolicy(mode="offload", directory=tmp_path, max_bytes=1_000)
     for image in (data_uri(data), data):
-        with pytest.raises(ImageError, match=r"30,\d+ bytes, and images\.max_bytes allows 1,000: make it"):
+        with pytest.raises(ImageError, match=r"30,\d+ bytes, but images\.max_bytes allows 1,000; make the image"):
             prepare_images(as_user({"type": "image", "image": image}), policy)
 
 
 def test_what_no_engine_takes_is_told_without_raising_the_key() -> None:
-    assert describe_too_many_pixels(ENGINE_MAX_PIXELS + 1, ENGINE_MAX_PIXELS).endswith(": make it smaller")
+    assert describe_too_many_pixels(ENGINE_MAX_PIXELS + 1, ENGINE_MAX_PIXELS).endswith("; make the image smaller")
 
 
 def test_content_that_contains_itself_is_refused(offload: ImagePolicy) -> None:
     part: dict[str, Any] = {"type": "tool_result", "content": []}
     part["content"].append(part)
-    with pytest.raises(ImageError, match="nested in itself") as caught:
+    with pytest.raises(ImageError, match="the content contains itself") as caught:
         prepare_images([{"role": "tool", "content": ["text", part]}], offload)
     assert (caught.value.message_index, caught.value.part_index) == (0, 1)
 
@@ -115,5 +118,5 @@ def test_an_image_directory_that_cannot_be_made_is_a_fault_of_the_machine(encode
 
 
 def test_a_policy_beyond_what_an_engine_takes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no engine takes"):
+    with pytest.raises(ConfigurationError, match="the limit of all engines"):
         ImagePolicy(mode="offload", directory=tmp_path, max_pixels=200_000_000)

@@ -56,7 +56,7 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_on(name: str) -> None
 @pytest.mark.parametrize(
     ("changes", "expected_text"),
     [
-        ({"schema": 200}, r"the schema version 2\.00, but this program reads 1\.x"),
+        ({"schema": 200}, r"the schema 2\.00, but this program reads 1\.x"),
         ({"schema": "1"}, "'schema' is of type str"),
         ({"kind": "tantrum"}, "unknown kind 'tantrum'"),
         ({"of": ["run", "env", "group", "rollout", 1]}, "malformed"),
