@@ -42,13 +42,13 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "image", "image": BytesIO(b"GIF89a")}, r"a BytesIO; write \.read\(\)"),
     (
         {"type": "image", "image": "http://example.com/a.png"},
-        "scheme http: is not accepted; download it",
+        "scheme http: is not accepted; download the image",
     ),
-    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted; download it"),
+    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted; download the image"),
     ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
     (
         {"type": "image", "image": "/etc/passwd"},
-        r"neither a data: URI nor a file:// URL; for a path, write Image\.open",
+        r"nor a file:// URL; for a path, write Image\.open",
     ),
     ({"type": "image", "image": "a.png"}, "neither"),
     ({"type": "image", "image": "iVBORw0KGgo="}, "neither"),

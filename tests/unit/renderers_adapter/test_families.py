@@ -114,7 +114,7 @@ def test_a_family_calls_a_tool_and_goes_on_from_its_result(
 def test_gpt_oss_wants_the_name_of_the_tool_that_a_result_is_of(fitted: Callable[[str], RendererAdapter]) -> None:
     adapter = fitted("gpt-oss")
     nameless = {key: value for key, value in RESULT.items() if key != "name"}
-    with pytest.raises(UnsupportedConversation, match="message 3 is a tool's result without `name`"):
+    with pytest.raises(UnsupportedConversation, match="message 3 is a tool's result without a `name`"):
         adapter.render([SYSTEM, user("1 + 2?"), CALL, nameless], TOOLS)
 
 
