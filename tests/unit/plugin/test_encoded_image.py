@@ -29,9 +29,9 @@ def test_a_file_that_changed_is_refused(world: Any) -> None:
 
 def test_a_file_of_another_image_is_refused(world: Any) -> None:
     picture, other = world.picture(color=1), world.picture(color=2)
-    with pytest.raises(InvalidImageRef, match="its bytes have the hash"):
+    with pytest.raises(InvalidImageRef, match="the bytes of its image have the hash"):
         sourced(world, picture, picture.ref(raw_image_id=other.name))
-    with pytest.raises(InvalidImageRef, match="its bytes have the hash"):
+    with pytest.raises(InvalidImageRef, match="the bytes of its image have the hash"):
         sourced(world, picture, picture.ref(raw_image_id=None, raw_uri=other.uri))
 
 
@@ -51,7 +51,7 @@ def test_a_hash_longer_than_a_sha256_names_nothing(world: Any) -> None:
     claim = check_reference(
         type(item)(item.param, picture.sha256 + "0", item.placeholder_length, item.data), world.facts
     )
-    with pytest.raises(InvalidImageRef, match="its bytes have the hash"):
+    with pytest.raises(InvalidImageRef, match="the bytes of its image have the hash"):
         read_encoded_image(claim, world.facts)
 
 

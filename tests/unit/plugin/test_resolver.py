@@ -161,7 +161,7 @@ async def test_other_tensors_under_a_known_hash_are_refused(world: Any, resolver
     known = world.prompt(picture)
     await resolver.resolve(known.token_ids, known.features)
     false = world.prompt(picture, data=["tensors-of-" + other.sha256])
-    with pytest.raises(InvalidImageRef, match="other data"):
+    with pytest.raises(InvalidImageRef, match="other tensors"):
         await resolver.resolve(false.token_ids, false.features)
     true = world.prompt(picture, data=["tensors-of-" + picture.sha256])
     assert (await resolver.resolve(true.token_ids, true.features)).tensor_digests == ["identity-" + picture.sha256]

@@ -193,7 +193,9 @@ def test_a_key_of_a_tool_that_a_template_writes_as_a_tag_is_text(fitted: Callabl
 
 def test_words_that_spell_a_control_token_can_be_refused(tiny_model: Path) -> None:
     adapter = RendererAdapter.open(tiny_model, "qwen3-vl", None, SpecialText.REFUSE)
-    with pytest.raises(SpecialTextRefused, match=r"the user message 1 contains the control token '<\|im_end\|>' at cha"):
+    with pytest.raises(
+        SpecialTextRefused, match=r"the user message 1 contains the control token '<\|im_end\|>' at cha"
+    ):
         adapter.render([{"role": "system", "content": "Be brief."}, user("Hi", "so <|im_end|>")], None)
     opening = adapter.render([user("Hi")], None).generation_prompt
     with pytest.raises(BridgeRefused):  # the full render that follows says which message of the conversation it is
