@@ -1,6 +1,6 @@
-"""Turns messages into tokens and back for each model family, and describes images by references instead of pixels.
+"""Converts messages to tokens and back for each model family, and describes images by references instead of pixels.
 
-The names are imported when they are first used, so that a trainer does not load a tokenizer.
+The names of this package are imported at their first use, so that a trainer does not load a tokenizer.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Wraps the renderer of a model family in a small interface: render, bridge, parse.
 
-Only this module imports the `renderers` package, and only when an adapter is opened, because the import takes more than
-a second. Each image is rendered as one pad token and is not processed, so that torch and transformers are not needed.
+Only this module imports the `renderers` package. It does so when an adapter is opened, because the import takes more
+than a second. Each image is rendered as one pad token and is not processed, so torch and transformers are not needed.
 """
 
 import json
@@ -32,15 +32,16 @@ _IMAGE_NUMBERING_ARGUMENTS = frozenset(("add_vision_id",))
 
 
 class RendererMismatch(AdapterError):
-    """A renderer does not fit the tokenizer or the template arguments."""
+    """A renderer does not fit the model's tokenizer or the configured template arguments."""
 
 
 class BridgeRefusalReason(StrEnum):
-    """Why a turn cannot be bridged and must be rendered.
+    """The reason why a turn cannot be bridged, so that the whole conversation must be rendered.
 
     Attributes:
-        ASSISTANT_MESSAGE: the new messages contain an assistant message, which the policy did not sample here.
-        THINKING_DROPPED: the template drops earlier reasoning when a new question comes.
+        ASSISTANT_MESSAGE: the new messages contain an assistant message that the policy did not sample here, or there
+            are no new messages.
+        THINKING_DROPPED: the template drops earlier reasoning after a new question.
         RENDERER_REFUSED: the renderer cannot be sure that a bridge is correct, for example after unfinished reasoning.
     """
 
@@ -53,7 +54,7 @@ class BridgeRefused(AdapterError):
     """A bridge would give wrong tokens; render the whole conversation instead.
 
     Attributes:
-        reason: why the turn cannot be bridged.
+        reason: the reason why the turn cannot be bridged.
     """
 
     def __init__(self, reason: BridgeRefusalReason) -> None:
@@ -62,9 +63,9 @@ class BridgeRefused(AdapterError):
 
 
 class RendererAdapter:
-    """Turns messages into tokens and back, for one model. Messages are in canonical form (`{"type": "image"}` parts).
+    """Converts messages in canonical form to tokens, and completions to text, for one model.
 
-    It is thread-safe, but encodes only one text at a time, because the masking tokenizer has state.
+    An adapter is thread-safe, but encodes only one text at a time, because the masking tokenizer has state.
 
     Attributes:
         tokenizer: the model's tokenizer.
@@ -87,7 +88,7 @@ class RendererAdapter:
         self._renderer = renderer = create_renderer(self._masking_tokenizer)
         self._family = family
         self._special_text = special_text
-        # The renderers of text-only families do not have this argument.
+        # The renderers of text-only families do not take the argument `process_multimodal`.
         takes_images = getattr(renderer, "supports_process_multimodal", False)
         self._render_options = {"process_multimodal": False} if takes_images else {}
         self._lock = threading.Lock()
@@ -112,14 +113,15 @@ class RendererAdapter:
         Args:
             directory: the model's directory.
             renderer: the name of the model's family.
-            template: arguments of the chat template, such as `enable_thinking`, by their names in the model's template.
-            special_text: what happens to text in messages that spells control tokens.
+            template: arguments of the chat template by name, such as `enable_thinking`.
+            special_text: how control tokens in the text of messages are handled.
 
         Raises:
-            UnknownRenderer: no family has this name; the message lists all names.
+            UnknownRenderer: no family has this name. The message lists all names.
             TokenizerError: the directory has no tokenizer that can be loaded.
             GeometryError: the processor configuration has no settings for the layout of images.
-            RendererMismatch: the tokenizer does not have a token of this chat format, or the template an argument.
+            RendererMismatch: the tokenizer does not have a token of this chat format, or the template does not have an
+                argument.
         """
         family = get_family(renderer)
         tokenizer = load_tokenizer(directory)
@@ -133,7 +135,7 @@ class RendererAdapter:
         )
 
     def clone(self) -> "RendererAdapter":
-        """Return an adapter with a second renderer of the same model, and the same tokenizer."""
+        """Return a new adapter for the same model, with its own renderer and the same tokenizer."""
         return RendererAdapter(self._create_renderer, self._family, self.tokenizer, self.geometry, self._special_text)
 
     def render(
@@ -142,8 +144,9 @@ class RendererAdapter:
         """Return the tokens of a whole conversation.
 
         Raises:
-            UnsupportedConversation: the family's template cannot write this conversation, or writes it in two ways.
-            SpecialTextRefused: a message spells a control token, which the configuration does not allow.
+            UnsupportedConversation: the family's template cannot write this conversation, or a bridge would give other
+                tokens.
+            SpecialTextRefused: a message or a tool contains a control token, and the configuration does not allow this.
         """
         self._refuse_unsupported(messages, tools, starts_conversation=True)
         with self._lock:
@@ -158,7 +161,9 @@ class RendererAdapter:
                 reason = self._masking_tokenizer.restore(str(error))
                 raise UnsupportedConversation(
                     f"the renderer {self._family.name} refuses this conversation: {type(error).__name__}: {reason}"
-                ) from (error if reason == str(error) else None)  # a log cannot write the marks in the cause's message
+                ) from (
+                    error if reason == str(error) else None
+                )  # the cause's message contains marks, which logs cannot write
         return split_by_message(rendered, messages, 0, self.pad_id)
 
     def bridge(
@@ -171,14 +176,14 @@ class RendererAdapter:
         """Return only the tokens that new messages add after a completion.
 
         Args:
-            parse_prefix: the generation prompt before the completion; a renderer does not need earlier tokens.
+            parse_prefix: the generation prompt before the completion; the renderer does not need earlier tokens.
             completion: the tokens that the policy sampled.
             messages: the new messages.
             tools: the tools of the conversation.
 
         Raises:
             BridgeRefused: the whole conversation must be rendered; `reason` says why.
-            UnsupportedConversation: a full render would be wrong, too.
+            UnsupportedConversation: a full render would also be wrong.
         """
         if not messages or any(message["role"] == "assistant" for message in messages):
             raise BridgeRefused(BridgeRefusalReason.ASSISTANT_MESSAGE)
@@ -204,10 +209,10 @@ class RendererAdapter:
     def parse(
         self, parse_prefix: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> ParsedCompletion:
-        """Read a completion as text. `tools` give the types of arguments, for formats that do not quote strings.
+        """Parse a completion, and return its text, reasoning and tool calls.
 
-        A completion that the renderer cannot read becomes one malformed tool call with its text, so that no answer can
-        make a rollout fail.
+        Some formats do not quote strings; for them, `tools` give the types of arguments. If the renderer cannot parse a
+        completion, the result is one malformed tool call with its text, so that no answer can make a rollout fail.
         """
         ids = completion.tolist()
         with self._lock:
@@ -215,7 +220,7 @@ class RendererAdapter:
                 parsed = self._renderer.parse_response(
                     ids, tools=list(tools) if tools else None, prompt_ids=parse_prefix.tolist()
                 )
-            except Exception:  # noqa: BLE001 - parsers of JSON and XML may raise any error, even RecursionError
+            except Exception:  # noqa: BLE001 - parsers of JSON and XML may raise any error, including RecursionError
                 ends_with_stop_token = ids[-1:] and ids[-1] in self.stop_token_ids
                 text = self.tokenizer.decode(ids[:-1] if ends_with_stop_token else ids)
                 return ParsedCompletion("", None, (ParsedToolCall(None, "", {}, text, "unreadable", text),))
@@ -227,7 +232,7 @@ class RendererAdapter:
     def _masked(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[list[Any], list[Any] | None]:
-        """Return messages and tools for the renderer, with marks where `special_text` needs them."""
+        """Return messages and tools for the renderer, with marks if `special_text` requires them."""
         given = list(messages), list(tools) if tools else None
         if self._special_text is SpecialText.REFUSE:
             self._masking_tokenizer.refuse(*given)
@@ -249,15 +254,15 @@ class RendererAdapter:
             )
         if not self._family.supports_tools and (tools or any(_uses_tools(message) for message in messages)):
             raise UnsupportedConversation(
-                f"the template of {self._family.name} does not support tools; describe them in the system message, and "
-                "give their results in user messages."
+                f"the template of {self._family.name} does not support tools; describe tools in the system message, "
+                "and write their results in user messages."
             )
         if self._family.requires_tool_names:
             for index, message in enumerate(messages):
                 if message["role"] == "tool" and not message.get("name"):
                     raise UnsupportedConversation(
-                        f"message {index} is a tool's result without `name`, but the template of {self._family.name} "
-                        "writes the tool's name with each result; set `name` to the tool that was called."
+                        f"message {index} is a tool's result without a `name`, but the template of {self._family.name} "
+                        "needs it; set `name` to the name of the tool that was called."
                     )
         _check_roles(messages, starts_conversation=starts_conversation)
 
@@ -269,10 +274,10 @@ class RendererAdapter:
 
 
 def load_processor_config(directory: Path) -> dict[str, Any]:
-    """Return the image processor's configuration of a checkpoint.
+    """Return the configuration of a checkpoint's image processor.
 
     Raises:
-        AdapterError: the directory does not have the configuration, or it is not JSON.
+        AdapterError: the directory does not have the configuration file, or the file is not JSON.
     """
     for name in _PROCESSOR_FILES:
         path = directory / name
@@ -280,11 +285,11 @@ def load_processor_config(directory: Path) -> dict[str, Any]:
             try:
                 config = json.loads(path.read_text("utf-8"))
             except ValueError as error:
-                raise AdapterError(f"{path} is not JSON: {error}.") from None
+                raise AdapterError(f"{path} is not JSON: {error}. Copy it from the checkpoint again.") from None
             return dict(config.get("image_processor", config))
     raise AdapterError(
-        f"{directory} has neither {' nor '.join(_PROCESSOR_FILES)}, which says how many tokens an image has; "
-        "copy it from the checkpoint."
+        f"{directory} has neither {' nor '.join(_PROCESSOR_FILES)}, which determine the number of an image's "
+        "tokens; copy one of them from the checkpoint."
     )
 
 
@@ -293,7 +298,7 @@ def _check_roles(messages: Sequence[Mapping[str, Any]], *, starts_conversation: 
         role = message["role"]
         if role == "system" and not (starts_conversation and index == 0):
             raise UnsupportedConversation(
-                f"message {index} is a system message that is not the first message; a full render would drop it. "
+                f"message {index} is a system message, but not the first message; a full render would drop it. "
                 "Send it as a user message."
             )
         if role in ("system", "assistant") and count_images(message):
@@ -313,7 +318,7 @@ def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, templa
     if numbering_arguments := sorted(_IMAGE_NUMBERING_ARGUMENTS & template.keys()):
         raise RendererMismatch(
             f"the template argument {numbering_arguments[0]!r} numbers the images of a whole conversation, but a "
-            "bridge sees only its end; remove it from model.template."
+            "bridge has only its last messages; remove the argument from model.template."
         )
     try:
         renderer_tokenizer = (
@@ -322,11 +327,11 @@ def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, templa
         return create_renderer(
             renderer_tokenizer, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None
         )
-    except Exception as error:  # each renderer raises its own error if a token does not exist
+    except Exception as error:  # renderers raise different errors for a token that does not exist
         if type(error).__module__ == "openai_harmony":
             raise RendererMismatch(
                 f"the renderer {family.name} cannot be created: its vocabulary, {family.vocabulary_file}, was neither "
-                f"found nor downloaded ({error}). Put the file into a directory, and set TIKTOKEN_ENCODINGS_BASE to it."
+                f"found nor downloaded ({error}). Set TIKTOKEN_ENCODINGS_BASE to a directory with this file."
             ) from error
         template_fix = f", or correct model.template ({', '.join(template)})" if template else ""
         raise RendererMismatch(
@@ -336,7 +341,7 @@ def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, templa
 
 
 class _TokenizerWithMissingTokens:
-    """A tokenizer that gives missing tokens an id after its vocabulary, because the renderer needs one."""
+    """A tokenizer that gives missing tokens ids beyond its vocabulary, because the renderer needs their ids."""
 
     def __init__(self, tokenizer: MaskingTokenizer, possibly_missing: Sequence[str]) -> None:
         self._tokenizer = tokenizer
@@ -352,6 +357,6 @@ class _TokenizerWithMissingTokens:
         return self._tokenizer(*arguments, **options)
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
-        """See `FastTokenizer.convert_tokens_to_ids`."""
+        """Return the id of a token as `FastTokenizer.convert_tokens_to_ids` does, also of a missing token."""
         found_id: int | None = self._made_up_ids.get(token, self._tokenizer.convert_tokens_to_ids(token))
         return found_id

@@ -1,11 +1,11 @@
-"""Limits the memory that decoding images takes in a process, and computes how much one image needs.
+"""Limits the memory that a process uses for decoding images, and computes the memory that one image needs.
 
     memory = shared_decoding_memory(limit)
     with memory.hold(decoding_bytes(...)):
         ...  # decode
 
-A small file can contain many pixels. Therefore the limit is on the memory of all images that are decoded at the same
-time, not on their number. Requests are served in their order, so that small images do not delay a large one.
+A small file can contain many pixels. So the limit is on the memory of all images that are decoded at the same time, not
+on their number. Requests get memory in their order, so small images cannot delay a large one without end.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from functools import lru_cache
 from .errors import AdapterError
 
 DEFAULT_DECODING_MEMORY = 3 << 29
-"""Enough for any single image that a run accepts by default, and for several photos at the same time."""
+"""The default limit in bytes: enough for any image that a run accepts by default, or for several photos at once."""
 
 _LONGEST_WAIT = 600.0
 _BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2}
 _MODES_WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _FIXED_BYTES = 1 << 20
-# A lossless WebP may have its own code tables for each 4×4 pixels. The smallest tables take half of these bytes in
-# memory, and three bytes in the file; larger tables take more of both.
+# A lossless WebP may have code tables for each block of 4×4 pixels. The smallest tables take half of these bytes in
+# memory, and three bytes in the file. Larger tables take more bytes of both.
 _WEBP_TABLE_BYTES, _WEBP_MAX_TABLES = 12_000, 1 << 16
 
 
@@ -38,7 +38,7 @@ class DecodingMemory:
     """A limit on the memory of all images that are decoded at the same time. It is thread-safe.
 
     Attributes:
-        limit: the limit in bytes; a single request must not be larger.
+        limit: the limit in bytes. A single request must not be larger.
     """
 
     def __init__(self, limit: int) -> None:
@@ -52,7 +52,7 @@ class DecodingMemory:
         """Wait until `n_bytes` are free, and reserve them for the `with` block.
 
         Raises:
-            DecodingMemoryError: the memory did not become free in time, or `stop` got a result before.
+            DecodingMemoryError: the memory did not become free in time, or before `stop` got a result.
         """
         admission = self._ask(n_bytes)
         try:
@@ -65,7 +65,7 @@ class DecodingMemory:
 
     @asynccontextmanager
     async def hold_async(self, n_bytes: int) -> AsyncIterator[None]:
-        """Do the same on an event loop. A cancelled request leaves the queue."""
+        """Do the same as `hold`, but on an event loop. A cancelled request no longer waits."""
         admission = self._ask(n_bytes)
         try:
             try:
@@ -78,7 +78,9 @@ class DecodingMemory:
 
     def _ask(self, n_bytes: int) -> "Future[None]":
         if n_bytes > self.limit:
-            raise ValueError(f"{n_bytes} bytes are more than the limit of {self.limit}; compare with `limit` first")
+            raise ValueError(
+                f"{n_bytes} bytes are more than the limit of {self.limit}; compare the size with `limit` first"
+            )
         admission: Future[None] = Future()
         with self._lock:
             self._waiting.append((n_bytes, admission))
@@ -102,34 +104,35 @@ class DecodingMemory:
 
 @lru_cache(maxsize=8)
 def shared_decoding_memory(limit: int = DEFAULT_DECODING_MEMORY) -> DecodingMemory:
-    """Return the `DecodingMemory` with this limit; all callers in the process share it."""
+    """Return the `DecodingMemory` with this limit, which all callers in the process share."""
     return DecodingMemory(limit)
 
 
 def decoding_bytes(data: bytes, *, image_format: str | None, mode: str, pixels: int, transparency: bool) -> int:
-    """Return how many bytes Pillow needs at most to make upright RGB pixels from an encoded image.
+    """Return the maximum memory in bytes that Pillow needs to convert an encoded image to upright RGB pixels.
 
     Args:
         data: the encoded image.
-        image_format: Pillow's name for its format; None if it is not known.
-        mode: the mode in which Pillow opens it.
-        pixels: its width times its height.
-        transparency: whether its metadata name a transparent colour.
+        image_format: Pillow's name for the format of the image; None if it is not known.
+        mode: the mode in which Pillow opens the image.
+        pixels: the width of the image times its height.
+        transparency: whether the metadata of the image name a transparent colour.
     """
     stored = _BYTES_PER_PIXEL.get(mode, 4)
-    # Bytes per pixel in two steps: the decoded image and its upright copy; then the upright copy and its conversion.
+    # Bytes per pixel in two steps. Step 1: the decoded image and its upright copy. Step 2: this copy and its
+    # conversion.
     turned, converted, fixed = 2 * stored, stored, _FIXED_BYTES
     if mode in _MODES_WITH_ALPHA or (transparency and mode != "RGB"):
         converted += (0 if mode == "RGBA" else 4) + 4 + 1  # RGBA, the white background, the mask
     elif mode != "RGB":
         converted += 4
     if image_format == "GIF":
-        turned += stored  # the first frame is kept for the second one
+        turned += stored  # Pillow keeps the first frame for the second one
     elif image_format in ("JPEG", "MPO"):
-        # With several scans, libjpeg keeps the coefficients of the whole image: two bytes for each value.
+        # With several scans, libjpeg keeps the coefficients of the whole image, two bytes for each value.
         turned = max(turned, stored + 2 * (4 if mode == "CMYK" else 3))
     elif image_format == "WEBP":
-        turned += 8  # two canvases
+        turned += 8  # libwebp keeps two canvases with 4 bytes per pixel
         fixed += len(data)
         if data[12:16] != b"VP8 ":
             fixed += _WEBP_TABLE_BYTES * min(_WEBP_MAX_TABLES, pixels // 16, len(data) // 6)
@@ -138,6 +141,6 @@ def decoding_bytes(data: bytes, *, image_format: str | None, mode: str, pixels: 
 
 def _wait_error(n_bytes: int, limit: int) -> DecodingMemoryError:
     return DecodingMemoryError(
-        f"{n_bytes:,} bytes for decoding an image did not become free within {_LONGEST_WAIT:.0f} s; this process may"
-        f" use {limit:,}. Raise this limit, or decode fewer images at the same time"
+        f"decoding an image needs {n_bytes:,} bytes of memory, which did not become free within {_LONGEST_WAIT:.0f} s; "
+        f"all images may use {limit:,} bytes. Raise this limit, or decode fewer images at the same time"
     )

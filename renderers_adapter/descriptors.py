@@ -1,7 +1,7 @@
-"""Raw descriptors, which represent images in a prompt's sidecar.
+"""Defines the descriptor, which represents an image in the sidecar of a prompt, and the sidecar itself.
 
-A descriptor says where the encoded image is and how many patches it has. It never contains pixels: the engine and the
-trainer make them from the image. `reject_processed` checks this when a sidecar is built, encoded and decoded.
+A descriptor says where the encoded image is and how many patches it has. It never contains pixels, because engine and
+trainer make the pixels from the image. `reject_processed` checks this when a sidecar is built, encoded and decoded.
 """
 
 import re
@@ -23,7 +23,7 @@ SAFE_HASH = re.compile(r"[0-9a-f]{16,128}")
 PROCESSED_KEYS = frozenset(
     name + suffix for name in ("pixel_values", "image_embeds", "image_features") for suffix in ("", "_videos")
 ) | {"video_embeds", "video_features"}
-"""The names that processors and models give to pixels, embeddings and features."""
+"""The keys under which processors and models store pixels, embeddings and features."""
 _ARRAY_TAG = re.compile(r"_*(nd_?array|numpy|array|torch|tensor)_*|(torch|np|numpy)\..+", re.IGNORECASE)
 _TAG_KEYS = frozenset({"type", "kind", "__type__", "_type", "__class__"})
 _PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
@@ -31,14 +31,14 @@ _MAX_DEPTH = 64
 
 
 class DescriptorError(AdapterError):
-    """A descriptor or a sidecar is invalid; the message names the field and what was found."""
+    """A descriptor or a sidecar is invalid. The message names the field and its value."""
 
 
 class ProcessedPayloadError(DescriptorError):
     """A sidecar contains pixels, embeddings or another array.
 
     Attributes:
-        path: where the array is.
+        path: the path of the array in the sidecar.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -48,16 +48,16 @@ class ProcessedPayloadError(DescriptorError):
 
 @dataclass(frozen=True, slots=True)
 class RawMMItem:
-    """The descriptor of one image, read and checked.
+    """The content of one image's descriptor, after it was checked.
 
     Attributes:
-        modality: the kind of input, `image`.
+        modality: the kind of input, which is `image`.
         family: the family of the image's geometry.
-        layout_fingerprint: the layout fingerprint of that geometry.
-        payload: the part that the geometry defines, with the grid of the image.
+        layout_fingerprint: the layout fingerprint of the geometry.
+        payload: the data that the geometry defines: the grid of the image.
         raw_image_id: the file name of the image as an asset; None if `raw_uri` is set.
         raw_uri: the image itself as a `data:` URI; None if `raw_image_id` is set.
-        vllm_modality: vLLM's name for the modality; None if it is the same.
+        vllm_modality: vLLM's name for the modality; None if vLLM uses the same name.
     """
 
     modality: str
@@ -71,11 +71,11 @@ class RawMMItem:
 
 @dataclass(frozen=True, slots=True)
 class PlaceholderRange:
-    """The placeholder range of one image in the expanded ids.
+    """The range of one image's pad tokens in the expanded ids.
 
     Attributes:
-        offset: the position of its first pad token.
-        length: how many pad tokens it has.
+        offset: the position of the image's first pad token.
+        length: the number of the image's pad tokens.
     """
 
     offset: int
@@ -92,7 +92,7 @@ def raw_mm_item(
     modality: str = "image",
     vllm_modality: str | None = None,
 ) -> dict[str, Any]:
-    """Build the descriptor of one image. `RawMMItem` explains the fields.
+    """Build and return the descriptor of one image. `RawMMItem` explains the fields.
 
     Raises:
         DescriptorError: a field is unsafe, or there is not exactly one of `raw_image_id` and `raw_uri`.
@@ -111,11 +111,11 @@ def raw_mm_item(
     return item
 
 
-@lru_cache(maxsize=64)  # all images of a run have the same common fields
+@lru_cache(maxsize=64)  # all images of a run share these fields
 def raw_mm_common_fields(
     *, family: str, fingerprint: str, modality: str = "image", vllm_modality: str | None = None
 ) -> Mapping[str, Any]:
-    """Return the fields that the descriptors of all images of one model have in common.
+    """Return the fields that the descriptors of all images of one model share.
 
     Raises:
         DescriptorError: a field is unsafe.
@@ -134,14 +134,14 @@ def raw_mm_common_fields(
 
 
 def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
-    """Read and check a descriptor; `path` says where it is, for errors.
+    """Check a descriptor and return its content. `path` is the descriptor's place, for error texts.
 
     Raises:
-        DescriptorError: it is not a descriptor of version 1, or a field is missing or unsafe.
-        ProcessedPayloadError: it contains an array.
+        DescriptorError: the item is not a descriptor of version 1, or a field is missing or unsafe.
+        ProcessedPayloadError: the item contains an array.
     """
     if not isinstance(item, Mapping):
-        raise DescriptorError(f"{path} must be a raw descriptor, but is a {type(item).__name__}")
+        raise DescriptorError(f"{path} must be a raw descriptor, but is of type {type(item).__name__}")
     reject_processed(item, path)
     _check_common_fields(item, path)
     raw_image_id, raw_uri = item.get("raw_image_id"), item.get("raw_uri")
@@ -162,7 +162,7 @@ def parse_raw_mm_item(item: Any, path: str = "item") -> RawMMItem:
 
 @dataclass(frozen=True, slots=True)
 class ModalitySidecar:
-    """The images of one modality of a prompt: three parallel lists, in prompt order.
+    """The images of one modality in a prompt, as three lists of equal length in the order of the prompt.
 
     Attributes:
         hashes: the hash of each image.
@@ -205,26 +205,26 @@ class Sidecar:
             }
             for name, part in self.modalities.items()
         }
-        # Checked again, because the items are mappings and may have changed.
+        # Check again, because the items are mappings that may have changed.
         reject_processed(encoded, "sidecar")
         return encoded
 
     @classmethod
     def decode(cls, encoded: Any) -> Self:
-        """Read and check what `encode` returned."""
+        """Return the sidecar that `encode` encoded, after checking it."""
         reject_processed(encoded, "sidecar")
         if not isinstance(encoded, Mapping):
-            raise DescriptorError(f"a sidecar must be a mapping of modalities, but is a {type(encoded).__name__}")
+            raise DescriptorError(f"a sidecar must be a mapping of modalities, but is of type {type(encoded).__name__}")
         return cls({name: _decode_modality(name, part) for name, part in encoded.items()})
 
 
 def reject_processed(value: Any, path: str = "sidecar") -> None:
-    """Refuse arrays, tensors and the keys of processed features, at any depth.
+    """Refuse arrays, tensors, and the keys for pixels and features, at any depth.
 
-    Allowed is what JSON can write: mappings with string keys, lists, tuples, strings, numbers, booleans and None.
+    Allowed values are mappings with string keys, lists, tuples, strings, numbers, booleans and None.
 
     Raises:
-        ProcessedPayloadError: with the path of the refused key or value.
+        ProcessedPayloadError: a key or a value is refused; the error has its path.
     """
     offence = _find_processed(value, 0)
     if offence is not None:
@@ -232,19 +232,19 @@ def reject_processed(value: Any, path: str = "sidecar") -> None:
 
 
 def require_safe(value: Any, pattern: re.Pattern[str], path: str) -> None:
-    """Raise DescriptorError unless a field matches this pattern of safe characters."""
+    """Raise DescriptorError if a field is not a string that matches this pattern of safe characters."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise DescriptorError(f"{path} must match {pattern.pattern}, but is {_abbreviate(value)}")
 
 
 def require_data_uri(value: Any, path: str) -> None:
-    """Raise DescriptorError unless a value is a `data:` URI of an image."""
+    """Raise DescriptorError if a value is not a `data:` URI of an image."""
     if not isinstance(value, str) or find_data_uri_payload(value) is None:
         raise DescriptorError(f"{path} must be a data:image/<type>;base64,… URI, but is {_abbreviate(value)}")
 
 
 def _check_one_source(raw_image_id: Any, raw_uri: Any, path: str) -> None:
-    """Raise DescriptorError unless exactly one of the two is set and valid."""
+    """Raise DescriptorError if not exactly one of the two is set, or if the one that is set is not valid."""
     if (raw_image_id is None) == (raw_uri is None):
         raise DescriptorError(f"{path} must have exactly one of raw_image_id and raw_uri")
     if raw_image_id is not None:
@@ -270,14 +270,14 @@ def _check_modality(name: str, part: ModalitySidecar) -> None:
     require_safe(name, SAFE_NAME, path)
     counts = len(part.hashes), len(part.placeholders), len(part.items)
     if len(set(counts)) != 1:
-        raise DescriptorError(f"{path} must have parallel lists, but has {counts} hashes, placeholders and items")
+        raise DescriptorError(f"{path} must have equally many hashes, placeholders and items, but has {counts}")
     previous_end = 0
     for index, (hash_, placeholder, item) in enumerate(zip(part.hashes, part.placeholders, part.items, strict=True)):
         require_safe(hash_, SAFE_HASH, f"{path}.hashes[{index}]")
         if placeholder.offset < previous_end or placeholder.length <= 0:
             raise DescriptorError(
-                f"{path}.placeholders[{index}] has {placeholder.length} tokens at {placeholder.offset}, but ranges must"
-                f" not be empty or overlap, and must be in order (the one before ends at {previous_end})"
+                f"{path}.placeholders[{index}] has {placeholder.length} tokens at {placeholder.offset}; expected at "
+                f"least one token, at {previous_end} or later, where the previous range ends"
             )
         previous_end = placeholder.offset + placeholder.length
         if parse_raw_mm_item(item, f"{path}.items[{index}]").modality != name:
@@ -287,7 +287,7 @@ def _check_modality(name: str, part: ModalitySidecar) -> None:
 def _decode_modality(name: str, part: Any) -> ModalitySidecar:
     path = f"sidecar.{name}"
     if not isinstance(part, Mapping):
-        raise DescriptorError(f"{path} must be a mapping, but is a {type(part).__name__}")
+        raise DescriptorError(f"{path} must be a mapping, but is of type {type(part).__name__}")
     return ModalitySidecar(
         hashes=tuple(_require_list(part, "hashes", path)),
         placeholders=tuple(
@@ -317,7 +317,7 @@ def _require_integer(mapping: Any, key: str, path: str) -> int:
 
 
 def _find_processed(value: Any, depth: int) -> tuple[str, str] | None:
-    """Return the path of something processed in `value` and what it is; None if there is nothing."""
+    """Return the path and the description of a refused key or value in `value`; None if nothing is refused."""
     value_type = type(value)
     if value_type in _PLAIN_TYPES:
         return None
@@ -332,7 +332,7 @@ def _find_processed(value: Any, depth: int) -> tuple[str, str] | None:
         return None
     if isinstance(value, Mapping):
         return _find_processed_in_mapping(value, depth)
-    # Subclasses of plain types are allowed. Some of numpy's scalars inherit from Python's numbers, but are refused.
+    # Subclasses of plain types are allowed, except numpy's scalars, of which some inherit from Python's numbers.
     if isinstance(value, str | int | float) and value_type.__module__ != "numpy":
         return None
     return "", f"is a {value_type.__module__}.{value_type.__qualname__}"

@@ -1,5 +1,5 @@
-"""The base class of the package's errors."""
+"""The base class of this package's errors."""
 
 
 class AdapterError(Exception):
-    """A renderer, tokenizer, descriptor or reference cannot be used; the message says which and what to do."""
+    """A renderer, tokenizer, descriptor or reference cannot be used. The message says which one, and what to do."""

@@ -1,7 +1,7 @@
-"""The model families that we can render, by their names in a configuration.
+"""Lists the model families that can be rendered, by their names in a configuration.
 
-A family says which renderer of the `renderers` package writes its tokens, which geometry counts the placeholders of its
-images, and what its template cannot express. Text-only families have no geometry and no pad token.
+A family names its renderer in the `renderers` package and the geometry of its images, and says what its template cannot
+write. Text-only families have no geometry and no pad token.
 """
 
 import difflib
@@ -19,23 +19,23 @@ class UnknownRenderer(AdapterError):
 
 @dataclass(frozen=True, slots=True)
 class RendererFamily:
-    """One chat format.
+    """A model family and its chat format.
 
     Attributes:
-        name: its name in a configuration.
-        renderer: the name of its renderer in the `renderers` package.
-        geometry: the family of its geometry; None if it is text-only.
-        image_pad_token: the token for one image in logical ids; None if it is text-only.
-        other_media_tokens: the tokens for videos and other media. Engines refuse a prompt that has one of them.
-        missing_tokens: tokens that the renderer needs when it is created and that the family's tokenizers may not have.
+        name: the name of the family in a configuration.
+        renderer: the name of the family's renderer in the `renderers` package.
+        geometry: the name of the family's geometry; None if the family is text-only.
+        image_pad_token: the token for one image in logical ids; None if the family is text-only.
+        other_media_tokens: the tokens for videos and other media. Engines refuse a prompt with such a token.
+        missing_tokens: tokens that the renderer needs at its creation, but that the family's tokenizers may not have.
             Conversations that would use them are refused.
-        requires_system_message: whether the conversation must begin with a system message, because the family's own
-            template would add one.
-        supports_tools: whether the family's own template can write tools and their results.
-        requires_tool_names: whether its template writes the tool's name with each result.
-        vocabulary_file: a file that its renderer needs besides the tokenizer, and downloads if it is missing; None if
-            it needs none.
-        encodes_messages_as_text: whether its renderer itself encodes control tokens in messages as text.
+        requires_system_message: whether a conversation must begin with a system message, because the family's template
+            would add one.
+        supports_tools: whether the family's template can write tools and their results.
+        requires_tool_names: whether the family's template writes the name of the tool with each result.
+        vocabulary_file: a file that the renderer needs in addition to the tokenizer, and downloads if it is missing;
+            None if the renderer does not need one.
+        encodes_messages_as_text: whether the renderer itself encodes control tokens in messages as text.
     """
 
     name: str
@@ -59,7 +59,7 @@ def _qwen_vl(name: str) -> RendererFamily:
 
 
 def _qwen2_vl(name: str) -> RendererFamily:
-    # With a system message its template writes the same as Qwen3-VL's, but it has no tools.
+    # With a system message, the template of Qwen2-VL writes the same text as Qwen3-VL's, but it does not support tools.
     missing_tokens = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "</think>")
     return RendererFamily(
         name,
@@ -103,7 +103,7 @@ def get_family(name: str) -> RendererFamily:
     """Return the family with this name.
 
     Raises:
-        UnknownRenderer: no family has this name; the message lists all names.
+        UnknownRenderer: no family has this name. The message lists all names.
     """
     if name in FAMILIES:
         return FAMILIES[name]
@@ -113,6 +113,6 @@ def get_family(name: str) -> RendererFamily:
 
 
 def _misspelt_family(name: str) -> str | None:
-    """Return a name that is almost the same. It has the same numbers, because another number is another family."""
+    """Return a similar name with the same numbers, or None. Another number would mean another family."""
     same_numbers = [family for family in FAMILIES if re.findall(r"\d+", family) == re.findall(r"\d+", name)]
     return next(iter(difflib.get_close_matches(name.lower(), same_numbers, n=1, cutoff=0.85)), None)

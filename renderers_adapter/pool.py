@@ -1,10 +1,10 @@
-"""Shares a few renderers of a model among many rollouts.
+"""Lets many rollouts share a few renderers of a model.
 
     pool = await anyio.to_thread.run_sync(shared_pool, directory, "qwen3-vl")
     rendered = await pool.render(messages, tools)
 
-A renderer encodes one text at a time. Short texts are encoded on the event loop, which costs less than a change of
-thread. Long texts are encoded in a thread, so that other rollouts go on in the meantime.
+A renderer encodes one text at a time. Short texts are encoded on the event loop, because a switch to a thread would
+cost more. Long texts are encoded in a thread, so that other rollouts can continue.
 """
 
 import json
@@ -26,7 +26,7 @@ from renderers_adapter.tokens import LogicalIds
 
 _DEFAULT_POOL_SIZE = 4
 _INLINE_CHARACTERS = 20_000
-"""Up to this many characters, encoding takes at most a few milliseconds and stays on the event loop."""
+"""The maximum length of texts that are encoded on the event loop, which takes a few milliseconds at most."""
 
 _T = TypeVar("_T")
 _Messages = Sequence[Mapping[str, Any]]
@@ -62,7 +62,7 @@ class RendererPool:
     def parse(
         self, parse_prefix: LogicalIds, completion: LogicalIds, tools: _Messages | None = None
     ) -> ParsedCompletion:
-        """See `RendererAdapter.parse`. It only decodes, so it does not wait for a free renderer."""
+        """Parse a completion; see `RendererAdapter.parse`. Parsing does not wait for a free renderer."""
         return self._prototype.parse(parse_prefix, completion, tools)
 
     async def _run_encoder(self, character_count: int, operation: Callable[[RendererAdapter], _T]) -> _T:
@@ -82,10 +82,10 @@ def shared_pool(
     template: Mapping[str, Any] | None = None,
     special_text: SpecialText = SpecialText.TEXT,
 ) -> RendererPool:
-    """Return the pool of a model; there is one in a process. The first caller loads the model, and others wait.
+    """Return the pool of a model, which the whole process shares. The first caller loads the model, and others wait.
 
     Raises:
-        AdapterError: the model cannot be loaded, see `RendererAdapter.open`. All waiting callers get the error; the
+        AdapterError: the model cannot be loaded; see `RendererAdapter.open`. All waiting callers get the error, and the
             next caller tries again.
     """
     key = (directory.resolve(), renderer, json.dumps(template or {}, sort_keys=True), special_text)
@@ -105,7 +105,7 @@ def shared_pool(
 
 
 def _count_characters(value: Any) -> int:
-    """Return how many characters all texts in messages or tools have together."""
+    """Return the total number of characters of all texts in messages or tools."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):

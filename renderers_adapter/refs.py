@@ -1,10 +1,10 @@
-"""References: an image and its layout in one line of text of a request, which a plugin in the engine resolves.
+"""Reads and writes references, which name an image and its layout in a request. A plugin of the engine resolves them.
 
     mmraw:v2:<run_id>:<family>:<fingerprint>:<modality>:<mm_hash>:<raw_image_id>:<payload64>
     mmraw:v3:<json64>
 
-We write version 3 and read both. The fields of a `RawMMRef` are checked when it is created. One check is left to the
-caller: `..` is a valid `raw_image_id`, so code that makes a path of it must check where the path leads.
+`format_ref` writes version 3, and `parse_ref` reads both versions. The fields of a `RawMMRef` are checked when it is
+created. But `..` is a valid `raw_image_id`, so code that uses it in a path must check where the path leads.
 """
 
 import base64
@@ -29,7 +29,7 @@ _V2_PREFIX, _V3_PREFIX = "mmraw:v2:", "mmraw:v3:"
 
 
 class RefError(AdapterError):
-    """A reference is malformed or has an unsafe field; the message says which."""
+    """A reference is malformed, or one of its fields is unsafe. The message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class RawMMRef:
     Attributes:
         run_id: the id of the run that the image belongs to.
         family: the family of the image's geometry.
-        fingerprint: the layout fingerprint of that geometry.
-        modality: the kind of input: `image`, or vLLM's name for it.
+        fingerprint: the layout fingerprint of the geometry.
+        modality: the kind of input: `image`, or vLLM's name for images.
         mm_hash: the hash of the image in the request: the first digits of the SHA-256 of its bytes.
-        payload: the part that the geometry defines, with the grid of the image.
+        payload: the data that the geometry defines: the grid of the image.
         raw_image_id: the file name of the image; None if only `raw_uri` is set.
         raw_uri: the image itself as a `data:` URI; None if only `raw_image_id` is set.
 
@@ -72,20 +72,20 @@ class RawMMRef:
             if self.raw_uri is not None:
                 require_data_uri(self.raw_uri, "raw_uri")
             if not isinstance(self.payload, Mapping):
-                raise RefError(f"payload must be a mapping, but is a {type(self.payload).__name__}")
+                raise RefError(f"payload must be a mapping, but is of type {type(self.payload).__name__}")
             reject_processed(self.payload, "payload")
         except DescriptorError as error:
             raise RefError(f"invalid image reference: {error}") from error
 
 
 def parse_ref(text: str) -> RawMMRef:
-    """Read a reference of version 2 or 3.
+    """Return the content of a reference of version 2 or 3.
 
     Raises:
         RefError: the text is not a reference, or a field is invalid.
     """
     if not isinstance(text, str):
-        raise RefError(f"an image reference must be text, but is a {type(text).__name__}")
+        raise RefError(f"an image reference must be a string, but is of type {type(text).__name__}")
     if text.startswith(_V3_PREFIX):
         return _from_fields(_decode_json(text[len(_V3_PREFIX) :], "v3 reference"))
     if not text.startswith(_V2_PREFIX):
@@ -108,10 +108,10 @@ def parse_ref(text: str) -> RawMMRef:
 
 
 def format_ref(ref: RawMMRef) -> str:
-    """Write a reference as version 3.
+    """Return the text of a reference, in version 3.
 
     Raises:
-        RefError: the payload has a number that JSON cannot write.
+        RefError: the payload contains a value that JSON cannot write, such as NaN.
     """
     fields = {
         "run_id": ref.run_id,
@@ -134,7 +134,7 @@ def _from_fields(fields: Mapping[str, Any]) -> RawMMRef:
     required = ("run_id", "family", "fingerprint", "modality", "mm_hash", "payload")
     missing = [name for name in required if name not in fields]
     if missing:
-        raise RefError(f"a v3 image reference must have {', '.join(missing)}")
+        raise RefError(f"a v3 image reference must have the fields {', '.join(missing)}")
     return RawMMRef(
         **{name: fields[name] for name in required},
         raw_image_id=fields.get("raw_image_id"),
@@ -144,7 +144,7 @@ def _from_fields(fields: Mapping[str, Any]) -> RawMMRef:
 
 def _decode_json(encoded: str, description: str) -> dict[str, Any]:
     try:
-        # base64url has no `+` and `/`, and our form has no padding.
+        # base64url has no `+` and `/`, and references have no padding.
         if any(foreign in encoded for foreign in "+/="):
             raise RefError(f"the {description} is not base64url without padding")
         padded = encoded.replace("-", "+").replace("_", "/") + "=" * (-len(encoded) % 4)
@@ -152,7 +152,7 @@ def _decode_json(encoded: str, description: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RefError(f"the {description} is not base64url of JSON: {str(error)[:100]}") from error
     if not isinstance(value, dict):
-        raise RefError(f"the {description} must be a JSON object, but is a {type(value).__name__}")
+        raise RefError(f"the {description} must be a JSON object, but is of type {type(value).__name__}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Converts the output of a renderer to our own types: the tokens of each message, and completions as text."""
+"""Converts the output of a renderer to this package's types: the tokens of each message, and parsed completions."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,11 @@ from renderers_adapter.tokens import LogicalIds, PlaceholderError, as_logical_id
 Span = tuple[int, int]
 
 _MAX_CALL_NESTING = 32
-"""How deep the arguments of a tool call may be nested; the records of a queue allow only a few more levels."""
+"""The maximum nesting of a tool call's arguments. Records on a queue allow only a few more levels."""
 
 
 class UnsupportedConversation(AdapterError):
-    """The family's template cannot write the conversation, or a bridge would give other tokens than a full render."""
+    """The family's template cannot write the conversation, or bridge and full render would give different tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class MessageSegment:
     """The tokens of one message.
 
     Attributes:
-        ids: its tokens.
-        content_spans: the (start, end) of its content in `ids`; the template wrote the rest.
-        image_offsets: the positions of its images' pad tokens in `ids`.
+        ids: the tokens of the message, including those of the template.
+        content_spans: the ranges (start, end) in `ids` of the message's own content; the template wrote the rest.
+        image_offsets: the positions of the pad tokens of images in `ids`.
     """
 
     ids: LogicalIds
@@ -38,11 +38,11 @@ class MessageSegment:
 
 @dataclass(frozen=True, slots=True)
 class RenderedMessages:
-    """The tokens of messages.
+    """The tokens of several messages.
 
     Attributes:
         segments: the tokens of each message.
-        generation_prompt: the tokens after the last message, which begin the assistant's answer.
+        generation_prompt: the tokens after the last message, with which the assistant's answer begins.
     """
 
     segments: tuple[MessageSegment, ...]
@@ -54,12 +54,12 @@ class ParsedToolCall:
     """A tool call in a completion.
 
     Attributes:
-        id: the id of the call; None if the format has none.
+        id: the id of the call; None if the family's format has no ids.
         name: the name of the tool; empty if it could not be read.
         arguments: the arguments; empty if they could not be read.
         raw: the text inside the block of the call.
-        error: what is wrong with the call; None if it is well-formed.
-        malformed_text: the whole block of a malformed call, as it was sampled; empty if the call is well-formed.
+        error: the problem of the call; None if it is well-formed.
+        malformed_text: the text of the whole block of a malformed call; empty if the call is well-formed.
     """
 
     id: str | None
@@ -72,10 +72,10 @@ class ParsedToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ParsedCompletion:
-    """A completion as text.
+    """The parts of a completion, as text.
 
     Attributes:
-        text: the answer, without reasoning and tool calls.
+        text: the answer without reasoning and tool calls.
         reasoning: the reasoning before the answer; None if there is none.
         tool_calls: the tool calls, in order.
     """
@@ -88,13 +88,13 @@ class ParsedCompletion:
 def split_by_message(
     rendered: Any, messages: Sequence[Mapping[str, Any]], start: int, pad_id: int | None
 ) -> RenderedMessages:
-    """Split the renderer's tokens from `start` on into one segment for each message and the generation prompt.
+    """Split the renderer's tokens from `start` on; return one segment for each message, and the generation prompt.
 
     Raises:
         UnsupportedConversation: the tokens are not in the order of the messages.
         PlaceholderError: a message has more or fewer placeholders than images.
     """
-    # Plain lists, because this is usually one short message, for which an array would be slower.
+    # Use plain lists, because there is usually one short message, for which arrays would be slower.
     ids, message_indices = rendered.token_ids[start:], rendered.message_indices[start:]
     all_false = [False] * len(ids)
     sampled_mask, content_mask = rendered.sampled_mask[start:] or all_false, rendered.is_content[start:] or all_false
@@ -112,15 +112,15 @@ def split_by_message(
 
 
 def count_images(message: Mapping[str, Any]) -> int:
-    """Return how many images a message has."""
+    """Return the number of images in a message."""
     content = message.get("content")
     return sum(part["type"] == "image" for part in content) if isinstance(content, list) else 0
 
 
 def read_tool_call(call: Any, decode_span: Callable[[Span], str]) -> ParsedToolCall:
-    """Convert a tool call that the renderer parsed. It is malformed if its arguments are not a JSON object.
+    """Convert a tool call that the renderer parsed. The call is malformed if its arguments are not a JSON object.
 
-    `decode_span` returns the text of a span of the completion.
+    `decode_span` returns the text of a range of the completion's tokens.
     """
     status = str(call.status.value)
     name, arguments, error = call.name, call.arguments, None if status == "ok" else status
@@ -152,7 +152,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _nesting_depth(value: Any) -> int:
-    """Return how deep containers are nested."""
+    """Return the number of nested levels of lists and dicts."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return 0 if children is None else 1 + max(map(_nesting_depth, children), default=0)
 
@@ -160,10 +160,10 @@ def _nesting_depth(value: Any) -> int:
 def _message_boundaries(
     message_indices: Sequence[int], sampled_mask: Sequence[bool], roles: Sequence[str]
 ) -> list[int]:
-    """Return where the tokens of each message begin, and at the end where the generation prompt begins.
+    """Return the start of each message's tokens, and as the last entry the start of the generation prompt.
 
     Tokens that belong to no message go to the message after them. An assistant message ends with the last token that
-    the policy would sample. So the line break after it goes to the next message, too, as after a sampled answer.
+    the policy would sample. So the line break after it belongs to the next message, as it does after a sampled answer.
     """
     ends, sampled_ends, last_index = [0] * len(roles), [0] * len(roles), 0
     for end, (index, was_sampled) in enumerate(zip(message_indices, sampled_mask, strict=True), start=1):
@@ -194,7 +194,7 @@ def _image_pad_offsets(
     image_count = count_images(message)
     if len(offsets) != image_count:
         raise PlaceholderError(
-            f"the {message['role']} message {index} has {image_count} images but renders to {len(offsets)} image "
-            "placeholders; check that its text does not contain the placeholder token"
+            f"the {message['role']} message {index} has {image_count} images, but its tokens contain {len(offsets)} "
+            "image pad tokens; check that its text does not contain the pad token"
         )
     return offsets

@@ -1,13 +1,13 @@
-"""Encodes control tokens that a message spells as text, so that only the template writes control tokens.
+"""Encodes control tokens in the text of messages as text, so that only the template writes control tokens.
 
     masked_messages, masked_tools = masking_tokenizer.mask((messages, tools))
     renderer.render(masked_messages, tools=masked_tools)     # the renderer uses this tokenizer
 
-A renderer joins the text of its template with the text of messages, and a tokenizer cannot tell them apart. So before
-rendering, `mask` replaces one character of each control token in a message by a *mark*: a lone surrogate, which no text
-contains. The tokenizer of the renderer finds the marks and encodes the original characters there as text. Parts of
-control tokens at the two ends of a text, such as `<|im_`, get a mark, too, because the next text may complete the
-token. If no control token would arise, the ids are those of the text without marks.
+A renderer joins the text of its template with the text of messages, and a tokenizer cannot distinguish them. So before
+rendering, `mask` replaces one character of each control token in a message by a *mark*. A mark is a lone surrogate,
+which no valid text contains. The renderer's tokenizer finds the marks, and encodes the original characters there as
+text. A part of a control token at the start or end of a text, such as `<|im_`, also gets a mark. The neighbouring text
+may complete such a token. If no control token results, the ids are the same as without marks.
 """
 
 import re
@@ -26,7 +26,7 @@ _SURROGATES = range(0xD800, 0xE000)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _FILLER = "\ufffd"
 _ESCAPE_SURPLUS = len(r"\ud800") - 1
-"""How many characters longer a mark is if a template writes it as a JSON escape."""
+"""The number of additional characters of a mark that a template writes as a JSON escape."""
 _QUOTED_CHARACTERS = 80
 _KNOWN_KEYS = frozenset(
     (
@@ -36,16 +36,16 @@ _KNOWN_KEYS = frozenset(
         "additionalProperties",
     )
 )
-"""Keys of messages, tools and JSON schemas that renderers look up, so that they must not get marks."""
+"""The keys of messages, tools and JSON schemas that renderers look up. They must not get marks."""
 
 
 class SpecialText(StrEnum):
-    """What happens to text in messages that spells control tokens.
+    """How control tokens in the text of messages are handled.
 
     Attributes:
-        TEXT: it is encoded as text.
-        REFUSE: it is an error in messages of users, tools and the system; in assistant messages it is encoded as text.
-        ALLOW: it is encoded as control tokens, as engines do it.
+        TEXT: they are encoded as text.
+        REFUSE: they are an error, but in assistant messages they are encoded as text.
+        ALLOW: they are encoded as control tokens, as engines do it.
     """
 
     TEXT = "text"
@@ -54,11 +54,11 @@ class SpecialText(StrEnum):
 
 
 class SpecialTextRefused(UnsupportedConversation):
-    """A message or a tool spells a control token, which the configuration does not allow."""
+    """The text of a message or a tool contains a control token, and the configuration does not allow this."""
 
 
 class ControlTokenFinder:
-    """Finds control tokens in a text, also parts of them at the two ends of the text."""
+    """Finds control tokens in a text, and parts of control tokens at its start and end."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         longest_first = sorted(tokens, key=len, reverse=True)
@@ -73,7 +73,7 @@ class ControlTokenFinder:
         self._tag_names = {token.strip("</>") for token in longest_first if token[0] == "<" and token[-1] == ">"}
 
     def find(self, text: str) -> Iterator[tuple[int, str]]:
-        """Yield the position and the text of every control token that the text spells, also of overlapping ones."""
+        """Yield the position and the text of every control token in a text, including overlapping ones."""
         if self._pattern is None:
             return
         found = self._pattern.search(text)
@@ -82,7 +82,7 @@ class ControlTokenFinder:
             found = self._pattern.search(text, found.start() + 1)
 
     def find_marks(self, text: str) -> set[int]:
-        """Return one position in each control token, or part of one at an end of the text; marks there break them."""
+        """Return the positions for marks: one in each control token, or part of one at the start or end of the text."""
         marks: set[int] = set()
         if self._any_mark is None or not self._any_mark.search(text):
             return marks
@@ -95,7 +95,7 @@ class ControlTokenFinder:
         return marks
 
     def find_key_marks(self, key: str) -> set[int]:
-        """Do the same for a key of an object. Some templates write `<key>` for an unknown key of a tool."""
+        """Return the positions for marks in a key. Some templates write an unknown key of a tool as `<key>`."""
         return {0} if key in self._tag_names and key not in _KNOWN_KEYS else self.find_marks(key)
 
 
@@ -105,7 +105,7 @@ def _finder_of(tokens: tuple[str, ...]) -> ControlTokenFinder:
 
 
 class MaskingTokenizer:
-    """The tokenizer of one renderer, which encodes as text what `mask` marked. It is not thread-safe."""
+    """The tokenizer of one renderer. It encodes the text that `mask` marked as plain text. It is not thread-safe."""
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -117,7 +117,7 @@ class MaskingTokenizer:
         return getattr(self._tokenizer, name)
 
     def refuse(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> None:
-        """Raise SpecialTextRefused if a tool, or a message that is not from the assistant, spells a control token."""
+        """Raise SpecialTextRefused if a tool, or a message that is not from the assistant, contains a control token."""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 self._refuse_texts(f"the {message['role']} message {index}", message)
@@ -129,13 +129,13 @@ class MaskingTokenizer:
             for start, token in self._finder.find(text):
                 begin = max(0, start - _QUOTED_CHARACTERS // 2)
                 raise SpecialTextRefused(
-                    f"{owner} spells the control token {token!r} at character {start} of its text "
-                    f"{text[begin : begin + _QUOTED_CHARACTERS]!r}. Replace it, or encode it as text with "
-                    "model.special_text: text."
+                    f"{owner} contains the control token {token!r} at character {start} of its text "
+                    f"{text[begin : begin + _QUOTED_CHARACTERS]!r}. Replace it, or set "
+                    "model.special_text: text, which encodes it as text."
                 )
 
     def mask(self, value: _T) -> _T:
-        """Return the messages and tools with marks in their texts. The next call makes these marks invalid."""
+        """Return the messages and tools with marks in their texts. The marks are valid until the next call."""
         self._originals, self._marks = {}, None
         if not any(self._find_marks(text, is_key) for text, is_key in _texts(value)):
             return value
@@ -147,14 +147,14 @@ class MaskingTokenizer:
             surrogate = surrogate_of.get(character) or next(free, None)
             if surrogate is None:
                 raise UnsupportedConversation(
-                    "the messages contain too many different JSON escapes of surrogates (\\ud800 to \\udfff) or "
-                    "characters that the tokenizer normalises; no surrogate is left for marks. Shorten the messages."
+                    "the messages contain too many different JSON escapes of surrogates (\\ud800 to \\udfff), or "
+                    "characters that the tokenizer normalises, so no surrogate is left for marks. Shorten the messages."
                 )
             return surrogate_of.setdefault(character, surrogate)
 
         def mask_text(text: str, is_key: bool) -> str:
             if lone := _LONE_SURROGATE.search(text):
-                # A lone surrogate in a message raises the same error as without marks.
+                # Encode a lone surrogate of the message itself here, so that it raises its usual error.
                 self._tokenizer.encode(text[: lone.end()])
             pieces: list[str] = []
             end = 0
@@ -165,7 +165,7 @@ class MaskingTokenizer:
 
         masked: _T = _map_texts(value, mask_text)
         self._originals = {surrogate: character for character, surrogate in surrogate_of.items()}
-        # Some templates write JSON in ASCII, with marks as escapes.
+        # Some templates write JSON in ASCII, where marks become JSON escapes.
         self._originals |= {f"\\u{ord(surrogate):04x}": text for text, surrogate in surrogate_of.items()}
         self._marks = re.compile("|".join(map(re.escape, self._originals)))
         return masked
@@ -176,11 +176,11 @@ class MaskingTokenizer:
         return marks
 
     def restore(self, text: str) -> str:
-        """Return a text with the original characters instead of marks."""
+        """Return a text in which the original characters replace the marks."""
         return text if self._marks is None else self._marks.sub(lambda mark: self._originals[mark[0]], text)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """See `FastTokenizer.encode`; marked control tokens are encoded as text."""
+        """Return the ids of a text as `FastTokenizer.encode` does, but encode marked control tokens as text."""
         if self._marks is None or not self._marks.search(text):
             return self._tokenizer.encode(text, add_special_tokens)
         return self._encode_masked(text)["input_ids"]
@@ -188,7 +188,7 @@ class MaskingTokenizer:
     def __call__(
         self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False
     ) -> EncodedText:
-        """Encode a text as `encode` does, with offsets on request."""
+        """Encode a text as `encode` does; return the ids, and on request the offsets."""
         if self._marks is None or not self._marks.search(text):
             return self._tokenizer(
                 text, add_special_tokens=add_special_tokens, return_offsets_mapping=return_offsets_mapping
@@ -196,7 +196,7 @@ class MaskingTokenizer:
         return self._encode_masked(text)
 
     def _encode_masked(self, masked_text: str) -> EncodedText:
-        """Return ids, and offsets in the masked text. A mark that was written as a JSON escape is longer there."""
+        """Return the ids, and the offsets in the masked text, where a mark can be an escape of several characters."""
         assert self._marks is not None
         marked_at: list[int] = []
         after_escapes: list[int] = []
@@ -220,7 +220,7 @@ class MaskingTokenizer:
         return EncodedText(input_ids=encoded["input_ids"], offset_mapping=offsets)
 
     def _encode_unless_marks_are_control_tokens(self, text: str, marked_at: Sequence[int]) -> EncodedText | None:
-        """Encode a text; return None if one of the control tokens contains a marked character."""
+        """Encode a text; return None if a control token in the result contains a marked character."""
         encoded = self._tokenizer(text, return_offsets_mapping=True)
         takes_mark = any(
             bisect_left(marked_at, begin) < bisect_left(marked_at, end)
@@ -229,7 +229,7 @@ class MaskingTokenizer:
         return None if takes_mark else encoded
 
     def _control_tokens_of(self, encoded: EncodedText) -> list[tuple[int, int, int]]:
-        """Return the id, the begin and the end of each control token of an encoded text."""
+        """Return the id, the start and the end of each control token in an encoded text."""
         return [
             (token, begin, end)
             for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -237,7 +237,7 @@ class MaskingTokenizer:
         ]
 
     def _encode_around_template_tokens(self, text: str, template_text: str) -> EncodedText:
-        """Encode as text all that is not a control token in `template_text`, which has the same length."""
+        """Encode `text`, and keep only the control tokens of `template_text`, which has the same length."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         template_tokens = self._control_tokens_of(self._tokenizer(template_text, return_offsets_mapping=True))
@@ -254,7 +254,7 @@ class MaskingTokenizer:
 
 
 def _first_mark(part: str) -> int:
-    """Return the position of the first character that is not a letter or a digit, so that words stay unchanged."""
+    """Return the position of the first character that is not a letter or digit, because marks must not change words."""
     return next((at for at, character in enumerate(part) if not character.isalnum()), 0)
 
 
@@ -270,7 +270,7 @@ def _positions(text: str, wanted: str) -> Iterator[int]:
 
 
 def _texts(value: Any, is_key: bool = False) -> Iterator[tuple[str, bool]]:
-    """Yield every text in messages or tools, and whether it is a key."""
+    """Yield every text in messages or tools, and whether the text is a key."""
     if isinstance(value, str):
         yield value, is_key
     elif isinstance(value, Mapping):

@@ -3,8 +3,8 @@
     tokenizer = load_tokenizer("models/Qwen3-VL-4B-Instruct")
     tokenizer.encode("a red square")
 
-A `FastTokenizer` does not change after it was loaded, so several threads may share one. Truncation and padding, which a
-saved tokenizer may have and which would change a prompt, are switched off.
+A `FastTokenizer` does not change after loading, so several threads can share it. Truncation and padding are switched
+off, because they would change a prompt.
 """
 
 import json
@@ -20,10 +20,10 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from renderers_adapter.errors import AdapterError
 
 _MAX_CACHED_CHARACTERS = 32
-"""The ids of texts up to this length are cached, because a template's short texts are encoded at every turn."""
+"""The ids of texts up to this length are cached, because each turn encodes the same short texts of the template."""
 
 _SPACES = " \t\r\n\v\f\u2581"
-"""White space, and the character that many vocabularies write for a space."""
+"""White space, and the character that many vocabularies use for a space."""
 
 
 class TokenizerError(AdapterError):
@@ -31,27 +31,27 @@ class TokenizerError(AdapterError):
 
 
 class EncodedText(TypedDict):
-    """An encoded text, as the tokenizers of transformers return it."""
+    """An encoded text in the form that transformers' tokenizers return."""
 
     input_ids: list[int]
     """The token ids."""
     offset_mapping: NotRequired[list[tuple[int, int]]]
-    """The (start, end) of each token in the text, in characters; missing if the caller did not ask for it."""
+    """The (start, end) of each token, in characters of the text; missing if the caller did not ask for it."""
 
 
 class FastTokenizer:
     """A tokenizer of the `tokenizers` package with the interface of transformers' tokenizers.
 
-    `encode` turns the text of a control token, such as `<|im_end|>`, into that token, because chat templates write
-    control tokens as text; `encode_as_text` does not. Control tokens are all added tokens, also those without the mark
-    `special`, such as `<think>`. Added tokens that are white space or a single character do not count.
+    Chat templates write control tokens such as `<|im_end|>` as text, and `encode` converts them to tokens.
+    `encode_as_text` does not convert them. All added tokens are control tokens, also those that are not marked as
+    `special`, such as `<think>`. Exceptions are added tokens that are white space or a single character.
 
     Attributes:
         control_tokens: the texts of the control tokens.
         control_ids: the ids of the control tokens.
-        name_or_path: where the tokenizer was loaded from.
-        eos_token_id: the id of the token that ends a text; None if the model's files name none.
-        unk_token_id: the id for unknown tokens; None if the model's files name none.
+        name_or_path: the path from which the tokenizer was loaded.
+        eos_token_id: the id of the token that ends a text; None if the model's files do not name one.
+        unk_token_id: the id for unknown tokens; None if the model's files do not name one.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class FastTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are, with the added ones."""
+        """The number of tokens in the vocabulary, including the added tokens."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Return the ids of a text; texts of control tokens become control tokens."""
+        """Return the ids of a text. Control tokens that are written in the text become control tokens."""
         if len(text) > _MAX_CACHED_CHARACTERS:
             return self._encode_text(text, add_special_tokens).ids
         return list(self._encode_cached(text, add_special_tokens))
@@ -91,23 +91,23 @@ class FastTokenizer:
     def __call__(
         self, text: str, *, add_special_tokens: bool = False, return_offsets_mapping: bool = False
     ) -> EncodedText:
-        """Encode a text as `encode` does, with offsets on request."""
+        """Encode a text as `encode` does; return the ids, and on request the offsets."""
         encoding = self._encode_text(text, add_special_tokens)
         if return_offsets_mapping:
             return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
         return EncodedText(input_ids=encoding.ids)
 
     def characters_that_change(self, text: str) -> list[int]:
-        """Return the positions of characters that the tokenizer normalises first, as `＜` to `<`, if it does so."""
+        """Return the positions of characters that the tokenizer replaces before it encodes, such as `＜` by `<`."""
         if self._normalizer is None or self._normalizer.normalize_str(text) == text:
             return []
         return [at for at, character in enumerate(text) if self._normalizer.normalize_str(character) != character]
 
     def encode_as_text(self, text: str) -> EncodedText:
-        """Return the ids and offsets of a text; texts of control tokens stay text.
+        """Return the ids and offsets of a text. Control tokens that are written in the text stay text.
 
         Raises:
-            TokenizerError: the vocabulary can write a part of the text only as a control token.
+            TokenizerError: the vocabulary can encode a part of the text only as a control token.
         """
         encoding = _encode_with(self._text_backend, text)
         control_spans = [
@@ -115,14 +115,15 @@ class FastTokenizer:
         ]
         if not control_spans:
             return EncodedText(input_ids=encoding.ids, offset_mapping=encoding.offsets)
-        # The vocabulary itself has a control token as a word. Encoding its first character apart prevents that word.
+        # The vocabulary itself has the control token as a word. To avoid this word, encode its first character
+        # separately.
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for begin, end in pairwise((0, *(begin + 1 for begin, _ in control_spans), len(text))):
             if end - begin == len(text):
                 raise TokenizerError(
-                    f"The tokenizer {self.name_or_path} can write {text!r} only as a control token. Remove it from the "
-                    "messages, or set model.special_text: allow."
+                    f"The tokenizer {self.name_or_path} can encode {text!r} only as a control token. Remove this text "
+                    "from the messages, or set model.special_text: allow."
                 )
             piece = self.encode_as_text(text[begin:end])
             ids += piece["input_ids"]
@@ -131,7 +132,7 @@ class FastTokenizer:
 
     @cached_property
     def _text_backend(self) -> Tokenizer:
-        """The same tokenizer without control tokens. It is made on demand, because few conversations need it."""
+        """The same tokenizer without control tokens. It is created on demand, because few conversations need it."""
         backend = Tokenizer.from_str(self._backend.to_str())
         added_tokens = self._backend.get_added_tokens_decoder()
         backend.add_special_tokens([_as_special(added_tokens[token_id]) for token_id in sorted(self.control_ids)])
@@ -168,26 +169,28 @@ class FastTokenizer:
 
 
 def load_tokenizer(path: str | Path) -> FastTokenizer:
-    """Load the tokenizer of a model directory, or a `tokenizer.json`, with its `tokenizer_config.json` if there is one.
+    """Load the tokenizer of a model directory, or a `tokenizer.json`.
+
+    A `tokenizer_config.json` in the same directory is read, too.
 
     Raises:
-        TokenizerError: the file does not exist, or it is not a tokenizer.
+        TokenizerError: the file does not exist or cannot be read, or it is not a tokenizer.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise TokenizerError(
             f"No tokenizer at {path}: {file} does not exist. "
-            "Give a directory with a tokenizer.json, or that file; a name is not downloaded."
+            "Give a directory with a tokenizer.json, or this file; a model name is not downloaded."
         )
     config = _read_config(file.with_name("tokenizer_config.json"))
     data = _read_bytes(file)
     try:
         backend = Tokenizer.from_buffer(data)
-    except Exception as error:  # tokenizers raises nothing more specific
+    except Exception as error:  # `tokenizers` has no more specific error class
         raise TokenizerError(
             f"{file} is not a tokenizer that the `tokenizers` package can load ({error}). "
-            "Save or download it again, from a fast tokenizer."
+            "Download it again, or save it again from a fast tokenizer of transformers."
         ) from error
     return FastTokenizer(
         backend,
@@ -205,8 +208,8 @@ def _encode_with(backend: Tokenizer, text: str, *, add_special_tokens: bool = Fa
         if surrogate is None:
             raise
         raise TokenizerError(
-            f"The text has a lone surrogate ({surrogate.group()!r}) at character {surrogate.start()}, which has no "
-            "tokens. It often comes from a JSON escape that was cut in two. Repair or replace it."
+            f"The text has a lone surrogate ({surrogate.group()!r}) at character {surrogate.start()}, which cannot be "
+            "encoded. It often comes from a JSON escape that was cut in two. Repair or replace the character."
         ) from error
 
 
@@ -230,7 +233,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise TokenizerError(f"{file} is not JSON ({error}). Repair or remove it.") from error
     if not isinstance(config, dict):
         raise TokenizerError(
-            f"{file} has a JSON {type(config).__name__}; expected an object with eos_token and others."
+            f"{file} contains a JSON {type(config).__name__}; expected an object with keys such as eos_token."
         )
     return config
 
@@ -243,5 +246,5 @@ def _read_bytes(file: Path) -> bytes:
 
 
 def _token_text(token: str | dict[str, Any] | None) -> str | None:
-    """Return the text of a token in `tokenizer_config.json`, which is a string or an object with `content`."""
+    """Return the text of a token in `tokenizer_config.json`. The token is a string, or an object with `content`."""
     return token["content"] if isinstance(token, dict) else token

@@ -1,8 +1,8 @@
-"""Logical and expanded token ids, and the functions that expand them.
+"""Defines logical and expanded token ids, and expands logical ids.
 
-*Logical* ids have one pad token for each image. A renderer writes them, and they are bridged and cross the queue.
-*Expanded* ids have as many pad tokens for each image as the engine sees. They are two types, so that a type checker
-finds mistakes. Only `expand` makes expanded ids from logical ids.
+*Logical* ids have one pad token for each image. A renderer makes them, a bridge adds to them, and the queue carries
+them. *Expanded* ids have as many pad tokens for each image as the engine sees. These are two types, so that a type
+checker finds mistakes. Only `expand` converts logical ids to expanded ids.
 """
 
 from bisect import bisect_left
@@ -23,7 +23,7 @@ NO_LOGPROBS: Logprobs = np.zeros(0, np.float32)
 
 
 class PlaceholderError(AdapterError):
-    """Image placeholders and images do not match, so that training would use the wrong pixels."""
+    """Image placeholders and images do not match. Training would use wrong pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class ImageSlot:
 
     Attributes:
         hash: the hash of the image.
-        offset: the position of its pad token in the run's logical ids.
-        length: how many tokens it takes in expanded ids.
+        offset: the position of the image's pad token in the run's logical ids.
+        length: the number of pad tokens of the image in expanded ids.
     """
 
     hash: str
@@ -46,8 +46,9 @@ class TokenRun:
     """The tokens that one message adds to a conversation.
 
     Attributes:
-        ids: the tokens, with one pad token for each image.
-        sampled_from: the policy sampled the tokens `ids[sampled_from:]`; the template wrote those before.
+        ids: the token ids, with one pad token for each image.
+        sampled_from: the position of the first sampled token: the policy sampled `ids[sampled_from:]`, and the template
+            wrote the tokens before.
         logprobs: one log-prob for each sampled token.
         images: the images of the message, in order; they come before the sampled tokens.
     """
@@ -64,12 +65,12 @@ class TokenRun:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """Where an image's pad tokens are in expanded ids.
+    """The range of an image's pad tokens in expanded ids.
 
     Attributes:
         hash: the hash of the image.
-        offset: the position of its first pad token.
-        length: how many pad tokens it has.
+        offset: the position of the image's first pad token.
+        length: the number of the image's pad tokens.
     """
 
     hash: str
@@ -79,12 +80,12 @@ class Placeholder:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What training needs to know about each token of a path.
+    """Arrays for training, with one value for each token of a path.
 
     Attributes:
         sampled: whether the policy sampled the token.
         logprobs: the log-prob of a sampled token; 0 for other tokens.
-        token_types: 1 for image tokens, 0 for text.
+        token_types: 1 for an image token, 0 for a text token.
     """
 
     sampled: npt.NDArray[np.bool_]
@@ -94,13 +95,13 @@ class Labels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpandedPath:
-    """A path of token runs as the engine sees it.
+    """The tokens of consecutive messages, from the root on, as the engine sees them.
 
     Attributes:
-        runs: the runs of the path, in order.
-        ids: the tokens of all runs, expanded.
-        placeholders: where each image's pad tokens are, in order.
-        run_starts: the position in `ids` where each run begins, and at the end the length of `ids`.
+        runs: the tokens of each message, in order.
+        ids: the expanded ids of all runs.
+        placeholders: the range of each image's pad tokens in `ids`, in order.
+        run_starts: the position in `ids` where each run begins; the last entry is the length of `ids`.
     """
 
     runs: tuple[TokenRun, ...]
@@ -109,12 +110,12 @@ class ExpandedPath:
     run_starts: tuple[int, ...]
 
     def labels(self) -> Labels:
-        """Make the labels of `ids`. They are not stored, because workers keep thousands of paths and need no labels."""
+        """Return the labels of `ids`. They are not stored, because workers keep many paths and do not need labels."""
         sampled = np.zeros(len(self.ids), np.bool_)
         logprobs = np.zeros(len(self.ids), np.float32)
         token_types = np.zeros(len(self.ids), np.uint8)
         for run, end in zip(self.runs, self.run_starts[1:], strict=True):
-            # Images come before the sampled tokens, so the sampled tokens end where their run ends.
+            # Images come before the sampled tokens, so the sampled tokens are the last tokens of the expanded run.
             begin = end - len(run.logprobs)
             sampled[begin:end] = True
             logprobs[begin:end] = run.logprobs
@@ -123,7 +124,7 @@ class ExpandedPath:
         return Labels(sampled, logprobs, token_types)
 
     def first_runs(self, run_count: int) -> "ExpandedPath":
-        """Return the path of the first `run_count` runs; it shares the memory of this one."""
+        """Return the path of the first `run_count` runs. It shares memory with this path."""
         end = self.run_starts[run_count]
         placeholder_count = bisect_left(self.placeholders, end, key=lambda placeholder: placeholder.offset)
         return ExpandedPath(
@@ -135,17 +136,17 @@ class ExpandedPath:
 
 
 def as_logical_ids(ids: Sequence[int] | npt.NDArray[np.int32]) -> LogicalIds:
-    """Return these ids, which have one pad token for each image, as logical ids."""
+    """Return token ids as logical ids. They must have one pad token for each image."""
     return LogicalIds(np.asarray(ids, dtype=np.int32))
 
 
 def concat_ids(*parts: LogicalIds) -> LogicalIds:
-    """Join sequences of logical ids."""
+    """Join sequences of logical ids, and return the result."""
     return LogicalIds(np.concatenate(parts))
 
 
 def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> ExpandedPath:
-    """Join the runs of a path and expand each image's pad token to its length.
+    """Join token runs, and repeat each image's pad token as many times as the image has tokens.
 
     Raises:
         PlaceholderError: an image is not on a pad token, or a pad token has no image.
@@ -176,7 +177,7 @@ def expand(runs: Sequence[TokenRun], *, pad_id: int | None) -> ExpandedPath:
 
 
 def extend_path(path: ExpandedPath, addition: ExpandedPath) -> ExpandedPath:
-    """Join two expanded paths; it costs less than expanding all of their runs again."""
+    """Join two expanded paths, which is faster than expanding all their runs again."""
     length = len(path.ids)
     return ExpandedPath(
         (*path.runs, *addition.runs),

@@ -1,4 +1,4 @@
-"""Computes how many placeholder tokens an image has, from its size and the checkpoint's processor configuration."""
+"""Computes the number of an image's placeholder tokens from its size and the checkpoint's processor configuration."""
 
 from .base import Geometry, GeometryError, ImageLayout, layout_fingerprint
 from .registry import UnknownFamily, geometry_for, known_families

@@ -4,8 +4,8 @@
     layout = geometry.layout(width=800, height=600)
     layout.grid, layout.tokens                   # ((1, 38, 50), 475)
 
-A geometry is a frozen value with the settings of one checkpoint's image processor that determine the layout: its
-*knobs*. A size is that of the displayed image, after its EXIF orientation was applied.
+A geometry is immutable. It has those settings of a checkpoint's image processor that determine the layout: its *knobs*.
+Sizes are those of the displayed image, after its EXIF orientation is applied.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ class ImageLayout:
     """The layout of one image.
 
     Attributes:
-        grid: how many patches it has in time, height and width, as (t, h, w).
-        tokens: how many placeholder tokens it has in expanded ids.
+        grid: the number of patches in time, height and width, as (t, h, w).
+        tokens: the number of placeholder tokens in expanded ids.
     """
 
     grid: tuple[int, int, int]
@@ -55,7 +55,7 @@ class Geometry(ABC):
     @classmethod
     @abstractmethod
     def from_processor_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read the knobs from a checkpoint's image processor configuration.
+        """Return the geometry for a checkpoint's image processor configuration.
 
         Raises:
             GeometryError: a knob is missing or invalid.
@@ -72,26 +72,26 @@ class Geometry(ABC):
     @property
     @abstractmethod
     def knobs(self) -> Mapping[str, Any]:
-        """The settings that the layout depends on, by the names that the fingerprint uses."""
+        """The settings that determine the layout, by the names that the fingerprint uses."""
 
     @abstractmethod
     def tokens(self, grid: tuple[int, int, int]) -> int:
-        """Return how many placeholder tokens an image with this grid has."""
+        """Return the number of placeholder tokens of an image with this grid."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """The layout fingerprint. If engine and trainer have different ones, pixels and placeholders do not match."""
+        """The layout fingerprint. Engine and trainer need the same one, or pixels and placeholders do not match."""
         return layout_fingerprint(self.family, self.knobs)
 
     def payload(self, layout: ImageLayout) -> dict[str, Any]:
-        """Return the payload of a raw descriptor with this layout."""
+        """Return the payload of a descriptor for an image with this layout."""
         return {self.grid_key: [list(layout.grid)]}
 
     def grid(self, payload: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Return the grid in a descriptor's payload, which has it as `[[t, h, w]]` or `[t, h, w]`.
+        """Return the grid in the payload of a descriptor, where it is written as `[[t, h, w]]` or `[t, h, w]`.
 
         Raises:
-            GeometryError: the payload does not have a grid of this family.
+            GeometryError: the payload has no valid grid for this family.
         """
         value = payload.get(self.grid_key)
         if isinstance(value, list | tuple) and len(value) == 1:
@@ -109,9 +109,9 @@ class Geometry(ABC):
 
 
 def layout_fingerprint(family: str, knobs: Mapping[str, Any]) -> str:
-    """Return the hash of a family and its knobs, 32 hex digits. It does not depend on a model's weights or an image."""
+    """Return the hash of a family and its knobs, 32 hex digits. It is the same for all images and all weights."""
     if not _FAMILY_NAME_PATTERN.fullmatch(family):
-        raise GeometryError(f"the family {family!r} is not a name made of letters, digits, '_', '.' and '-'")
+        raise GeometryError(f"the family {family!r} is not valid; expected a name of letters, digits, '_', '.' and '-'")
     try:
         fields = [f"{key}={json.dumps(knobs[key], sort_keys=True, separators=(',', ':'))}" for key in sorted(knobs)]
     except (TypeError, ValueError) as error:

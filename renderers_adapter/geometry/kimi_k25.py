@@ -1,4 +1,4 @@
-"""The geometry of Kimi K2.5: images are scaled down to a patch budget, never up, then padded to whole merge cells."""
+"""The geometry of Kimi K2.5. It scales large images down to a patch limit, then pads images to whole merge cells."""
 
 import math
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from .knobs import ProcessorConfigReader
 
 @dataclass(frozen=True)
 class KimiK25Geometry(Geometry):
-    """The knobs of one checkpoint.
+    """The geometry of Kimi K2.5, with the knobs of one checkpoint.
 
     Attributes:
-        patch_size: the side of a patch, in pixels.
-        merge_kernel_size: how many patches in height, and in width, make one token.
-        in_patch_limit: how many patches an image may have before padding.
-        patch_limit_on_one_side: how many patches an image may have in height, and in width.
-        fixed_output_tokens: how many tokens every image has; None if it has one for each merge cell.
-        image_mean: the mean of each colour, for normalising; it is here because it is part of the fingerprint.
-        image_std: the standard deviation of each colour, for normalising; part of the fingerprint, too.
+        patch_size: the width and height of a patch, in pixels.
+        merge_kernel_size: one token stands for a merge cell of this many patches in height and in width.
+        in_patch_limit: the maximum number of patches of an image before padding.
+        patch_limit_on_one_side: the maximum number of patches in height, and in width.
+        fixed_output_tokens: the number of tokens of every image; None if an image has one token for each merge cell.
+        image_mean: the mean of each colour, for normalising; it is a knob because the fingerprint includes it.
+        image_std: the standard deviation of each colour, for normalising; a knob for the same reason.
     """
 
     patch_size: int
@@ -73,7 +73,7 @@ class KimiK25Geometry(Geometry):
         return math.prod(grid) // self.merge_kernel_size**2
 
     def resized(self, *, width: int, height: int) -> tuple[int, int]:
-        """Return width and height after scaling, before padding."""
+        """Return the width and height after scaling and before padding."""
         if width <= 0 or height <= 0:
             raise GeometryError(f"an image of {width}×{height} has no pixels")
         max_side = self.patch_limit_on_one_side * self.patch_size

@@ -1,4 +1,4 @@
-"""Reads the knobs of an image processor from a checkpoint's configuration, with errors that name the key."""
+"""Reads the settings of an image processor that determine layouts (its *knobs*) from a checkpoint's configuration."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,10 +7,10 @@ from .base import GeometryError
 
 
 class ProcessorConfigReader:
-    """Reads values of a processor configuration, first from the sections in `nested_under`, then from its top level.
+    """Reads values of a processor configuration, first from the sections in `nested_under`, then from the top level.
 
-    A method takes several names of a value, because releases of transformers use different names; the first one found
-    counts. A name with dots, such as `size.max_width`, looks into a section.
+    Each method takes several names for one value, because releases of transformers use different names. The first name
+    that exists is used. A name with dots, such as `size.max_width`, is a path through nested sections.
     """
 
     def __init__(self, family: str, config: Mapping[str, Any], *, nested_under: Sequence[str] = ()) -> None:
@@ -26,16 +26,18 @@ class ProcessorConfigReader:
         return value
 
     def optional_integer(self, *names: str) -> int | None:
-        """Return a positive integer, or None if the configuration has none."""
+        """Return a positive integer; None if the configuration does not have the value."""
         return None if self.value(*names) is None else self.integer(*names)
 
     def single_or_pair(self, *names: str) -> int:
-        """Return a positive integer, which some checkpoints write as a pair of equal numbers."""
+        """Return a positive integer. Some checkpoints write it as a pair of equal numbers."""
         value = self._required_value(*names)
         if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.error(names, f"must be a positive integer or a pair of equal ones, but is {value!r}")
+            raise self.error(
+                names, f"must be a positive integer or a pair of equal positive integers, but is {value!r}"
+            )
         return value
 
     def channel_values(self, *names: str) -> list[float]:
@@ -46,7 +48,7 @@ class ProcessorConfigReader:
         return [float(item) for item in value]
 
     def value(self, *names: str) -> Any:
-        """Return the first of these values that is present and not null, or None."""
+        """Return the first value under one of these names that is not null; None if there is none."""
         for section in self._sections:
             for name in names:
                 value: Any = section
@@ -63,10 +65,10 @@ class ProcessorConfigReader:
         return value
 
     def error(self, names: Sequence[str], problem: str) -> GeometryError:
-        """Return the error for a value that has one of these names."""
+        """Return the error for a problem with the value that has these names."""
         return GeometryError(
-            f"the image processor configuration of a {self._family} checkpoint cannot be used: {' or '.join(names)}"
-            f" {problem}; give the checkpoint's own preprocessor_config.json or processor_config.json"
+            f"the image processor configuration of a {self._family} checkpoint is not valid: {' or '.join(names)}"
+            f" {problem}; use the checkpoint's original preprocessor_config.json or processor_config.json"
         )
 
 

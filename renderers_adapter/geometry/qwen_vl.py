@@ -1,4 +1,4 @@
-"""The geometry of Qwen2-VL, 2.5-VL, 3-VL and 3.5 to 3.8: sides are rounded to whole tokens within a pixel budget."""
+"""The geometry of Qwen2-VL, 2.5-VL, 3-VL and 3.5 to 3.8. It rounds sides to whole tokens, within a pixel limit."""
 
 import math
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ MAX_ASPECT_RATIO = 200
 
 @dataclass(frozen=True)
 class QwenVLGeometry(Geometry):
-    """The knobs of one checkpoint.
+    """The geometry of the Qwen-VL families, with the knobs of one checkpoint.
 
     Attributes:
-        patch_size: the side of a patch, in pixels.
-        merge_size: how many patches in height, and in width, make one token.
-        temporal_patch_size: how many frames one patch spans.
-        min_pixels: how many pixels an image has at least after resizing.
-        max_pixels: how many pixels an image has at most after resizing.
+        patch_size: the width and height of a patch, in pixels.
+        merge_size: one token stands for `merge_size` × `merge_size` patches.
+        temporal_patch_size: the number of frames in one patch.
+        min_pixels: the minimum number of pixels of an image after resizing.
+        max_pixels: the maximum number of pixels of an image after resizing.
     """
 
     patch_size: int
@@ -63,7 +63,7 @@ class QwenVLGeometry(Geometry):
         return math.prod(grid) // self.merge_size**2
 
     def resized(self, *, width: int, height: int) -> tuple[int, int]:
-        """Return width and height after resizing; both are multiples of `patch_size * merge_size`."""
+        """Return the width and height after resizing. Both are multiples of `patch_size * merge_size`."""
         if width <= 0 or height <= 0:
             raise GeometryError(f"an image of {width}×{height} has no pixels")
         if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
@@ -71,7 +71,7 @@ class QwenVLGeometry(Geometry):
                 f"an image of {width}×{height} is thinner than 1:{MAX_ASPECT_RATIO}, which the qwen_vl family refuses"
             )
         side_multiple = self.patch_size * self.merge_size
-        # `round` rounds half to even. A thin side may become 0; the lower bound below corrects it.
+        # `round` rounds half to even. A short side may become 0, but the lower limit below corrects this.
         new_height, new_width = (
             round(height / side_multiple) * side_multiple,
             round(width / side_multiple) * side_multiple,

@@ -1,7 +1,7 @@
-"""Finds the geometry of a family: a built-in one, or one that another package registers.
+"""Finds the geometry of a family. It is built in, or another package registers it.
 
-A package adds a family with an entry point in the group `renderers_adapter.geometry`. Its name is the family, and its
-object is a subclass of `Geometry`.
+A package registers a geometry by an entry point in the group `renderers_adapter.geometry`. The name of the entry point
+is the family, and its object is a subclass of `Geometry`.
 """
 
 import difflib
@@ -20,11 +20,11 @@ _BUILT_IN: Mapping[str, type[Geometry]] = {geometry.family: geometry for geometr
 
 
 class UnknownFamily(GeometryError):
-    """No geometry is registered for a family, so only the engine knows how many placeholders its images have."""
+    """No geometry is registered for a family, so only the engine can count the placeholders of its images."""
 
 
 def geometry_for(family: str, processor_config: Mapping[str, Any]) -> Geometry:
-    """Return the geometry of a family with a checkpoint's image processor configuration.
+    """Return the geometry of a family for a checkpoint's image processor configuration.
 
     Raises:
         UnknownFamily: no geometry is registered for the family.

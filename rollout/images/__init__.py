@@ -1,4 +1,4 @@
-"""Images of a run: prepares them in messages, stores each once by the hash of its bytes, and loads their pixels.
+"""Prepares the images in messages, stores each image once by the hash of its bytes, and loads the pixels.
 
 report = prepare_images(messages, ImagePolicy(mode="offload", directory=run_directory / "assets" / "images"))
 """

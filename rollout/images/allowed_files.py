@@ -1,8 +1,8 @@
-"""Reads files that messages name, from allowed directories only.
+"""Reads files that messages name, but only from allowed directories.
 
-A path must be in an allowed directory as written, and also after every symbolic link in it is resolved. A link can be
-created after that check. So the file is opened component by component, from the file descriptor of the allowed
-directory, without following links.
+A path must be in an allowed directory as written, and also after all its symbolic links are resolved. Somebody could
+create a link after this check. So each directory of the path is opened from the descriptor of the one before, and links
+are not followed.
 """
 
 import errno
@@ -18,17 +18,17 @@ from rollout.images.errors import ImageError
 from rollout.images.policy import describe_too_many_bytes
 
 _OPEN_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# Non-blocking, so that a named pipe is noticed instead of waited for.
+# Non-blocking, because opening a named pipe would wait for a writer.
 _OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedDirectory:
-    """An allowed directory.
+    """A directory from which messages may name image files.
 
     Attributes:
         written_path: the path as it was given.
-        real_path: the absolute path after resolving links.
+        real_path: the absolute path without symbolic links.
     """
 
     written_path: str
@@ -36,11 +36,11 @@ class AllowedDirectory:
 
     @classmethod
     def from_path(cls, directory: Path) -> Self:
-        """Return the directory with its links resolved now; a link that is changed later has no effect."""
+        """Return the directory with its links resolved now, so that later changes of a link have no effect."""
         return cls(str(directory), os.path.realpath(directory))
 
     def contains_as_written(self, path: str) -> bool:
-        """Whether the path begins with this directory, under either of its names."""
+        """Whether the path begins with this directory's path, as it was given or as it was resolved."""
         return path.startswith((self.written_path + "/", self.real_path + "/"))
 
     def is_direct_child(self, path: str) -> bool:
@@ -56,13 +56,13 @@ def file_url_to_path(url: str) -> str:
     """Return the absolute path that a `file://` URL names.
 
     Raises:
-        ImageError: it has a host, a query, a fragment, or a component `.` or `..`, or cannot be a path.
+        ImageError: the URL has a host, a query, a fragment, or a component `.` or `..`, or cannot be a path.
     """
     url_path = url.removeprefix("file://")
     if not url_path.startswith("/"):
         raise ImageError("a file:// URL must have no host and an absolute path: file:///directory/name")
     if "?" in url_path or "#" in url_path:
-        raise ImageError("a file:// URL must have neither query nor fragment")
+        raise ImageError("a file:// URL must not have a query or a fragment ('?' or '#')")
     try:
         path = unquote(url_path, errors="strict")
     except UnicodeDecodeError:
@@ -78,7 +78,8 @@ def read_allowed_file(path: str, allowed: Sequence[AllowedDirectory], max_bytes:
     """Return the bytes of the file at this path.
 
     Raises:
-        ImageError: it is outside the allowed directories, missing, not a regular file, or larger than `max_bytes`.
+        ImageError: the file is outside the allowed directories, missing, not a regular file, or larger than
+            `max_bytes`.
     """
     if not any(directory.contains_as_written(path) for directory in allowed):
         raise _outside_error(path)
@@ -94,11 +95,11 @@ def read_allowed_file(path: str, allowed: Sequence[AllowedDirectory], max_bytes:
 
 
 def read_regular_file(directory_fd: int, name: str, max_bytes: int) -> bytes:
-    """Return the bytes of a regular file in an open directory. A link is not followed.
+    """Return the bytes of a regular file in an open directory, without following a link.
 
     Raises:
-        ImageError: it is not a regular file, or larger than `max_bytes`.
-        OSError: it cannot be opened or read.
+        ImageError: the file is not a regular file, or is larger than `max_bytes`.
+        OSError: the file cannot be opened or read.
     """
     fd = os.open(name, _OPEN_FILE_FLAGS, dir_fd=directory_fd)
     try:
@@ -106,7 +107,7 @@ def read_regular_file(directory_fd: int, name: str, max_bytes: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{_quote_path(name)} is not a regular file")
         if status.st_size <= max_bytes:
-            # Read one byte more, to notice a file that grows.
+            # Read one byte more than allowed, to notice that the file has grown.
             data = _read_up_to(fd, max_bytes + 1, status.st_size + 1)
             if len(data) <= max_bytes:
                 return data
@@ -140,14 +141,14 @@ def _read_up_to(fd: int, limit: int, expected_bytes: int) -> bytes:
 
 def _outside_error(path: str) -> ImageError:
     return ImageError(
-        f"{_quote_path(path)} is outside the run's image directory and images.allow; add its directory there, or give "
-        "the image as a data: URI"
+        f"{_quote_path(path)} is outside the run's image directory and the directories in images.allow; add its "
+        "directory to images.allow, or give the image as a data: URI"
     )
 
 
 def _describe_os_error(error: OSError) -> str:
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
-        return "a part of the path is a symbolic link, or a file instead of a directory"
+        return "a part of the path is a symbolic link, or is a file but should be a directory"
     return os.strerror(error.errno) if error.errno else str(error)
 
 

@@ -1,8 +1,8 @@
-"""Remembers the images that this process has checked, by the URL in the messages.
+"""Caches the images that this process has checked, by their URLs in messages.
 
-A conversation is prepared again on every turn. A cached URL costs one look-up: no hash of its bytes and no access to
-its file. The key of a `file://` URL is its text. A `data:` URI may have a million characters, and hashing them takes a
-tenth of the time of checking the image. So its key is the identity of the string object.
+Each turn prepares the whole conversation again. A cached URL costs one look-up, without hashing bytes or reading a
+file. The key of a `file://` URL is its text. A `data:` URI can have a million characters, and hashing them takes 1/10
+of the time of checking the image. So the key of a `data:` URI is the identity of the string object.
 """
 
 import threading
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ImageAsset:
-    """A checked image.
+    """An image that was checked and accepted.
 
     Attributes:
-        url: its canonical URL: `file://` in the run's image directory, or a `data:` URI.
-        sha256: the hash of its encoded bytes, 64 hex digits.
-        mm_hash: the first half of its sha256, by which requests, messages and records name the image.
-        file_name: its name as an asset, `<sha256>.<extension>`, whether or not it is stored as one.
-        width: its width in pixels as displayed, after the orientation in its metadata is applied.
-        height: its height in pixels as displayed.
-        n_bytes: the number of its encoded bytes.
-        media_type: its media type, such as `image/png`.
+        url: the canonical URL: a `file://` URL in the run's image directory, or a `data:` URI.
+        sha256: the hash of the encoded image, 64 hex digits.
+        mm_hash: the first half of `sha256`; requests, messages and records name the image by it.
+        file_name: the asset's file name, `<sha256>.<extension>`, even if the image is not stored.
+        width: the width of the displayed image in pixels, after the orientation in its metadata is applied.
+        height: the height of the displayed image in pixels.
+        n_bytes: the size of the encoded image, in bytes.
+        media_type: the media type, such as `image/png`.
     """
 
     url: str
@@ -36,13 +36,13 @@ class ImageAsset:
 
 
 class AssetCache:
-    """Keeps images by URL, and forgets the least recently used URLs; threads may share it."""
+    """Keeps images by URL, and removes the least recently used ones. It is thread-safe."""
 
     def __init__(self, *, max_entries: int = 65_536, max_characters: int = 16 * 1024 * 1024) -> None:
         self._max_entries = max_entries
         self._max_characters = max_characters
         self._total_characters = 0
-        # The URL is kept with its asset: as long as it exists, no other object can have its identity.
+        # An entry also keeps the URL object. While the object exists, no other object can have the same identity.
         self._entries: OrderedDict[str | int, tuple[str, ImageAsset]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -57,7 +57,7 @@ class AssetCache:
             return entry[1]
 
     def add(self, url: str, asset: ImageAsset) -> None:
-        """Remember the image of a URL, and forget old ones above the limits."""
+        """Add the image of a URL, and remove the oldest entries above the limits."""
         key = _cache_key(url)
         with self._lock:
             if key not in self._entries:

@@ -1,7 +1,7 @@
-"""Reads from the container of an encoded image where it ends, and how many frames it has.
+"""Reads the end and the number of frames from the container format of an encoded image.
 
 A file that is shorter or longer than its container says is refused. A shorter file is incomplete. A longer file may be
-two files in one (a polyglot), and another program could read the second file.
+two files in one (a polyglot), and another program could read the second one.
 """
 
 import struct
@@ -17,22 +17,22 @@ _unpack_u32le = Struct("<I").unpack_from
 _unpack_i32le = Struct("<i").unpack_from
 _unpack_u16le = Struct("<H").unpack_from
 
-# Far more than any encoder writes into a file of a usual size, and few enough to walk quickly.
+# Far more chunks than an encoder writes into a file of a usual size, but few enough to read quickly.
 _MAX_CHUNKS = 20_000
 
-# Compressed texts of a PNG: Pillow unpacks up to a megabyte of each. Programs write a few.
+# The maximum number of compressed texts in a PNG. Pillow unpacks up to 1 MB of each; programs write only a few.
 _MAX_PNG_TEXTS = 32
 
-# Pillow unpacks the runs of a BMP in Python, which takes a second for so many pixels, or for so many bytes of codes.
+# Pillow decodes the run lengths of a BMP in Python. This takes a second for each of these sizes.
 _MAX_BMP_RUN_PIXELS = 1 << 22
 _MAX_BMP_RUN_BYTES = 1 << 21
 
 
 def count_frames(data: bytes, image_format: ImageFormat) -> int:
-    """Walk the container to its end, and return the number of frames in it.
+    """Read the container to its end, and return the number of frames.
 
     Raises:
-        ImageError: the file is cut short, or bytes other than zeros follow its end.
+        ImageError: the file is cut short, has no frame, or has bytes other than zeros after its end.
     """
     try:
         end, frames = _WALKERS[image_format](data)
@@ -40,11 +40,11 @@ def count_frames(data: bytes, image_format: ImageFormat) -> int:
         end, frames = len(data) + 1, 0
     name = image_format.pillow_name
     if end > len(data):
-        raise ImageError(f"the {name} is cut short: it is longer than the {len(data)} bytes that are there")
+        raise ImageError(f"the {name} is cut short: only its first {len(data)} bytes are there")
     if data[end:].strip(b"\0"):
         raise ImageError(f"{len(data) - end} bytes follow the end of the {name}, which could hide a second file")
     if frames == 0:
-        raise ImageError(f"the {name} has no image in it")
+        raise ImageError(f"the {name} contains no image")
     return frames
 
 
@@ -78,7 +78,7 @@ def _walk_webp(data: bytes) -> tuple[int, int]:
 
 def _walk_gif(data: bytes) -> tuple[int, int]:
     position, frames = 13 + _gif_palette_bytes(data[10]), 0
-    # Pixels are in blocks of at most 255 bytes; encoders fill all blocks except the last few of each frame.
+    # Pixels are stored in blocks of at most 255 bytes. Encoders fill all blocks except the last few of each frame.
     blocks_left = _MAX_CHUNKS + len(data) // 64
     while blocks_left > 0:
         block_type = data[position]
@@ -100,7 +100,7 @@ def _walk_gif(data: bytes) -> tuple[int, int]:
 
 
 def _too_many_chunks_error(name: str) -> ImageError:
-    return ImageError(f"the {name} is cut into more pieces than any encoder makes")
+    return ImageError(f"the {name} has more chunks than any encoder writes; save it again")
 
 
 def _gif_palette_bytes(flags: int) -> int:
@@ -123,10 +123,10 @@ def _walk_bmp(data: bytes) -> tuple[int, int]:
     else:
         width, height = _unpack_i32le(data, 18)[0], abs(_unpack_i32le(data, 22)[0])
         bits_per_pixel, compression = _unpack_u16le(data, 28)[0], _unpack_u32le(data, 30)[0]
-    if compression in (1, 2):  # run-length encoded: only the file header knows how long it is
+    if compression in (1, 2):  # run-length encoded: only the file header says how long the data is
         if width * height > _MAX_BMP_RUN_PIXELS or len(data) > _MAX_BMP_RUN_BYTES:
             raise ImageError(
-                f"the BMP is run-length encoded, with {width}×{height} pixels from {len(data)} bytes, which takes too"
+                f"the BMP is run-length encoded, with {width}×{height} pixels in {len(data)} bytes, and would take too"
                 " long to decode; save it as PNG"
             )
         return max(declared_bytes, pixels_offset), 1

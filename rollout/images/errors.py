@@ -1,7 +1,7 @@
 """The errors of images.
 
-`ImageError`: the image in a message is bad. `ImageStoreError`: the disk fails. `ImageMemoryError`: other images take
-all memory for decoding. `AssetError`: a stored file does not match its name.
+`ImageError`: an image in a message is not accepted. `ImageStoreError`: the image directory cannot be used.
+`ImageMemoryError`: other images use all memory for decoding. `AssetError`: a stored image is missing or changed.
 """
 
 from rollout.errors import RolloutError
@@ -13,8 +13,8 @@ class ImageError(MessageError):
 
     Attributes:
         reason: why the image is refused.
-        message_index: the index of its message in the conversation; None if it is not known yet.
-        part_index: the index of the part in the message's content; None if it is not known yet.
+        message_index: the index of the image's message in the conversation; None if this is not known yet.
+        part_index: the index of the image's part in the content of the message; None if this is not known yet.
     """
 
     def __init__(self, reason: str, *, message_index: int | None = None, part_index: int | None = None) -> None:
@@ -30,7 +30,7 @@ class ImageError(MessageError):
 
 
 class ImageStoreError(RolloutError):
-    """The image directory cannot be used (full, read-only, deleted): a fault of the machine, not of a message."""
+    """The image directory cannot be used, for example because it is full, read-only or deleted."""
 
     infrastructure = True
 
@@ -42,11 +42,11 @@ class ImageMemoryError(RolloutError):
 
 
 class AssetError(RolloutError):
-    """A stored image is missing or changed, or a name is not that of an asset.
+    """A stored image is missing or changed, or a file name is not the name of an asset.
 
     Attributes:
-        file_name: the name of the asset.
-        reason: what is wrong with it.
+        file_name: the file name of the asset.
+        reason: what is wrong with the asset.
     """
 
     def __init__(self, file_name: str, reason: str) -> None:

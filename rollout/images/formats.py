@@ -1,9 +1,9 @@
-"""The five image formats that a run accepts, recognised by their first bytes."""
+"""The five image formats that a run accepts. A format is recognised by the first bytes of the file."""
 
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import (  # Pillow loads the four other formats by itself, these only when named
+from PIL import (  # Pillow loads these readers only if they are imported by name
     FliImagePlugin,
     GbrImagePlugin,
     Image,
@@ -21,12 +21,12 @@ from rollout.images.errors import ImageError
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """One accepted format.
+    """One accepted image format.
 
     Attributes:
-        extension: the extension of its assets, such as `.png`.
-        media_type: its media type, such as `image/png`.
-        pillow_name: its name in Pillow, such as `PNG`.
+        extension: the extension of file names, such as `.png`.
+        media_type: the media type, such as `image/png`.
+        pillow_name: the name of the format in Pillow, such as `PNG`.
     """
 
     extension: str
@@ -40,8 +40,8 @@ WEBP = ImageFormat(".webp", "image/webp", "WEBP")
 GIF = ImageFormat(".gif", "image/gif", "GIF")
 BMP = ImageFormat(".bmp", "image/bmp", "BMP")
 
-# An engine asks Pillow's readers in alphabetical order whether a file is theirs. These come before one of ours, and
-# check hardly any signature, or none. So a file can be made that two readers accept.
+# An engine tries Pillow's readers in alphabetical order. The following readers come before readers of accepted formats,
+# and check little or nothing at the start of a file. So somebody can make a file that two readers accept.
 _READERS_WITHOUT_SIGNATURE = tuple(
     reader.format
     for reader in (
@@ -75,17 +75,17 @@ def detect_format(data: bytes) -> ImageFormat:
     """Return the format of an encoded image.
 
     Raises:
-        ImageError: it is empty, does not begin like an accepted format, or is an image of another format, too.
+        ImageError: the image is empty, does not have an accepted format, or is also an image of another format.
     """
     image_format = _detect_by_signature(data)
     try:
         other = Image.open(BytesIO(data), formats=READERS_ASKED_BEFORE[image_format.pillow_name]).format
     except UnidentifiedImageError:
         return image_format
-    except Exception as error:  # noqa: BLE001 - such a reader may raise any error, and then does so in the engine, too
+    except Exception as error:  # noqa: BLE001 - a reader may raise any error, and would also do so in the engine
         other = f"broken ({type(error).__name__})"
     name = image_format.pillow_name
-    raise ImageError(f"the {name} is also a {other} image, which an engine reads instead; save it again")
+    raise ImageError(f"the {name} is also a {other} image, and an engine would read that one; save the {name} again")
 
 
 def _detect_by_signature(data: bytes) -> ImageFormat:
@@ -94,7 +94,7 @@ def _detect_by_signature(data: bytes) -> ImageFormat:
             return image_format
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return WEBP
-    # Two letters are a weak signature, so the reserved words of the header, which are zero, are checked, too.
+    # Two letters are a weak signature. So check the reserved bytes of the header, too, which must be zero.
     if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":
         return BMP
     if not data:

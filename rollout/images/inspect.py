@@ -1,4 +1,4 @@
-"""Reads the format, size, frames and transparency of an image from its header, and checks them against limits."""
+"""Reads the format, size, frames and transparency of an image from its header, and checks the limits."""
 
 from dataclasses import dataclass, replace
 
@@ -12,23 +12,23 @@ from rollout.images.jpeg import read_jpeg
 from rollout.images.pixels import decode_error, load_pixels, open_lazily, turn_upright
 from rollout.images.policy import ImageLimits, describe_too_many_bytes, describe_too_many_pixels
 
-# An image with more pixels than this and hardly any bytes is a decompression bomb.
+# An image with more pixels than the first number, and more pixels per byte than the second, is a decompression bomb.
 _BOMB_PIXELS = 1 << 23
 _BOMB_PIXELS_PER_BYTE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What the header of an encoded image says.
+    """The properties of an encoded image, as its header shows them.
 
     Attributes:
-        format: its file format.
-        width: its width in pixels as displayed, after the orientation in its metadata is applied.
-        height: its height in pixels as displayed.
-        frames: the number of its frames; only the first is used.
-        has_alpha: whether it has transparency.
+        format: the file format.
+        width: the width of the displayed image in pixels, after the orientation in its metadata is applied.
+        height: the height of the displayed image in pixels.
+        frames: the number of frames; only the first frame is used.
+        has_alpha: whether the image has transparency.
         proven: whether the header alone proves that the pixels can be decoded.
-        decoding_bytes: the most bytes of memory that decoding it takes.
+        decoding_bytes: the maximum memory that decoding needs, in bytes.
     """
 
     format: ImageFormat
@@ -44,10 +44,10 @@ _DEFAULT_LIMITS = ImageLimits()
 
 
 def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageInfo:
-    """Read the header and the structure of an image, without decoding pixels.
+    """Read and check the header and the structure of an image, without decoding pixels.
 
     Raises:
-        ImageError: it does not have an accepted format, is incomplete, is two files in one, or is over a limit.
+        ImageError: the format is not accepted, or the image is incomplete, is two files in one, or is over a limit.
     """
     if len(data) > limits.max_bytes:
         raise ImageError(f"the image has {describe_too_many_bytes(len(data), limits.max_bytes)}")
@@ -78,10 +78,12 @@ def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageIn
 
 
 def confirm_decodable(data: bytes, info: ImageInfo) -> ImageInfo:
-    """Decode an image once, unless its header proves that it can be decoded; return its info with the decoded size.
+    """Check that an image can be decoded; return its info with the decoded size.
+
+    The image is decoded once, unless its header already proves that this is possible.
 
     Raises:
-        ImageError: it cannot be decoded.
+        ImageError: the image cannot be decoded.
     """
     if info.proven:
         return info
@@ -93,7 +95,7 @@ def confirm_decodable(data: bytes, info: ImageInfo) -> ImageInfo:
 
 
 def _decode_at_low_resolution(data: bytes) -> None:
-    # A JPEG that is decoded at 1/8 of its size uses the same parser, with 1/64 of the memory.
+    # Decode the JPEG at 1/8 of its size. This runs the same parser with 1/64 of the memory.
     try:
         image = open_lazily(data)
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
@@ -105,8 +107,8 @@ def _decode_at_low_resolution(data: bytes) -> None:
 
 
 def _displayed_size(image: Image.Image) -> tuple[int, int]:
-    # The orientation can be in many places of the metadata. So the engine's own function turns a 2×1 image with the
-    # same metadata, and the result shows whether the sides are swapped.
+    # The metadata can have the orientation in many places. So turn a 2×1 image with the same metadata, using the
+    # engine's function. The size of the result shows whether width and height are swapped.
     tiny_copy = Image.new("L", (2, 1))
     tiny_copy.info = dict(image.info)
     if turn_upright(tiny_copy).size == (2, 1):
@@ -115,11 +117,11 @@ def _displayed_size(image: Image.Image) -> tuple[int, int]:
 
 
 def pillow_decoding_bytes(image: Image.Image, data: bytes) -> int:
-    """Return the most bytes of memory that loading this image of Pillow takes.
+    """Return the maximum memory in bytes that Pillow needs to load this image.
 
     Args:
         image: the image, which is not loaded yet.
-        data: its encoded bytes; empty if they are not known.
+        data: the encoded image; empty if it is not known.
     """
     return decoding_bytes(
         data,
@@ -131,15 +133,15 @@ def pillow_decoding_bytes(image: Image.Image, data: bytes) -> int:
 
 
 def check_depth(mode: str) -> None:
-    """Check that the pixels of an image in this Pillow mode fit into 8 bits; engines cut off larger values.
+    """Check that the colour values of an image in this Pillow mode have 8 bits, because engines cut off larger values.
 
     Raises:
-        ImageError: they do not.
+        ImageError: the values have more bits.
     """
     if mode.startswith(("I", "F")):
         raise ImageError(
-            f"the image is grey with values of more than 8 bits (mode {mode}), and engines show all values above 255 as"
-            " white; scale them to 0 to 255, for 16 bits with"
+            f"the image is grey with values of more than 8 bits (mode {mode}), but engines show all values above 255 as"
+            " white; scale the values to 0 to 255, for 16 bits with"
             ' Image.fromarray((numpy.asarray(image) / 256).astype("uint8"))'
         )
 
@@ -148,13 +150,13 @@ def check_size(width: int, height: int, n_bytes: int | None, limits: ImageLimits
     """Check the size of an image against the limits.
 
     Args:
-        width: its width in pixels.
-        height: its height in pixels.
-        n_bytes: the number of its encoded bytes, to recognise a decompression bomb; None if it is not encoded.
+        width: the width of the image in pixels.
+        height: the height of the image in pixels.
+        n_bytes: the size of the encoded image, to recognise a decompression bomb; None if the image is not encoded.
         limits: the limits.
 
     Raises:
-        ImageError: the size is over a limit; the reason says which.
+        ImageError: the size is over a limit; the error names the limit.
     """
     pixels, longer, shorter = width * height, max(width, height), min(width, height)
     if shorter <= 0:

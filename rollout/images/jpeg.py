@@ -1,8 +1,8 @@
 """Reads the markers of a JPEG, without decoding pixels.
 
-libjpeg refuses a file only for certain faults in its tables and headers; for faults in the compressed data it only
-warns. So a baseline JPEG with one scan and without such faults can always be decoded, and its header proves this.
-Nearly every JPEG is of this kind. The others (progressive, CMYK, EXIF, several scans or images) must be decoded.
+libjpeg refuses a file only for certain errors in its tables and headers. For errors in the compressed data, it only
+warns. So a baseline JPEG with one scan and without such errors can always be decoded, and its header proves this.
+Nearly every JPEG is like this. Others (progressive, CMYK, EXIF, several scans or images) must be decoded to check them.
 """
 
 import re
@@ -26,28 +26,29 @@ _SEQUENTIAL_FRAME_MARKERS = frozenset({0xC0, 0xC1})
 _MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, _SOI, *range(0xD0, 0xD8)})
 
 _HUFFMAN_TABLE_IDS = frozenset({0x00, 0x01, 0x02, 0x03, 0x10, 0x11, 0x12, 0x13})
-# Luma sampling factors for which a 3-component frame is common and valid; chroma is then 1×1.
+# The luma sampling factors of common and valid 3-component frames, in which the chroma factors are 1×1.
 _LUMA_SAMPLING = frozenset({0x11, 0x21, 0x12, 0x22, 0x41})
 _MAX_SIDE = 65_500  # libjpeg's own limit
-_MAX_PICTURES = 64  # of one file; a phone writes two or three
-_MAX_SEGMENTS = 10_000  # of one image; a progressive one with metadata has some dozens
+_MAX_PICTURES = 64  # in one file; a phone writes two or three
+_MAX_SEGMENTS = 10_000  # in one image; a progressive image with metadata has a few dozen
 
-# A decoder passes over all pixels once for each scan, even if the scan has hardly any bytes. Encoders write about ten
-# scans. More scans are accepted if all passes together take no more than about a second.
+# A decoder processes all pixels once for each scan, even if the scan has only a few bytes. Encoders write about ten
+# scans. More scans are accepted if decoding all of them takes about a second at most.
 _USUAL_SCANS = 16
 _MAX_SCANNED_PIXELS = 1 << 28
 
-# Headers that one encoder writes for one size are equal. Long headers have metadata, so they differ.
+# An encoder writes equal headers for images of the same size, so headers are cached. Long headers contain metadata and
+# differ.
 _CACHED_HEADER_BYTES = 2_048
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """What the markers of a JPEG say.
+    """The size of a JPEG, and whether it can surely be decoded.
 
     Attributes:
-        width: the width in pixels as stored, before orientation.
-        height: the height in pixels as stored.
+        width: the width of the stored image in pixels, before its orientation is applied.
+        height: the height of the stored image in pixels.
         proven: whether the markers alone prove that the file can be decoded.
     """
 
@@ -58,13 +59,13 @@ class JpegHeader:
 
 @dataclass(frozen=True, slots=True)
 class _HeaderFacts:
-    """What the segments up to the first scan say.
+    """The content of the segments before the first scan.
 
     Attributes:
-        width: the width in pixels as stored.
-        height: the height in pixels as stored.
-        block_count: how many blocks of compressed pixels the scan has; 0 if the header is not standard.
-        is_standard: whether libjpeg cannot refuse what the segments define.
+        width: the width of the stored image in pixels.
+        height: the height of the stored image in pixels.
+        block_count: the number of blocks of compressed pixels in the scan; 0 if the header is not standard.
+        is_standard: whether libjpeg surely accepts everything that the segments define.
         multi_picture: whether the file may consist of several complete JPEGs.
     """
 
@@ -76,17 +77,17 @@ class _HeaderFacts:
 
 
 def read_jpeg(data: bytes) -> JpegHeader:
-    """Read the header of a JPEG, and check all of its markers.
+    """Read the header of a JPEG and check all its markers.
 
     Raises:
-        ImageError: the file is incomplete, has no size, or bytes follow its end.
+        ImageError: the file is incomplete or has no size, or there are bytes after its end.
     """
     try:
         scan_start = _find_first_scan(data, 0)
         read_header = _read_header_cached if scan_start <= _CACHED_HEADER_BYTES else _read_header
         header = read_header(data[:scan_start])
         image_end, scan_count, scan_bytes = _find_image_end(data, scan_start)
-        # A multi-picture file is several complete JPEGs in a row; nothing else may follow the first.
+        # A multi-picture file consists of several complete JPEGs. Nothing else may follow the first one.
         for _ in range(_MAX_PICTURES if header.multi_picture else 0):
             if data[image_end : image_end + 2] != b"\xff\xd8":
                 break
@@ -97,7 +98,7 @@ def read_jpeg(data: bytes) -> JpegHeader:
         raise ImageError(f"{len(data) - image_end} bytes follow the end of the JPEG, which could hide a second file")
     _check_scans(header, scan_count)
     proven = header.is_standard and scan_bytes is not None
-    # Every block takes at least one code for its mean and one for its end, each of a bit or more.
+    # Each block has at least two codes, one for its mean and one for its end. A code has at least one bit.
     if proven and scan_bytes is not None and scan_bytes * 8 < header.block_count * 2:
         raise ImageError(f"the JPEG is cut short: {scan_bytes} bytes cannot hold {header.width}×{header.height} pixels")
     return JpegHeader(header.width, header.height, proven)
@@ -114,7 +115,7 @@ def _find_first_scan(data: bytes, image_start: int) -> int:
 
 
 def _find_image_end(data: bytes, scan_start: int) -> tuple[int, int, int | None]:
-    """Return the offset after the end marker, the number of scans, and the bytes of the scan if it is the only one."""
+    """Return the offset after the end marker, the number of scans, and the size of a single scan or None."""
     marker_offset, scan_count, segments_left = _find_first_scan_end(data, scan_start), 1, _MAX_SEGMENTS
     if data[marker_offset + 1] == _EOI:
         return marker_offset + 2, 1, marker_offset - scan_start
@@ -136,12 +137,12 @@ def _check_scans(header: _HeaderFacts, scan_count: int) -> None:
     if scan_count > _USUAL_SCANS and scan_count * pixels > _MAX_SCANNED_PIXELS:
         raise ImageError(
             f"the JPEG has {scan_count} scans of {header.width}×{header.height} pixels, which take too long to decode;"
-            " encoders write about ten scans: save it again"
+            " encoders write about ten scans, so save the image again"
         )
 
 
 def _find_first_scan_end(data: bytes, position: int) -> int:
-    # The first 0xFF that is not a literal is nearly always the end; this search takes a third of the pattern's time.
+    # The first 0xFF that is not a literal is nearly always the end. This search takes 1/3 of the time of the pattern.
     remaining = np.frombuffer(data, np.uint8, offset=position)
     candidates = (remaining[:-1] == 0xFF) & (remaining[1:] != 0x00)
     return _find_scan_end(data, position + (int(candidates.argmax()) if len(candidates) else 0))
@@ -156,14 +157,14 @@ def _find_scan_end(data: bytes, position: int) -> int:
 
 
 def _too_many_segments_error() -> ImageError:
-    return ImageError("the JPEG is cut into more pieces than any encoder makes")
+    return ImageError("the JPEG has more segments than any encoder writes; save it again")
 
 
 def _iterate_segments(data: bytes, position: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the marker, start and end of each segment from `position` on, up to the end marker of the image."""
+    """Yield the marker, the start and the end of each segment from `position` on, until the end marker of the image."""
     for _ in range(_MAX_SEGMENTS):
         if data[position] != 0xFF:
-            raise ImageError(f"the JPEG has no marker at byte {position}, where one must be")
+            raise ImageError(f"the JPEG must have a marker at byte {position}, but has none")
         marker = data[position + 1]
         if marker == 0xFF:
             position += 1
@@ -172,7 +173,7 @@ def _iterate_segments(data: bytes, position: int) -> Iterator[tuple[int, int, in
             yield marker, position + 2, position + 2
             return
         if marker in _MARKERS_WITHOUT_LENGTH:
-            raise ImageError(f"the JPEG has a misplaced marker at byte {position}")
+            raise ImageError(f"the JPEG has a marker in a wrong place, at byte {position}")
         start = position + 4
         position += 2 + (data[position + 2] << 8 | data[position + 3])
         if not start <= position <= len(data):
@@ -190,7 +191,7 @@ def _read_header(header_bytes: bytes) -> _HeaderFacts:
         body = header_bytes[start:end]
         if marker in _FRAME_MARKERS:
             if frame is not None:
-                raise ImageError("the JPEG declares its size twice")
+                raise ImageError("the JPEG has two headers with a size")
             frame = _FrameHeader(marker, body)
         elif marker == _DHT:
             is_standard &= _add_tables(huffman_ids, _huffman_table_ids(body))
@@ -208,7 +209,7 @@ def _read_header(header_bytes: bytes) -> _HeaderFacts:
             is_standard = False
             multi_picture |= marker == _MULTI_PICTURE and body.startswith(b"MPF\0")
     if frame is None or frame.width == 0 or frame.height == 0:
-        raise ImageError("the JPEG declares no size before its pixels")
+        raise ImageError("the JPEG has no header with a size before its pixels")
     is_standard = (
         is_standard
         and frame.is_standard
@@ -222,7 +223,7 @@ _read_header_cached = lru_cache(maxsize=1_024)(_read_header)
 
 
 class _FrameHeader:
-    """The size and the colour components of an image."""
+    """The frame header of a JPEG: the size and the colour components of the image."""
 
     def __init__(self, marker: int, body: bytes) -> None:
         precision: int
@@ -255,7 +256,7 @@ class _FrameHeader:
 
 
 def _is_complete_scan(body: bytes, frame: _FrameHeader, huffman_ids: set[int]) -> bool:
-    """Whether a scan has every component completely, with Huffman tables that are defined."""
+    """Whether a scan contains all components completely, and its Huffman tables are defined."""
     component_count = len(frame.component_ids)
     return (
         len(body) == 4 + 2 * component_count
@@ -275,7 +276,7 @@ def _add_tables(defined_ids: set[int], new_ids: frozenset[int] | None) -> bool:
 
 
 def _quantisation_table_ids(body: bytes) -> frozenset[int] | None:
-    """Return the ids of the tables that a segment defines; None if libjpeg might refuse it."""
+    """Return the ids of the quantisation tables in a segment; None if libjpeg might refuse the segment."""
     table_ids, position = set(), 0
     while position < len(body):
         precision, table_id = body[position] >> 4, body[position] & 15
@@ -286,9 +287,9 @@ def _quantisation_table_ids(body: bytes) -> frozenset[int] | None:
     return frozenset(table_ids) if position == len(body) else None
 
 
-@lru_cache(maxsize=512)  # most files have the tables of the standard's annex
+@lru_cache(maxsize=512)  # most files use the example tables of the JPEG standard
 def _huffman_table_ids(body: bytes) -> frozenset[int] | None:
-    """Return the ids of the tables that a segment defines, from 0x10 on for AC; None if libjpeg might refuse it."""
+    """Return the ids of the Huffman tables in a segment (AC tables from 0x10 on); None if libjpeg might refuse it."""
     table_ids, position = set(), 0
     while position < len(body):
         table_id, counts = body[position], body[position + 1 : position + 17]
@@ -307,7 +308,7 @@ def _huffman_table_ids(body: bytes) -> frozenset[int] | None:
 
 
 def _is_prefix_code(counts: bytes) -> bool:
-    # libjpeg's rule: in each length, the code that has only ones must not be used.
+    # libjpeg's rule: for each code length, the code that consists only of ones must not be used.
     code, has_codes = 0, False
     for length, count in enumerate(counts, start=1):
         code += count

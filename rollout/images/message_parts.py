@@ -2,8 +2,8 @@
 
     {"type": "image_url", "image_url": {"url": URL}}
 
-Only `content` is searched: that of every message, and that of tool results nested in it. Tools, metadata and schemas
-are never changed. Parts may be dicts, or typed objects with the same attributes.
+Only the `content` of messages is searched, and the `content` of tool results in it. Tools, metadata and schemas are not
+changed. Parts can be dicts, or typed objects with the same attributes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -15,10 +15,10 @@ from rollout.images.errors import ImageError
 from rollout.value_limits import MAX_VALUES
 
 _MAX_NESTING = 16
-"""The most levels of tool results in tool results; a structure with more probably contains itself."""
+"""The maximum number of levels of tool results in tool results. A structure with more probably contains itself."""
 
 UndoList = list[Callable[[], object]]
-"""Calls that undo changes, in the order of the changes."""
+"""Functions that each undo one change, in the order of the changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,11 @@ class ImagePart:
     """One image part of a conversation.
 
     Attributes:
-        message_index: the index of its message in the messages.
-        part_index: the index of the part in its message's content; for a nested part, the index of the outermost part.
+        message_index: the index of the message in the conversation.
+        part_index: the index of the part in the message's content; for a nested part, the index of the outermost part.
         part: the object to rewrite.
-        key: the key or attribute of the part that holds its image, `image_url` or `image`.
-        source: the image as it was given: a URL, bytes, a Pillow image, or something that is none of these.
+        key: the key or attribute of the part that contains the image: `image_url` or `image`.
+        source: the image as it was given: a URL, bytes, a Pillow image, or an object of a wrong type.
     """
 
     message_index: int
@@ -58,13 +58,17 @@ def find_image_parts(messages: Sequence[Any]) -> list[ImagePart]:
                         image_parts.append(ImagePart(message_index, part_index, image, key, source))
                 except RecursionError:
                     raise ImageError(
-                        "content is nested in itself, or too often", message_index=message_index, part_index=part_index
+                        "the content contains itself, has too many levels, or has too many parts",
+                        message_index=message_index,
+                        part_index=part_index,
                     ) from None
     return image_parts
 
 
 def rewrite_image_part(image: ImagePart, url: str, undo_list: UndoList) -> bool:
-    """Give a part its canonical form, and return whether this changed it. The undo calls are appended to `undo_list`.
+    """Give a part its canonical form, and return whether this changed the part.
+
+    Functions that undo the changes are appended to `undo_list`.
 
     Raises:
         ImageError: the part cannot be changed.
@@ -73,7 +77,7 @@ def rewrite_image_part(image: ImagePart, url: str, undo_list: UndoList) -> bool:
     try:
         try:
             _make_canonical(image, url, undo_list)
-        except Exception:  # a typed part may lack the fields of the canonical form, and then keeps its own form
+        except Exception:  # a typed part without the fields of the canonical form keeps its own form
             if isinstance(image.part, MutableMapping):
                 raise
             roll_back(undo_list, undo_count)
@@ -118,7 +122,7 @@ def _find_nested_images(part: Any, depth: int, visits: Iterator[int]) -> Iterato
 
 
 def _is_present(value: Any) -> bool:
-    # A row of a dataset has all columns, so a part of another kind may have an image that is None or empty.
+    # A dataset row has all columns, so a part without an image can still have an image key that is None or empty.
     return value is not None and not (isinstance(value, str | bytes | Mapping | list | tuple) and not value)
 
 

@@ -1,8 +1,7 @@
 """Decodes an image to the pixels that the engine sees.
 
 The engine turns an image upright by its EXIF or XMP orientation and takes the first frame. It puts transparency on
-white, and converts the pixels to RGB. The trainer and the embedded engine use this module, so that they see the same
-pixels.
+white, and converts the pixels to RGB. The trainer and the embedded engine get the same pixels from this module.
 """
 
 import contextlib
@@ -18,13 +17,13 @@ def load_pixels(data: bytes) -> Image.Image:
     """Return the image as the engine sees it: upright, first frame, transparency on white, RGB.
 
     Raises:
-        ImageError: the bytes are not one of the accepted formats, or cannot be decoded.
+        ImageError: the format is not accepted, or the image cannot be decoded.
     """
     try:
         image: Image.Image = open_lazily(data)
-        # Load it before anything else, because Pillow reports damaged pixels only the first time.
+        # Load the image first, because Pillow reports damaged pixels only the first time.
         image.load()
-        image = turn_upright(image)  # from here on, the image before it was turned takes no memory
+        image = turn_upright(image)  # the same name, so that the image before turning is freed
         return _rgb_on_white(image)
     except (ImageError, MemoryError):
         raise
@@ -33,12 +32,12 @@ def load_pixels(data: bytes) -> Image.Image:
 
 
 def open_lazily(data: bytes) -> Image.Image:
-    """Open an image with Pillow, without decoding pixels. Raises what Pillow raises."""
+    """Open an image with Pillow, without decoding its pixels. Raises Pillow's own errors, and ImageError."""
     return Image.open(BytesIO(data), formats=(detect_format(data).pillow_name,))
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """Return the image turned by its orientation; unturned if its metadata cannot be read, as in the engine."""
+    """Return the image turned by its orientation; if its metadata cannot be read, unchanged, as in the engine."""
     with contextlib.suppress(Exception):
         return ImageOps.exif_transpose(image)
     return image

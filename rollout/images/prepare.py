@@ -1,8 +1,8 @@
-"""Prepares the images in messages, before anything else looks at the messages.
+"""Prepares the images in messages, before any other code uses the messages.
 
-Every image part gets the canonical form and a URL that both the engine and the trainer can resolve: `file://` in the
-run's own directory, or a checked `data:` URI. Messages are prepared completely or not at all: first all images are read
-and checked, then the new ones are stored, and then the parts are rewritten.
+Every image part gets the canonical form, and a URL that engine and trainer can read. This is a `file://` URL in the
+run's directory, or a checked `data:` URI. First all images are read and checked, then new images are stored, and then
+the parts are rewritten. If a step fails, no message is changed.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ class PreparedImage:
     """One image part of prepared messages.
 
     Attributes:
-        message_index: the index of its message in the prepared messages.
-        part_index: the index of the part in its message's content; if the image is nested in a tool's result, the index
-            of the outermost part.
-        asset: the image itself; the part now has its URL.
+        message_index: the index of the message in the prepared messages.
+        part_index: the index of the part in the message's content. If the image is nested in a tool's result, this is
+            the index of the outermost part.
+        asset: the image; the part now has its URL.
     """
 
     message_index: int
@@ -35,12 +35,12 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
-    """What `prepare_images` found and did.
+    """The result of `prepare_images`.
 
     Attributes:
-        images: every image of the messages, in order and as often as it occurs.
-        rewritten: how many parts were changed.
-        bytes_written: how many bytes were written into the image directory; 0 if all images were there.
+        images: the image of each image part of the messages, in order.
+        rewritten: the number of parts that were changed.
+        bytes_written: the number of bytes that were written to the image directory; 0 if it had all images already.
     """
 
     images: tuple[PreparedImage, ...]
@@ -49,17 +49,17 @@ class PrepareReport:
 
     @property
     def image_positions(self) -> list[tuple[int, int, str]]:
-        """The message index, part index and hash of each image, as `canonicalise` takes them."""
+        """The message index, part index and hash of each image, in the form that `canonicalise` takes."""
         return [(image.message_index, image.part_index, image.asset.mm_hash) for image in self.images]
 
 
 def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
-    """Prepare the images of these messages in place.
+    """Prepare the images of these messages in place, and return a report.
 
     Raises:
         ImageError: an image is refused; no message was changed.
         ImageStoreError: the image directory cannot be used; no message was changed.
-        ImageMemoryError: other images took the memory for decoding for too long; no message was changed.
+        ImageMemoryError: the memory for decoding did not become free in time; no message was changed.
     """
     parts = find_image_parts(messages)
     assets, bytes_written = shared_resolver(policy).resolve(parts)
@@ -67,7 +67,7 @@ def prepare_images(messages: Sequence[Any], policy: ImagePolicy) -> PrepareRepor
 
 
 async def prepare_images_async(messages: Sequence[Any], policy: ImagePolicy) -> PrepareReport:
-    """Do the same in an event loop: a thread reads and stores. If the caller is cancelled, no message is changed."""
+    """Do the same as `prepare_images`, but read and store in a thread. A cancelled call changes no message."""
     parts = find_image_parts(messages)
     resolver = shared_resolver(policy)
     cached_assets = resolver.find_cached(parts)

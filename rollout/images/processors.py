@@ -1,9 +1,10 @@
-"""Makes patches from pixels, as each family's image processor does, with a resize backend that the caller must name.
+"""Makes the patches of an image for the trainer, as the image processor of the model's family does.
 
-The checkpoint's own configuration decides everything else. Two backends differ in the last bit of many pixels, so the
-trainer must use the backend of the engine. Another backend is never used instead. A distribution adds a family with an
-entry point in the group `rollout.image_processors`: the name is the family, and the object is a subclass of
-`ImageProcessor`.
+The caller names the resize backend; the checkpoint's configuration decides everything else. Two backends differ in the
+last bit of many pixels, so the trainer must use the engine's backend. There is no fallback to another backend.
+
+A package can add a family with an entry point in the group `rollout.image_processors`. The name of the entry point is
+the family, and its object is a subclass of `ImageProcessor`.
 """
 
 import importlib
@@ -26,17 +27,17 @@ from rollout.errors import ConfigurationError
 ENTRY_POINT_GROUP = "rollout.image_processors"
 
 ResizeBackend = Literal["pil", "torchvision"]
-"""What resizes images: Pillow or torchvision."""
+"""The library that resizes images: Pillow or torchvision."""
 PixelKind = Literal["normalised", "uint8"]
-"""The values of patches: normalised, for the model's forward pass, or 0 to 255, for an engine that normalises."""
+"""The values in patches: `normalised` for the model, or `uint8` (0 to 255) for an engine that normalises itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessedImage:
-    """One image as the vision tower takes it.
+    """One image in the form that the vision tower of a model takes.
 
     Attributes:
-        patches: one row for each patch, of the shape `ImageProcessor.patch_shape`: float32, or uint8.
+        patches: one row for each patch, with the shape `ImageProcessor.patch_shape`; float32 or uint8.
         grid: the number of patches in time, height and width.
     """
 
@@ -45,15 +46,15 @@ class ProcessedImage:
 
 
 class ImageProcessor(ABC):
-    """One checkpoint's image processor.
+    """Makes patches as the image processor of one checkpoint does.
 
     Attributes:
-        family: the geometry family that it belongs to.
+        family: the name of the processor's geometry family.
         grid_input: the name of the model's input for the grids.
-        config: the checkpoint's configuration of the image processor.
-        backend: what resizes the images.
-        pixels: whether the patches are `normalised`, or `uint8`, before rescaling and normalising.
-        geometry: the geometry of the family under this configuration.
+        config: the configuration of the image processor, from the checkpoint.
+        backend: the library that resizes the images.
+        pixels: whether the patches are `normalised`, or `uint8`, which means not rescaled and not normalised.
+        geometry: the geometry of the family with this configuration.
     """
 
     family: ClassVar[str]
@@ -75,19 +76,19 @@ class ImageProcessor(ABC):
 
     @property
     def dtype(self) -> type[np.float32] | type[np.uint8]:
-        """The type of the values of patches."""
+        """The numpy type of the values in patches."""
         return np.uint8 if self.pixels == "uint8" else np.float32
 
     def _run_transformers(self, processor: Any, image: Image.Image) -> ProcessedImage:
         options = {"do_rescale": False, "do_normalize": False} if self.pixels == "uint8" else {}
         outputs = processor(images=[image], return_tensors="np", **options)
         t, h, w = (int(side) for side in np.asarray(outputs["image_grid_thw"])[0])
-        # Values that are not normalised are whole numbers from 0 to 255, in the type that the backend uses.
+        # Values that are not normalised are integers from 0 to 255, but a backend may use another type for them.
         return ProcessedImage(np.asarray(outputs["pixel_values"]).astype(self.dtype, copy=False), (t, h, w))
 
 
 class QwenVLImageProcessor(ImageProcessor):
-    """The processor of the Qwen-VL families in transformers; every patch is a flat row."""
+    """The image processor of the Qwen-VL families, from transformers. Every patch is a flat row of numbers."""
 
     family = "qwen_vl"
 
@@ -108,7 +109,7 @@ class QwenVLImageProcessor(ImageProcessor):
 
 
 class KimiK25ImageProcessor(ImageProcessor):
-    """The processor of Kimi K2.5. `torchvision` uses that of transformers; `pil` computes the same as the engine."""
+    """The image processor of Kimi K2.5. `torchvision` uses transformers; `pil` computes as the engine does."""
 
     family = "kimi_k25"
 
@@ -132,7 +133,7 @@ class KimiK25ImageProcessor(ImageProcessor):
 
     @cached_property
     def _normalised_levels(self) -> npt.NDArray[np.float32]:
-        """The normalised value of each of the 256 levels of each colour, as (level, colour)."""
+        """The normalised values of the 256 colour levels, as an array of the shape (level, colour)."""
         mean = np.asarray(self._kimi_geometry.image_mean, np.float32)
         inverse_std = 1.0 / np.asarray(self._kimi_geometry.image_std, np.float32)
         levels = np.arange(256, dtype=np.float32)[:, None]
@@ -176,11 +177,11 @@ _BUILT_IN_PROCESSORS: Mapping[str, type[ImageProcessor]] = {
 def image_processor_for(
     family: str, config: Mapping[str, Any], *, backend: ResizeBackend, pixels: PixelKind
 ) -> ImageProcessor:
-    """Return the image processor of a family under a checkpoint's configuration.
+    """Return the image processor of a family with a checkpoint's configuration.
 
     Raises:
-        ConfigurationError: the family has no image processor.
-        GeometryError: the configuration lacks a setting.
+        ConfigurationError: no image processor is known for the family.
+        GeometryError: a setting is missing in the configuration.
     """
     processor_class = _BUILT_IN_PROCESSORS.get(family)
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=family) if processor_class is None else ():
@@ -188,7 +189,7 @@ def image_processor_for(
     if processor_class is None:
         raise ConfigurationError(
             f"no image processor is known for the family {family!r} (built in: {', '.join(_BUILT_IN_PROCESSORS)}); "
-            f"install a package that adds one with the entry point group {ENTRY_POINT_GROUP}"
+            f"install a package that adds one by an entry point in the group {ENTRY_POINT_GROUP}"
         )
     return processor_class(config, backend=backend, pixels=pixels)
 
@@ -199,10 +200,10 @@ def patch_count(grid: tuple[int, int, int]) -> int:
 
 
 def import_trainer_extra(module: str) -> Any:
-    """Import a module of the extra `trainer`, and return it.
+    """Import and return a module that the extra `trainer` installs.
 
     Raises:
-        ConfigurationError: it is not installed.
+        ConfigurationError: the module is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -217,7 +218,7 @@ def _load_transformers_processor(module: str, class_name: str, config: Mapping[s
     transformers_module = import_trainer_extra(f"transformers.models.{module}")
     try:
         return getattr(transformers_module, class_name).from_dict(dict(config))
-    except ImportError as error:  # transformers has a stand-in for a class whose backend is not installed
+    except ImportError as error:  # transformers raises it only here if the backend of the class is not installed
         raise ConfigurationError(
-            f"the image processor {class_name} cannot be made: {str(error).strip()[:300]}"
+            f"the image processor {class_name} cannot be created: {str(error).strip()[:300]}"
         ) from error

@@ -1,6 +1,6 @@
-"""Turns the images of messages into checked and stored assets, under one policy.
+"""Checks the images in messages under one policy, and stores them as assets.
 
-The images of a request are resolved together: none is stored before all of them are accepted.
+The images of a request are resolved together. No image is stored before all of them are accepted.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from rollout.records.bounds import ASSET_NAME
 
 @dataclass(frozen=True, slots=True)
 class _AcceptedImage:
-    """A checked image.
+    """A checked image, which may still have to be stored.
 
     Attributes:
         asset: the image.
-        bytes_to_store: its encoded bytes, to be stored; None if it is not to be stored or already is.
+        bytes_to_store: the encoded image if it must be stored; None if it is already stored or stays in the message.
     """
 
     asset: ImageAsset
@@ -40,7 +40,7 @@ class _AcceptedImage:
 
 
 class ImageResolver:
-    """Resolves images under one policy, and remembers them; threads may share it."""
+    """Checks and stores images under one policy, and caches them. It is thread-safe."""
 
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
@@ -52,11 +52,11 @@ class ImageResolver:
 
     @cached_property
     def _store(self) -> ImageStore:
-        # Opened for the first image that is not cached: in a thread, not in the event loop.
+        # The first image that is not cached opens the store. This happens in a thread, not on the event loop.
         return ImageStore(self._policy.directory, fsync=self._policy.fsync)
 
     def find_cached(self, parts: Sequence[ImagePart]) -> list[ImageAsset] | None:
-        """Return the assets of these parts; None if not all of them are cached."""
+        """Return the assets of these parts; None if an image is not cached."""
         assets = []
         for part in parts:
             asset = self._asset_cache.get(part.source) if isinstance(part.source, str) else None
@@ -69,15 +69,15 @@ class ImageResolver:
         """Check the images of these parts and store the new ones.
 
         Args:
-            parts: the parts.
-            stop: a result in it ends the wait for memory.
+            parts: the image parts of one or more messages.
+            stop: a future; a result in it ends the wait for memory.
 
         Returns:
             The asset of each part, and the number of bytes that were written.
 
         Raises:
-            ImageError: an image is refused; none was stored.
-            ImageMemoryError: other images took the memory for decoding for too long; none was stored.
+            ImageError: an image is refused; no image was stored.
+            ImageMemoryError: the memory for decoding did not become free in time; no image was stored.
             ImageStoreError: the image directory cannot be used.
         """
         store, accepted = self._store, []
@@ -111,7 +111,7 @@ class ImageResolver:
         raise ImageError(describe_rejected_source(source))
 
     def _accept_pillow_image(self, image: Image.Image, stop: "Future[None] | None") -> _AcceptedImage:
-        # The image may be an open file that is not decoded yet.
+        # Check the size before decoding, because the image may be an open file that is not decoded yet.
         check_size(image.width, image.height, None, self._limits)
         check_depth(image.mode)
         with hold_memory(self._memory, pillow_decoding_bytes(image, b""), stop):
@@ -123,7 +123,7 @@ class ImageResolver:
         if self._policy.mode == "offload":
             return _AcceptedImage(asset, bytes_to_store=data)
         canonical_uri = encode_data_uri(asset.media_type, data)
-        # If the text is the same, keep the object, because the cache finds it by its identity.
+        # If the two URIs are equal, keep the caller's string object, because the cache finds it by its identity.
         return _AcceptedImage(replace(asset, url=data_uri if data_uri == canonical_uri else canonical_uri))
 
     def _accept_file(self, url: str, stop: "Future[None] | None") -> _AcceptedImage:
@@ -133,9 +133,9 @@ class ImageResolver:
         asset = self._inspect_asset(data, stop)
         if self._run_images.is_direct_child(path) and ASSET_NAME.fullmatch(file_name):
             if file_name != asset.file_name:
-                raise ImageError(f"the asset {file_name} no longer holds the image that its name identifies")
+                raise ImageError(f"the asset {file_name} was changed: its bytes no longer have the hash in its name")
             return _AcceptedImage(asset)
-        # A file from elsewhere is copied: its owner may change it, and the trainer must read what the engine read.
+        # Copy a file from another directory. Its owner may change it, but trainer and engine must read the same bytes.
         return _AcceptedImage(asset, bytes_to_store=data)
 
     def _inspect_asset(self, data: bytes, stop: "Future[None] | None") -> ImageAsset:
@@ -159,5 +159,5 @@ class ImageResolver:
 
 @lru_cache(maxsize=8)
 def shared_resolver(policy: ImagePolicy) -> ImageResolver:
-    """Return the resolver that this process shares for a policy."""
+    """Return the resolver for a policy. All callers in this process share it."""
     return ImageResolver(policy)

@@ -1,4 +1,4 @@
-"""A cache with a limit. Threads that miss the same key at the same time share one computation."""
+"""A cache with a size limit, in which threads that need the same missing value compute it only once."""
 
 import threading
 from collections import OrderedDict
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class SingleFlightCache(Generic[Value]):
-    """Keeps the most recently used values up to a total size. With the size 0 it only shares computations."""
+    """Keeps the most recently used values up to a total size. With `max_size` 0, threads only share computations."""
 
     def __init__(self, max_size: int, size_of: Callable[[Value], int]) -> None:
         self._max_size = max_size
@@ -21,7 +21,7 @@ class SingleFlightCache(Generic[Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """Return the value of a key. The first caller computes it; if this fails, all waiting callers get the error."""
+        """Return the value of a key. The first caller computes it, and others wait for its result or its error."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -41,7 +41,8 @@ class SingleFlightCache(Generic[Value]):
             raise
         pending.set_result(value)
         with self._lock:
-            # Both under one lock: otherwise a thread could find the key in neither dict, and compute it again.
+            # Change both dicts under one lock. Otherwise a thread could find the key in neither, and compute the value
+            # again.
             del self._pending[key]
             self._store(key, value)
         return value

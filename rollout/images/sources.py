@@ -1,4 +1,4 @@
-"""Turns an image in a message (a URL, bytes or a Pillow image) into encoded bytes."""
+"""Converts an image in a message (a URL, bytes or a Pillow image) to encoded bytes."""
 
 from io import BytesIO
 from pathlib import PurePath
@@ -17,10 +17,10 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
 def decode_data_uri(url: str, max_bytes: int) -> bytes:
-    """Return the bytes of a `data:image/…;base64,…` URI, decoded as strictly as in the engine.
+    """Return the bytes of a `data:image/…;base64,…` URI. The decoder is as strict as the engine's.
 
     Raises:
-        ImageError: it has another media type or encoding, is not base64, or has more than `max_bytes`.
+        ImageError: the URI has another media type or encoding, is not valid base64, or has more than `max_bytes`.
     """
     payload = find_data_uri_payload(url)
     if payload is None:
@@ -29,7 +29,7 @@ def decode_data_uri(url: str, max_bytes: int) -> bytes:
     if n_bytes > max_bytes + 3:
         raise ImageError(f"the image has about {describe_too_many_bytes(n_bytes, max_bytes)}")
     try:
-        # This is the engine's decoder, which refuses some texts that the standard library's decoder accepts.
+        # The engine uses this decoder, too. It refuses some texts that the standard library's decoder accepts.
         return pybase64.b64decode(url[payload:], validate=True)
     except ValueError as error:
         raise ImageError(f"the data: URI is not strict base64: {error}") from error
@@ -41,17 +41,17 @@ def encode_data_uri(media_type: str, data: bytes) -> str:
 
 
 def encode_pillow_image(image: Image.Image) -> bytes:
-    """Return a Pillow image as PNG, turned upright, as the engine turns an image.
+    """Return a Pillow image as PNG. It is turned upright, as the engine does it.
 
     Raises:
-        ImageError: it cannot be loaded or written.
+        ImageError: the image cannot be loaded or written.
     """
     try:
         upright_image = turn_upright(image)
         if upright_image.mode not in _PNG_MODES:
             upright_image = upright_image.convert("RGBA" if upright_image.has_transparency_data else "RGB")
         buffer = BytesIO()
-        # Level 1 makes larger files, and is several times faster.
+        # Level 1 is several times faster than the default, but makes larger files.
         upright_image.save(buffer, "PNG", compress_level=1)
     except MemoryError:
         raise
@@ -61,7 +61,7 @@ def encode_pillow_image(image: Image.Image) -> bytes:
 
 
 def describe_rejected_source(source: Any) -> str:
-    """Return the text of an error that says why a source is not an image, and what to write instead."""
+    """Return an error text that says why a source is not accepted as an image, and what to write instead."""
     if source is None:
         return "the image is missing"
     if not isinstance(source, str):
@@ -70,17 +70,17 @@ def describe_rejected_source(source: Any) -> str:
         return "the image's URL is empty"
     scheme, separator, _ = source[:100].partition(":")
     if separator and scheme.lower() in ("http", "https"):
-        return f"the scheme {scheme}: is not accepted: images are not fetched; give its bytes or a Pillow image"
+        return f"the scheme {scheme}: is not accepted; download the image and give its bytes"
     if separator and scheme.isidentifier():
         return f"the scheme {scheme}: is not accepted; give the image as a data: URI or a file:// URL"
     return (
-        f"{source[:60]!r} is neither a data: URI nor a file:// URL; for a path write Image.open(path), and before "
-        "base64 write data:image/png;base64,"
+        f"{source[:60]!r} is neither a data: URI nor a file:// URL; for a path, write Image.open(path); for base64, "
+        "put data:image/png;base64, before it"
     )
 
 
 def _conversion_of(source: Any) -> str:
-    """Say how to convert an image of another library."""
+    """Return the part of an error text that says how to convert an image of another library."""
     package = type(source).__module__.partition(".")[0]
     if package == "torch":
         return "write torchvision.transforms.functional.to_pil_image(tensor)"
@@ -92,4 +92,4 @@ def _conversion_of(source: Any) -> str:
         return "write Image.open(path), with Image from PIL"
     if hasattr(source, "read"):
         return "write .read() to give its bytes"
-    return "a URL, bytes or a Pillow image is expected"
+    return "expected a URL, bytes or a Pillow image"

@@ -1,8 +1,8 @@
 """The image directory of a run: one file for each distinct image, named by the hash of its bytes.
 
-Many processes write to one directory at the same time. A file appears under its name complete or not at all: it is
-written under a temporary name, locked as long as its writer runs, and renamed. The next process that opens the store
-removes temporary files that are not locked, because their writers were killed.
+Many processes write to one directory at the same time. A process writes an image to a temporary file, which it keeps
+locked, and then renames the file. So a file under its final name is always complete. The next process that opens the
+store removes temporary files that are not locked, because their writers were killed.
 """
 
 import fcntl
@@ -44,7 +44,7 @@ class ImageStore:
         return self._url_prefix + file_name
 
     def add(self, file_name: str, data: bytes) -> int:
-        """Store an image under its name unless it is there, and return the number of bytes written."""
+        """Store an image unless the directory already has it; return the number of bytes written."""
         path = self._path_prefix + file_name
         try:
             if _is_complete(path, len(data)):
@@ -58,7 +58,7 @@ class ImageStore:
         return len(data)
 
     def _try_write(self, path: str, data: bytes) -> bool:
-        # False: another process removed the temporary file before it was locked.
+        # Returns False if another process removed the temporary file before this process could lock it.
         temporary_path = f"{self._path_prefix}{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         fd = os.open(temporary_path, _NEW_FILE_FLAGS, 0o644)
         try:
@@ -86,19 +86,19 @@ class ImageStore:
     def _directory_error(self, error: OSError) -> ImageStoreError:
         reason = os.strerror(error.errno) if error.errno else str(error)
         return ImageStoreError(
-            f"the image directory {self.directory} cannot be used: {reason}; free space there, make it writable, or"
-            " set another run directory"
+            f"the image directory {self.directory} cannot be used: {reason}; free disk space, make the directory "
+            "writable, or set another run directory"
         )
 
 
 def read_asset(directory: Path, file_name: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-    """Return the bytes of a stored image, checked against the hash in its name.
+    """Return the bytes of a stored image, after checking the hash in its name.
 
     Raises:
-        AssetError: the name is not an asset's, or the file is missing, a link, or changed.
+        AssetError: the name is not that of an asset, or the file is missing, changed, or a link.
     """
     if not ASSET_NAME.fullmatch(file_name):
-        raise AssetError(file_name, "the name is not a sha256 with an image extension")
+        raise AssetError(file_name, "the name is not a sha256 with the extension of an image format")
     try:
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -106,18 +106,20 @@ def read_asset(directory: Path, file_name: str, *, max_bytes: int = MAX_IMAGE_BY
         finally:
             os.close(directory_fd)
     except FileNotFoundError as error:
-        raise AssetError(file_name, f"missing from {directory}") from error
+        raise AssetError(file_name, f"the file is missing in {directory}") from error
     except OSError as error:
-        raise AssetError(file_name, f"cannot be read from {directory}: {error.strerror}") from error
+        raise AssetError(file_name, f"the file in {directory} cannot be read: {error.strerror}") from error
     except ImageError as error:
         raise AssetError(file_name, error.reason) from error
     if hashlib.sha256(data).hexdigest() != file_name[:64]:
-        raise AssetError(file_name, f"the bytes in {directory} no longer have the hash in the name")
+        raise AssetError(
+            file_name, f"the file in {directory} was changed: its bytes no longer have the hash in the name"
+        )
     return data
 
 
 def _is_complete(path: str, size: int) -> bool:
-    # The name is the hash, and files appear complete: a regular file of this size is the image.
+    # Files get their names, which are hashes, only when they are complete. So a regular file of this size is the image.
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -126,7 +128,7 @@ def _is_complete(path: str, size: int) -> bool:
 
 
 def _lock_new_file(fd: int) -> bool:
-    # Between the creation and the lock, another process that cleans up may lock or remove the file.
+    # Another process that cleans up may lock or remove the file before this process locks it.
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

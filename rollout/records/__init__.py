@@ -1,1 +1,1 @@
-"""What worker and trainer share: messages, records, the wire form of records, evidence, and the policy's versions."""
+"""The types that worker and trainer share: messages, records and their encoding, engine data, and policy versions."""

@@ -1,16 +1,16 @@
-"""How a rollout ended: its status and its limit."""
+"""Enums that say how a rollout ended: whether it has a score, and which limit stopped it."""
 
 from enum import StrEnum
 
 
 class RolloutStatus(StrEnum):
-    """Whether a rollout has a score.
+    """Says whether a rollout has a score. The trainer trains only on rollouts with the status `OK`.
 
     Attributes:
-        OK: the environment gave it a score; it has a reward and trains.
-        UNSCORED: a limit ended it before it had a score; it does not train.
-        FAILED: it ended with an error; it does not train.
-        ABANDONED: it was no longer needed; it does not train.
+        OK: the environment gave the rollout a score, so it has a reward.
+        UNSCORED: a limit stopped the rollout before it had a score.
+        FAILED: the rollout ended with an error.
+        ABANDONED: the rollout was no longer needed.
     """
 
     OK = "ok"
@@ -20,19 +20,19 @@ class RolloutStatus(StrEnum):
 
     @property
     def trains(self) -> bool:
-        """Whether a rollout with this status trains."""
+        """Whether the trainer trains on a rollout with this status."""
         return self is RolloutStatus.OK
 
 
 class RolloutLimit(StrEnum):
-    """Which limit stopped a rollout, whatever its status is.
+    """Says which limit stopped a rollout. A rollout with a limit can have any status.
 
     Attributes:
-        NONE: no limit.
-        TURNS: it had as many turns as the environment allows.
-        TOKENS: its last answer was as long as an answer may be.
-        CONTEXT: its conversation no longer fitted the model's context.
-        TIME: it took too long, or its group was done long before.
+        NONE: no limit stopped the rollout.
+        TURNS: the rollout had as many turns as its environment allows.
+        TOKENS: the last answer reached the maximum length of an answer.
+        CONTEXT: the conversation no longer fitted into the model's context.
+        TIME: the rollout took too long, or it was a straggler of its group.
     """
 
     NONE = "none"

@@ -1,7 +1,7 @@
 """The records that a rollout sends to the trainer: one at its start, one for each turn, and one at its end.
 
 A step contains only what its turn added: the new nodes, and the descriptors of the images that no earlier step of the
-rollout described. Messages name images by hash. `rollout.records.wire` defines how the records look on the queue.
+rollout described. Messages name images by hash. `rollout.records.wire` encodes the records for the queue.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.messages import FinishReason, Message
 
 ROOT = -1
-"""The parent of a node that has none: it begins a conversation."""
+"""The value of `parent` for a node that begins a conversation and so has no parent."""
 
 
 class RecordError(RolloutError):
-    """A record is not one of ours, is damaged, or comes from a newer major version."""
+    """A record cannot be encoded or decoded: it is damaged, not valid, or from another major version of the schema."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedReward:
-    """One of several rewards of a rollout, whose own reward is the sum of `value * weight`.
+    """One of several rewards of a rollout. The rollout's total reward is the sum of their `value * weight`.
 
     Attributes:
-        value: the reward that the environment gave, before it is weighted.
-        weight: the factor of the value in the sum.
+        value: the reward that the environment gave, without the weight.
+        weight: the factor by which the value is multiplied.
     """
 
     value: float
@@ -39,7 +39,7 @@ class NamedReward:
 
 
 class HasRolloutIdentity:
-    """The base of records that belong to a rollout: the name of the rollout, unique among runs that share a queue."""
+    """A base class that names a rollout and its group. The names are unique even if several runs share a queue."""
 
     __slots__ = ()
     run: str
@@ -49,18 +49,18 @@ class HasRolloutIdentity:
 
     @property
     def identity(self) -> str:
-        """The rollout as RUN/ENVIRONMENT/ROLLOUT."""
+        """The name of the rollout: RUN/ENVIRONMENT/ROLLOUT."""
         return f"{self.run}/{self.environment}/{self.rollout}"
 
     @property
     def group_identity(self) -> str:
-        """The group as RUN/ENVIRONMENT/GROUP."""
+        """The name of the group: RUN/ENVIRONMENT/GROUP."""
         return f"{self.run}/{self.environment}/{self.group}"
 
 
 @dataclass(frozen=True, slots=True)
 class RecordHeader(HasRolloutIdentity):
-    """Names the attempt that a record belongs to, and numbers the record in it.
+    """Identifies a record: the attempt that it belongs to, and its number in this attempt.
 
     Attributes:
         run: the run's id.
@@ -89,7 +89,7 @@ _TAG_PATTERN = re.compile(r"([^/]*)/([^/]*)/(.*)#([0-9]{1,10})\.([0-9]{1,10})", 
 
 
 def header_from_tag(tag: str, group: str) -> RecordHeader | None:
-    """Return the header of a record that cannot be decoded, from its tag and its key; None if the tag is not ours.
+    """Return the header of a record that cannot be decoded, from its tag and key; None if the tag has another form.
 
     Args:
         tag: the record's tag, as `RecordHeader.tag` writes it.
@@ -104,21 +104,21 @@ def header_from_tag(tag: str, group: str) -> RecordHeader | None:
 
 @dataclass(frozen=True, slots=True)
 class RolloutStarted:
-    """The first record of an attempt: what is true for the whole attempt.
+    """The first record of an attempt, with the data that does not change during the attempt.
 
     Attributes:
         header: the attempt that the record belongs to, and the record's number in it.
         task: the `id`, `index`, `seed` and `data` of the task, as in `Task`.
         sample: the number of the rollout in its group, from 0 on.
-        group_size: how many rollouts the group has.
-        policy_version: the trainer's version of the policy when the attempt started, as far as the worker knew.
-        config_digest: the digest of the configuration, see `Config.digest`.
+        group_size: the number of rollouts in the group.
+        policy_version: the trainer's policy version when the attempt started, as far as the worker knew.
+        config_digest: the digest of the configuration; see `Config.digest`.
         model: the name under which the engines serve the model.
-        pad_id: the image pad token; None for a model without images.
+        pad_id: the id of the image pad token; None for a model without images.
         assets: the path of the directory with the run's images.
-        layout: what the descriptors of all images share: `family`, `fingerprint`, and for some families
+        layout: the fields that the descriptors of all images share: `family`, `fingerprint`, and for some families
             `vllm_modality`; empty for a model without images.
-        extra: the fields of a newer minor version of the schema, which this version does not know; mostly empty.
+        extra: fields that only a newer minor version of the schema has; usually empty.
     """
 
     kind: ClassVar[str] = "rollout_started"
@@ -136,19 +136,19 @@ class RolloutStarted:
 
 
 class PromptSource(StrEnum):
-    """Where a prompt's tokens come from: from a bridge, or from a full render, which has a reason.
+    """How the tokens of a prompt were made: by a bridge, or by a full render for one of several reasons.
 
-    The last three are the adapter's own reasons, see `renderers_adapter.adapter.BridgeRefusalReason`.
+    The last three reasons are those of `renderers_adapter.adapter.BridgeRefusalReason`.
 
     Attributes:
-        BRIDGE: a known path was extended.
-        FIRST: the prompt is the first of the rollout.
-        NEW_CONVERSATION: the first message is new: another conversation of the rollout, such as that of a sub-agent.
-        RETRY: all messages are known, and the policy answered none of them before.
-        COMPACTION: the first messages are known, and the history after them was cut, summarised or edited.
+        BRIDGE: the tokens of the new messages were added to known tokens.
+        FIRST: the prompt is the first one of the rollout.
+        NEW_CONVERSATION: the first message is new, so another conversation begins, such as that of a sub-agent.
+        RETRY: all messages are known, and the policy has not answered any of them yet.
+        COMPACTION: the first messages are known, but the history after them was cut, summarised or edited.
         ASSISTANT: the new messages contain an answer that the policy did not give in this rollout.
         THINKING: the template drops earlier reasoning after a new question.
-        REFUSED: the renderer cannot prove that a bridge would be right.
+        REFUSED: the renderer cannot be sure that a bridge is correct.
     """
 
     BRIDGE = "bridge"
@@ -167,10 +167,10 @@ class MessageTokens:
 
     Attributes:
         message: the message in canonical form, which names images by hash.
-        run: the tokens in logical ids, those of the template included. `run.ids[run.sampled_from:]` were sampled by the
-            policy; a message that it did not sample has `run.sampled_from == len(run.ids)`.
-        content: (begin, end) in `run.ids` of the tokens that are the message's own text, without the template's; empty
-            for an answer, whose own tokens are the sampled ones.
+        run: the tokens in logical ids, including those of the template. The policy sampled
+            `run.ids[run.sampled_from:]`. If it sampled none of them, `run.sampled_from` is `len(run.ids)`.
+        content: pairs (begin, end) of positions in `run.ids`: the message's own text, without the template's tokens.
+            Empty for an answer, because its own tokens are the sampled ones.
     """
 
     message: Message
@@ -190,32 +190,34 @@ class Step:
     Attributes:
         header: the attempt that the record belongs to, and the record's number in it.
         turn: the number of the turn, from 0 on, in the order in which the environment called the model.
-        parent: the index of the node to which the first new node is added; -1 (`ROOT`): the first new node is a root.
-        first: the index of the first new node among all nodes of the attempt; the others have the next indices.
-        nodes: the new nodes, at least one; each is the child of the one before it, and the last is the policy's answer.
-        images: the images that no earlier step described, by hash: the `payload` of the layout, and either
-            `raw_image_id`, the image's file name in `RolloutStarted.assets`, or `raw_uri`, its `data:` URI.
-        prompt_source: where the tokens of the prompt come from.
-        prompt_length: how many tokens the prompt had, with its images expanded.
-        prompt_digest: the digest of the prompt's expanded ids and of its images, see `evidence.prompt_digest`.
-        finish_reason: why the answer ended.
-        answer_digest: the digest of the sampled tokens and their log-probs, as the engine gave them; empty in records
-            of schema versions before 1.01.
-        stop_reason: the id of the stop token or the stop text that ended the answer; None if the engine named none.
-        versions: which weights sampled which of the answer's tokens, in order and without a gap; empty if the engine
-            did not report it.
-        policy: the trainer's policy version when the turn began and when it ended, as far as the worker knew; None in
-            a record that lacks it.
-        cached_tokens: how many tokens of the prompt were in the engine's prefix cache; None if the engine did not
+        parent: the index of the first new node's parent; -1 (`ROOT`) if this node begins a conversation.
+        first: the index of the first new node among all nodes of the attempt; the other new nodes have the next
+            indices.
+        nodes: the new nodes, at least one. Each is the child of the node before it, and the last is the policy's
+            answer.
+        images: the images that no earlier step described, by hash. Each has the `payload` of the layout, and either
+            `raw_image_id`, its file name in `RolloutStarted.assets`, or `raw_uri`, its `data:` URI.
+        prompt_source: how the tokens of the prompt were made.
+        prompt_length: the number of tokens in the prompt, with expanded images.
+        prompt_digest: the digest of the prompt's expanded ids and of its images; see `evidence.prompt_digest`.
+        finish_reason: the reason why the answer ended.
+        answer_digest: the digest of the sampled tokens and their log-probs, as the engine returned them; empty in
+            records of schema versions before 1.01.
+        stop_reason: the stop token's id, or the stop text, that ended the answer; None if the engine did not name one.
+        versions: ranges of the answer's tokens with the weights that sampled them, in order and without gaps; empty if
+            the engine did not report them.
+        policy: the trainer's policy versions when the turn began and when it ended, as far as the worker knew; None if
+            the record does not have this field.
+        cached_tokens: the number of prompt tokens that were in the engine's prefix cache; None if the engine did not
             report it.
-        tools: the schemas of the tools, if the turn begins a root; None without tools, and below a root, whose tools
-            are then used.
-        routed_experts: which experts of the network processed the tokens; None if the engine did not report it.
-        sampling_mask: which tokens could have been sampled; None if the engine did not report it.
-        banned_ids: the ids of the tokens that the engine was forbidden to sample; empty in records of schema versions
-            before 1.02. `TrainingSample.banned_ids` says what this means for log-probs.
-        timings: the seconds that each stage of the turn took: `prepare`, `render`, `engine` and `parse`.
-        extra: the fields of a newer minor version of the schema, which this version does not know; mostly empty.
+        tools: the tool schemas of a turn that begins a conversation. None if there are no tools, or if the turn
+            continues a conversation and uses the tools of its first turn.
+        routed_experts: the experts of the network that processed each token; None if the engine did not report them.
+        sampling_mask: the tokens that could be sampled at each position; None if the engine did not report them.
+        banned_ids: the ids of the tokens that the engine was not allowed to sample; empty in records of schema versions
+            before 1.02. `TrainingSample.banned_ids` explains the effect on log-probs.
+        timings: the duration of each stage of the turn, in seconds: `prepare`, `render`, `engine` and `parse`.
+        extra: fields that only a newer minor version of the schema has; usually empty.
     """
 
     kind: ClassVar[str] = "step"
@@ -243,7 +245,7 @@ class Step:
 
     @property
     def leaf(self) -> int:
-        """The index of the last new node, which is the answer."""
+        """The index of the last new node, the answer."""
         return self.first + len(self.nodes) - 1
 
 
@@ -255,15 +257,15 @@ class RolloutFinished:
         header: the attempt that the record belongs to, and the record's number in it.
         status: whether the rollout has a score.
         reward: the reward; None if the rollout has no score.
-        metrics: the environment's own numbers, by name; empty if it gave none.
+        metrics: the environment's own metrics, by name; may be empty.
         error: the `type` and the `message` of the error that ended the rollout; None without an error.
-        steps: how many steps the attempt has.
-        digest: the digest of all steps as they were sent, so that the reader notices a lost step.
-        seconds: how long the attempt took.
-        limit: which limit stopped the rollout.
-        rewards: the named rewards, whose weighted sum is the reward; empty if the score had a single reward.
-        turn_rewards: the rewards of single answers, by `Step.turn`; they are not part of the reward.
-        extra: the fields of a newer minor version of the schema, which this version does not know; mostly empty.
+        steps: the number of steps in the attempt.
+        digest: the digest of all steps as they were sent; it shows the reader whether a step was lost.
+        seconds: the duration of the attempt, in seconds.
+        limit: the limit that stopped the rollout.
+        rewards: the named rewards. `reward` is their weighted sum. Empty if the score had a single reward.
+        turn_rewards: the rewards of single answers, by `Step.turn`; `reward` does not contain them.
+        extra: fields that only a newer minor version of the schema has; usually empty.
     """
 
     kind: ClassVar[str] = "rollout_finished"
@@ -285,11 +287,11 @@ Record = RolloutStarted | Step | RolloutFinished
 """A record on the trajectories queue."""
 
 STEPS_DIGEST_BYTES = 16
-"""Bytes of the digest of an attempt's steps."""
+"""The size of the digest of an attempt's steps, in bytes."""
 
 
 class StepsDigest:
-    """Computes the digest of an attempt's steps, one by one; the worker and the reader use it."""
+    """Computes the digest of an attempt's steps, one step after the other. The worker and the reader use it."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=STEPS_DIGEST_BYTES)

@@ -1,7 +1,7 @@
-"""Which values of a message's content are counted: all but the images, because these are not text.
+"""Selects the values of a message's content that count towards the size limits: all except images.
 
-Only parts of content have images. A value under `image` or `image_url` anywhere else, for example in the arguments of a
-tool call, is counted like any other.
+Only content parts can have images. A value under the key `image` or `image_url` in another place, for example in the
+arguments of a tool call, is counted normally.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,11 +12,11 @@ from rollout.value_limits import Countable
 
 _IMAGE_NAMES = ("image", "image_url")
 _NAMES = frozenset(("type", "text", "thinking", "content", *_IMAGE_NAMES))
-"""The short names that parts have; they are not counted."""
+"""The usual keys of parts. They are short, so they are not counted."""
 
 
 def countable_content(content: Any) -> Any:
-    """Return the value to count for a message's content, for one part of it, or for the content of a tool's result."""
+    """Return what `ValueCounter` counts for a message's content, a part, or the content of a tool's result."""
     return content if isinstance(content, str | bytes | None) else _Content(content)
 
 
@@ -48,7 +48,7 @@ def _items(part: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _counted_of_image(image: Any) -> Iterator[Any]:
-    """Yield the values of an image besides its URL. Other objects are not looked into: they are images, or refused."""
+    """Yield the values of an image except its URL. Other objects yield nothing: they are images, or refused later."""
     if isinstance(image, Mapping):
         for name, value in image.items():
             if name != "url" or not isinstance(value, str):

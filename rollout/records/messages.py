@@ -1,8 +1,8 @@
-"""Chat messages: the type, tool calls, and the canonical form that identifies a message.
+"""Defines chat messages, tool calls, and the canonical form by which messages are compared.
 
-The canonical form names an image by its hash instead of by its URL. So a message stays the same message if its image is
-inlined, or offloaded by another worker, and the image's bytes are not needed to identify it. The canonical form is also
-what crosses the queue.
+The canonical form names an image by its hash instead of its URL. So two messages with the same image are equal, even if
+one has the image inline and the other in a file. The comparison does not read the image's bytes. The queue also carries
+messages in canonical form.
 """
 
 import hashlib
@@ -20,28 +20,28 @@ from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.value_limits import MAX_VALUES, OutOfBoundsError, TooMuchTextError, ValueCounter, is_within_bounds
 
 Message = dict[str, Any]
-"""A chat message: `role`, `content`, and where they apply `reasoning_content`, `tool_calls`, `tool_call_id`, `name`."""
+"""A chat message: `role`, `content`, and optionally `reasoning_content`, `tool_calls`, `tool_call_id` and `name`."""
 
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 _STRING_KEYS = frozenset(("reasoning_content", "tool_call_id", "name"))
 ROLES = ("system", "user", "assistant", "tool")
-"""The roles of messages; `TrainingSample.content` numbers them in this order."""
+"""All roles of messages. `TrainingSample.content` refers to a role by its index in this tuple."""
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _FORM = '{"role": "user", "content": …}'
 _PART_FORMS = '{"type": "text", "text": …} or {"type": "image", "image": …}'
 
 
 class MessageError(RolloutError):
-    """A conversation contains something that cannot be rendered."""
+    """A conversation cannot be used, because a message or a tool in it is not valid."""
 
 
 class FinishReason(StrEnum):
-    """Why an answer ended.
+    """The reason why an answer ended.
 
     Attributes:
         STOP: the policy sampled a stop token or wrote a stop text.
         LENGTH: the answer reached `max_tokens`, or the end of the model's context.
-        ABORT: the engine aborted the request; such an answer is never recorded.
+        ABORT: the engine aborted the request. Such an answer is not recorded.
     """
 
     STOP = "stop"
@@ -55,10 +55,10 @@ class ToolCall:
 
     Attributes:
         id: the id of the call, which the tool's result names as its `tool_call_id`.
-        name: the name of the tool; empty if it could not be parsed.
+        name: the name of the tool; empty if the name could not be parsed.
         arguments: the arguments by their names; empty if they could not be parsed.
-        raw: the text of the call as the model wrote it; may be empty.
-        error: why the call could not be parsed; None if it could.
+        raw: the text of the call as the model wrote it; can be empty.
+        error: the reason why the call could not be parsed; None if it was parsed.
     """
 
     id: str
@@ -73,10 +73,10 @@ class CanonicalMessage:
     """A message in canonical form.
 
     Attributes:
-        message: the message itself, as it crosses the queue.
-        digest: a hash of the message, by which the trace compares messages.
-        image_hashes: the hashes of its images, in order and as often as they occur; empty without images.
-        size: how many bytes the message has as JSON.
+        message: the message itself, as the queue carries it.
+        digest: a hash of the message; the trace compares messages by it.
+        image_hashes: one hash for each image of the message, in order; an image that occurs twice is listed twice.
+        size: the size of the message as JSON, in bytes.
     """
 
     message: Message
@@ -91,31 +91,33 @@ class CanonicalMessage:
 
 
 def require_conversation(messages: object) -> None:
-    """Check that an object can be the conversation of a turn; `canonicalise` checks each of its messages.
+    """Check that an object can be the conversation of a turn; `canonicalise` checks each message.
 
     Raises:
-        MessageError: it is not a list of messages, or the last one is the model's own.
+        MessageError: the object is not a list of messages, is empty or too long, or ends with a message of the model.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise MessageError(f"chat() got {describe_wrong_type(messages)}; expected a list of messages: [{_FORM}].")
     if not messages:
-        raise MessageError(f"chat() got no messages; the first may be {_FORM}.")
+        raise MessageError(f"chat() got an empty list; expected at least one message, such as {_FORM}.")
     if len(messages) > MAX_VALUES:
         raise MessageError(f"chat() got {len(messages):,} messages; expected at most {MAX_VALUES:,}.")
     if isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant":
-        raise MessageError("the conversation must end with a message to the model, not with its own.")
+        raise MessageError(
+            "the last message has the role 'assistant'; the conversation must end with a message to the model."
+        )
 
 
 def require_bounded(messages: Sequence[Any], *, first_index: int = 0) -> None:
-    """Check that new messages are not too large to process. Call this before anything else looks into them.
+    """Check that new messages are not too large to process. Call it before any other code reads them.
 
     Args:
         messages: the messages, as an environment wrote them.
-        first_index: the index of the first of these messages in its conversation, for the texts of errors.
+        first_index: the index of `messages[0]` in the whole conversation, for error texts.
 
     Raises:
-        MessageError: they are nested too deep or contain too much; the text names the message at which this is found.
-        TooMuchTextError: they have more text than any model's context.
+        MessageError: a message is nested too deep, or the messages contain too many values; the error names a message.
+        TooMuchTextError: the messages have more text than fits into the context of any model.
     """
     counter = ValueCounter()
     for index, message in enumerate(messages, first_index):
@@ -135,12 +137,12 @@ def canonicalise(
     """Return the canonical forms of prepared messages.
 
     Args:
-        messages: the messages, whose images are prepared.
-        image_positions: (message index, part index, hash) of each image, in order.
-        first_index: the index of the first of these messages in its conversation, for the texts of errors.
+        messages: the messages; their images must be prepared.
+        image_positions: (index in `messages`, part index, hash) of each image, in order.
+        first_index: the index of `messages[0]` in the whole conversation, for error texts.
 
     Raises:
-        MessageError: a message cannot be rendered; the text says which.
+        MessageError: a message is not valid; the error names it.
     """
     hashes_by_message: dict[int, dict[int, list[str]]] = {}
     for message_index, part_index, mm_hash in image_positions:
@@ -152,7 +154,7 @@ def canonicalise(
 
 
 def digest_tools(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
-    """Return a hash that identifies the tool schemas of a conversation; empty without tools.
+    """Return a hash of a conversation's tool schemas; empty bytes if there are no tools.
 
     Raises:
         MessageError: the schemas cannot be written as JSON.
@@ -160,38 +162,38 @@ def digest_tools(tools: Sequence[Mapping[str, Any]] | None) -> bytes:
     try:
         return _digest_json(list(tools))[0] if tools else b""
     except TypeError as error:
-        raise MessageError(f"the tools are not a list of JSON schemas ({error}).") from None
+        raise MessageError(f"the tools cannot be written as JSON ({error}); give a list of JSON schemas.") from None
 
 
 class CanonicalMessageCache:
-    """Keeps the canonical forms of one rollout's messages, because every turn repeats the conversation so far.
+    """Caches the canonical forms of one rollout's messages, because each turn sends the whole conversation again.
 
-    A message is known if it is the same object with the same content. The cache keeps a copy of the content, so that it
-    notices a message that was changed in place.
+    The cache finds a message if it is the same object with the same content as before. It keeps a copy of the content,
+    so it notices a message that was changed in place.
     """
 
     _MAX_ENTRIES = 8192
 
     def __init__(self) -> None:
-        # The message itself is kept too: as long as it exists, no other object can have the same `id()`.
+        # An entry also keeps the message itself. While the message exists, no other object can have the same `id()`.
         self._entries: dict[int, tuple[Any, Any, CanonicalMessage]] = {}
 
     def known_prefix(self, messages: Sequence[Any]) -> list[CanonicalMessage]:
-        """Return the canonical forms of the first messages, up to the first that is new or changed."""
+        """Return the canonical forms of all messages before the first one that is new or changed."""
         entries = []
         for message in messages:
             entry = self._entries.get(id(message))
             if entry is None:
                 break
             entries.append(entry)
-        # One comparison of lists is fast; every turn compares a whole conversation.
+        # Compare whole lists, because this is fast, and each turn compares a whole conversation.
         snapshots = [snapshot for _, snapshot, _ in entries]
         if list(messages[: len(entries)]) != snapshots:
             entries = entries[: list(map(ne, messages, snapshots)).index(True)]
         return [canonical for _, _, canonical in entries]
 
     def add(self, message: Any, canonical: CanonicalMessage) -> None:
-        """Remember a message with its present content, unless it is too large or not plain data."""
+        """Add a message and its canonical form; skip a message that is too large or not plain data."""
         if not is_within_bounds(message):
             return
         try:
@@ -204,19 +206,19 @@ class CanonicalMessageCache:
 
 
 def _copy_plain_data(value: Any) -> Any:
-    """Return a copy that shares only immutable values. Raises TypeError for an object that is not plain data."""
+    """Return a deep copy of plain data. Raise TypeError for another object, which could change unnoticed."""
     if isinstance(value, str | int | float | None):
         return value
     if type(value) is dict:
         return {key: _copy_plain_data(item) for key, item in value.items()}
     if type(value) is list:
         return [_copy_plain_data(inner) for inner in value]
-    raise TypeError(f"a {type(value).__name__} may change without being noticed")
+    raise TypeError(f"a value of type {type(value).__name__} is not plain data")
 
 
 def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int, Sequence[str]]) -> CanonicalMessage:
     if not isinstance(message, Mapping):
-        fix = "append its .message" if hasattr(message, "finish_reason") else f"expected {_FORM}"
+        fix = "append its .message instead" if hasattr(message, "finish_reason") else f"expected {_FORM}"
         raise MessageError(f"messages[{index}] is {describe_wrong_type(message)}; {fix}.")
     role = message.get("role")
     if role not in ROLES:
@@ -230,7 +232,7 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
             raise MessageError(
                 f"messages[{index}].{key} is {describe_wrong_type(canonical_message[key])}; expected a string."
             )
-    # In an assistant's message that only calls tools, some dialects write None as the content, others write none.
+    # If an assistant message only calls tools, some APIs set its content to None, and others leave the content out.
     content = canonical_message.setdefault("content", "")
     image_hashes: tuple[str, ...] = ()
     if isinstance(content, Sequence) and not isinstance(content, str):
@@ -250,18 +252,18 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
         )
     try:
         if "tool_calls" in canonical_message:
-            # A copy, because the environment may change its own object after it was rendered.
+            # Copy the calls, because the environment may change its own object later.
             canonical_message["tool_calls"] = orjson.loads(orjson.dumps(canonical_message["tool_calls"]))
         digest, size = _digest_json(
             _with_parsed_arguments(canonical_message) if "tool_calls" in canonical_message else canonical_message
         )
     except (TypeError, AttributeError) as error:
-        raise MessageError(f"messages[{index}] contains a value that is not JSON ({error}).") from None
+        raise MessageError(f"messages[{index}] contains a value that JSON cannot write ({error}).") from None
     return CanonicalMessage(canonical_message, digest, image_hashes, size)
 
 
 def _canonical_parts(location: str, part: Any, remaining_hashes: Iterator[str]) -> Iterator[Message]:
-    """Yield the texts and images of a part, in order; a tool's result has them nested in it."""
+    """Yield the text parts and image parts of a part, in order. A tool's result can contain nested parts."""
     if isinstance(part, str):
         yield {"type": "text", "text": part}
         return
@@ -287,7 +289,7 @@ def _get_field(part: Any, name: str) -> Any:
 
 
 def _with_parsed_arguments(message: Message) -> Message:
-    """Return the message with the arguments of its tool calls as objects; some dialects write them as JSON text."""
+    """Return the message with its tool calls' arguments as objects, because some APIs write them as a JSON string."""
     return {**message, "tool_calls": [_parse_call_arguments(call) for call in message["tool_calls"]]}
 
 
@@ -303,6 +305,6 @@ def _parse_call_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _digest_json(value: Any) -> tuple[bytes, int]:
-    """Return a hash of a value's JSON, and the number of bytes of this JSON."""
+    """Return a hash of a value's JSON, and the size of the JSON in bytes."""
     data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(data, digest_size=16).digest(), len(data)

@@ -1,6 +1,6 @@
-"""Upgrades last records from before schema 1.03, which introduced limits.
+"""Converts finished records of schema versions before 1.03, which did not have limits.
 
-Until then, the status `truncated` meant that a limit had stopped a rollout, with or without a score.
+In these records, the status `truncated` means that a limit stopped the rollout, with or without a score.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ _ENDINGS = {
 
 
 def upgrade_ending(fields: dict[str, Any]) -> None:
-    """Replace `status` and `reward`, and add `limit`, if a limit had stopped the rollout."""
+    """Change an old finished record in place, if a limit stopped the rollout: set `status`, `limit` and `reward`."""
     error = fields.get("error")
     error_type = error.get("type") if isinstance(error, dict) else None
     status = fields.get("status")
@@ -25,4 +25,4 @@ def upgrade_ending(fields: dict[str, Any]) -> None:
     new_status, limit = _ENDINGS[status, error_type]
     fields["status"], fields["limit"] = new_status.value, limit.value
     if new_status is RolloutStatus.UNSCORED:
-        fields["reward"] = None  # it was 0, and the rollout trained
+        fields["reward"] = None  # the old record has the reward 0, although there is no score

@@ -3,8 +3,8 @@
     async with ProgressPublisher("file:///data/run7/control/color_codeword") as publisher:
         await publisher.publish(TrainerProgress(version=3, consumed=192, discarded=2))
 
-A queue reaches other machines by the same URL schemes as the trajectories. The newest record is never acked, so that
-the next launch begins with it.
+This queue can have the same URL schemes as the trajectories queue, so the launch can run on another machine. The newest
+record is not acked, so the next launch receives it first.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,13 +24,14 @@ _RECORD_KEY = "progress"
 
 @dataclass(frozen=True, slots=True)
 class TrainerProgress:
-    """The trainer's state, counted from the beginning of the run.
+    """The progress of the trainer. All counts begin with the start of the run.
 
     Attributes:
-        version: the number of the version of the weights that the engines have now.
-        consumed: how many rollouts of this environment were used in a training step.
-        discarded: how many rollouts the trainer received and does not train on: failed, abandoned or too stale.
-        pushed: whether the trainer itself loaded these weights into the engines; then an engine with another version
+        version: the number of the policy version that the engines have now.
+        consumed: the number of rollouts of this environment that training steps used.
+        discarded: the number of rollouts that the trainer received but does not train on, because they failed, were
+            abandoned, or are too stale.
+        pushed: whether the trainer itself loaded these weights into the engines. If so, an engine with another version
             missed the update.
     """
 
@@ -41,7 +42,7 @@ class TrainerProgress:
 
 
 class ProgressPublisher:
-    """Sends the trainer's progress. Publish at the start, so that the launch knows the state of a restarted trainer."""
+    """Sends the trainer's progress. Publish once at the start, so that the launch knows a restarted trainer's state."""
 
     def __init__(self, url: str) -> None:
         self._queue = open_queue(url)
@@ -60,7 +61,11 @@ class ProgressPublisher:
 
 
 class ProgressFollower:
-    """Receives the trainer's progress in a launch; `latest` is the newest that it received."""
+    """Receives the trainer's progress in a launch.
+
+    Attributes:
+        latest: the newest progress that was received; zeros before the first record.
+    """
 
     def __init__(self, queue: Queue) -> None:
         self.latest = TrainerProgress()
@@ -68,7 +73,7 @@ class ProgressFollower:
         self._unacked_delivery: Delivery | None = None
 
     async def poll(self, *, timeout: float) -> bool:
-        """Receive the next record, and return whether there was a valid one."""
+        """Wait up to `timeout` seconds for the next record, and return whether a valid one arrived."""
         delivery = await self._queue.receive(timeout=timeout)
         if delivery is None:
             return False
@@ -79,20 +84,22 @@ class ProgressFollower:
             )
             self.latest = TrainerProgress(version, consumed, discarded, pushed=fields.get("pushed", False) is True)
         except (CodecError, KeyError, TypeError, ValueError, AttributeError) as error:
-            await delivery.reject(f"this is not a trainer's progress: {error!r}")
+            await delivery.reject(f"the record is not a valid progress record of a trainer: {error!r}")
             return False
         previous_delivery, self._unacked_delivery = self._unacked_delivery, delivery
         if previous_delivery is not None:
             try:
                 await previous_delivery.ack()
             except StaleLease:
-                log.warning("another launch reads the trainer's progress", queue=self._queue.url)
+                log.warning("another launch reads the progress of the same trainer", queue=self._queue.url)
             except QueueError as error:
-                log.warning("an old progress record of the trainer stays on the queue", error=str(error))
+                log.warning(
+                    "an old progress record of the trainer could not be acked and stays on the queue", error=str(error)
+                )
         return True
 
 
 def _whole_number(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a whole number")
+        raise ValueError(f"{value!r} is not an integer of 0 or more")
     return value

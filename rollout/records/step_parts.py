@@ -1,7 +1,7 @@
-"""The wire form of what a step adds to a rollout: messages, their tokens, and the descriptors of their images.
+"""Encodes and decodes the parts of a step: messages, their tokens, and the descriptors of their images.
 
-The messages share one array of token ids. An image is named by the bytes of its hash. An asset's file name begins with
-this hash, so only the rest of the name is sent.
+All messages share one array of token ids. An image is named by the bytes of its hash. The file name of an asset begins
+with this hash, so only the rest of the name is sent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +36,15 @@ _IMAGE_HASH_BYTES = range(8, 65)
 
 
 def encode_nodes(nodes: Sequence[MessageTokens]) -> dict[str, Any]:
-    """Encode the nodes. Only the last may be sampled: the number of its log-probs says how many of its tokens were."""
+    """Encode the nodes of a step. Raises RecordError if a node before the last one has sampled tokens.
+
+    The last tokens of the last node are sampled; the number of log-probs says how many.
+    """
     answer = nodes[-1]
     if any(node.sampled for node in nodes[:-1]):
-        raise RecordError("a step's nodes before its answer were not sampled in it, and have no log-probs")
+        raise RecordError(
+            "a node before the last one has sampled tokens; only the last node of a step, its answer, may have them"
+        )
     return {
         "messages": [_encode_message(node.message) for node in nodes],
         "ids": np.concatenate([node.run.ids for node in nodes]),
@@ -53,16 +58,21 @@ def encode_nodes(nodes: Sequence[MessageTokens]) -> dict[str, Any]:
 
 
 def decode_nodes(wire: Wire) -> tuple[MessageTokens, ...]:
-    """Take out and check the nodes of a step. Raises RecordError if they are not valid."""
+    """Remove the nodes of a step from the map, check and return them. Raises RecordError if they are not valid."""
     messages = [_decode_message(message) for message in pop_field(wire, "messages", list)]
     ids, lengths = pop_token_ids(wire, "ids"), pop_field(wire, "lengths", list)
     if set(map(type, lengths)) != {int}:
-        raise RecordError(f"'lengths' is {lengths}; expected a number of tokens for each message")
+        raise RecordError(f"'lengths' is {lengths}; expected one integer for each message")
     if len(messages) != len(lengths) or min(lengths) < 0 or sum(lengths) != len(ids):
-        raise RecordError(f"{len(messages)} messages have {lengths} tokens, which are not the {len(ids)} of the record")
+        raise RecordError(
+            f"the record has {len(messages)} messages and {len(ids)} token ids, but 'lengths' is {lengths}; expected "
+            "one length for each message, and as many ids as the lengths add up to"
+        )
     logprobs = _pop_logprobs(wire) if "logprobs" in wire else NO_LOGPROBS
     if len(logprobs) > lengths[-1]:
-        raise RecordError(f"the answer has {lengths[-1]} tokens and {len(logprobs)} log-probs")
+        raise RecordError(
+            f"the answer has {lengths[-1]} tokens but {len(logprobs)} log-probs; expected at most one for each token"
+        )
     image_positions, content_spans = _decode_sparse(wire, "places"), _decode_sparse(wire, "words")
     nodes: list[MessageTokens] = []
     end, answer_index = 0, len(messages) - 1
@@ -76,7 +86,7 @@ def decode_nodes(wire: Wire) -> tuple[MessageTokens, ...]:
         nodes.append(MessageTokens(message, run, content))
     if image_positions or content_spans:
         raise RecordError(
-            f"'places' or 'words' belong to messages that are not among the {len(messages)} of the record"
+            f"'places' or 'words' has the index of a message that does not exist; there are {len(messages)} messages"
         )
     return tuple(nodes)
 
@@ -84,11 +94,11 @@ def decode_nodes(wire: Wire) -> tuple[MessageTokens, ...]:
 def _pop_logprobs(wire: Wire) -> Logprobs:
     logprobs: Logprobs = pop_array(wire, "logprobs", np.float32)
     if len(logprobs):
-        # argmin and argmax also find NaN, and are three times as fast as min and max; every step has log-probs.
+        # argmin and argmax also find NaN. They are three times as fast as min and max, and this runs for every step.
         lowest, highest = logprobs.item(logprobs.argmin()), logprobs.item(logprobs.argmax())
         if not VLLM_MISSING_LOGPROB < lowest <= highest <= LOGPROB_TOLERANCE:
             raise RecordError(
-                f"the log-probs go from {lowest:g} to {highest:g}; expected 0 or less, "
+                f"the lowest log-prob is {lowest:g} and the highest is {highest:g}; expected 0 or less, "
                 f"and more than {VLLM_MISSING_LOGPROB:g}"
             )
     return logprobs
@@ -100,12 +110,14 @@ def _decode_sparse(wire: Wire, key: str) -> dict[int, list[Any]]:
 
 
 def _decode_spans(numbers: list[Any], end: int) -> tuple[tuple[int, int], ...]:
-    """Return the (begin, end) pairs of spans in the tokens of a message that has `end` tokens."""
+    """Return the content spans of a message with `end` tokens, as pairs of positions (begin, end)."""
     spans = tuple(_iter_pairs(numbers))
     lowest = 0
     for first, last in spans:
         if type(first) is not int or type(last) is not int or not lowest <= first <= last <= end:
-            raise RecordError(f"the content of a message is at {numbers}, which are not spans of its {end} tokens")
+            raise RecordError(
+                f"the content spans of a message are {numbers}; expected rising pairs of positions up to {end}"
+            )
         lowest = last
     return spans
 
@@ -113,7 +125,7 @@ def _decode_spans(numbers: list[Any], end: int) -> tuple[tuple[int, int], ...]:
 def _decode_image_slots(
     message: Message, offsets_and_lengths: Sequence[Any], sampled_from: int
 ) -> tuple[ImageSlot, ...]:
-    """Return the image slots of a message, which must have one offset and length for each image that it names."""
+    """Return the image slots of a message. There must be one offset and one length for each image in the message."""
     content = message["content"]
     parts = () if isinstance(content, str) else content
     hashes = [part["hash"] for part in parts if "hash" in part]
@@ -121,7 +133,7 @@ def _decode_image_slots(
         return ()
     if len(offsets_and_lengths) != 2 * len(hashes):
         raise RecordError(
-            f"a message names {len(hashes)} images and has positions for {len(offsets_and_lengths) / 2:g}"
+            f"a message has {len(hashes)} images, but 'places' has positions for {len(offsets_and_lengths) / 2:g}"
         )
     slots: list[ImageSlot] = []
     lowest, numbers = 0, iter(offsets_and_lengths)
@@ -136,7 +148,7 @@ def _decode_image_slots(
 
 
 def _encode_message(message: Message) -> Message:
-    """Encode the parts of a message without their type: a text as text, an image as the bytes of its hash."""
+    """Encode a message: a text part becomes its text, and an image part becomes the bytes of its hash."""
     content = message["content"]
     return message if isinstance(content, str) else {**message, "content": [_encode_part(part) for part in content]}
 
@@ -159,7 +171,7 @@ def _decode_message(message: Message) -> Message:
     if type(content) is str:
         return message
     if type(content) is not list:
-        raise RecordError(f"the content of a message is a {type(content).__name__}; expected a text or a list of parts")
+        raise RecordError(f"the content of a message is of type {type(content).__name__}; expected str or list")
     return {**message, "content": [_decode_part(part) for part in content]}
 
 
@@ -170,10 +182,12 @@ def _check_further_keys(message: Message) -> None:
             if type(value) is not list or not all(
                 type(call) is dict and type(call.get("function", {})) is dict for call in value
             ):
-                raise RecordError("the tool calls of a message are not a list of maps in which 'function' is a map")
+                raise RecordError(
+                    "'tool_calls' of a message must be a list of maps, and 'function' in each of them must be a map"
+                )
         elif key in _TEXT_KEYS:
             if type(value) is not str:
-                raise RecordError(f"{key!r} of a message is a {type(value).__name__}; expected a text")
+                raise RecordError(f"{key!r} of a message is of type {type(value).__name__}; expected str")
         elif key != "content":
             require_plain(value, "a message")
             require_no_pixels({key: value}, "a message")
@@ -189,14 +203,16 @@ def _decode_part(part: Any) -> dict[str, Any]:
     require_plain(part, "a part of a message")
     require_no_pixels(part, "a part of a message")
     if type(part) is not dict or type(part.get("type")) is not str:
-        raise RecordError(f"a part of a message is a {type(part).__name__} without a type")
+        raise RecordError(
+            f"a part of a message is {type(part).__name__} data without a 'type'; expected a map with one"
+        )
     if "hash" in part:
         require_safe(part["hash"], SAFE_HASH, "messages.content.hash")
     return part
 
 
 def encode_image(mm_hash: str, descriptor: Mapping[str, Any]) -> list[Any]:
-    """Encode the hash, the payload, and where the image is: its URI, or the part of its file name after the hash."""
+    """Encode an image's hash, its payload, and its `data:` URI or the rest of its file name after the hash."""
     reject_processed(descriptor, "images")
     if "raw_uri" in descriptor:
         return [bytes.fromhex(mm_hash), descriptor["payload"], descriptor["raw_uri"]]
@@ -205,21 +221,21 @@ def encode_image(mm_hash: str, descriptor: Mapping[str, Any]) -> list[Any]:
 
 
 def decode_images(entries: list[Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Return the descriptors by hash. Raises RecordError if one is not valid."""
+    """Decode the descriptors of images, and return them by hash. Raises RecordError if one is not valid."""
     images = dict([_decode_image(entry) for entry in entries])
     if len(images) != len(entries):
-        raise RecordError("two descriptors describe the same image")
+        raise RecordError("two descriptors describe the same image; expected one descriptor for each image")
     return images
 
 
 def _decode_image(entry: list[Any]) -> tuple[str, dict[str, Any]]:
-    """Decode and check the part of a descriptor that is the image's own; `RolloutStarted.layout` is the shared part."""
+    """Return an image's hash and its descriptor, without the fields of `RolloutStarted.layout`, which images share."""
     hash_bytes, payload, *source = entry
     mm_hash: str = hash_bytes.hex()
     if len(hash_bytes) not in _IMAGE_HASH_BYTES:
         refuse_number("bytes of an image's hash", len(hash_bytes), _IMAGE_HASH_BYTES[0], _IMAGE_HASH_BYTES[-1])
     if type(payload) is not dict:
-        raise RecordError(f"the payload of an image is a {type(payload).__name__}; expected a map")
+        raise RecordError(f"the payload of an image is of type {type(payload).__name__}; expected a map")
     reject_processed(payload, "images.payload")
     if len(source) == 1:
         require_data_uri(source[0], "images.raw_uri")
@@ -231,7 +247,7 @@ def _decode_image(entry: list[Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _encode_sparse(lists: Sequence[list[int]]) -> list[Any] | None:
-    """Return the lists that are not empty, each after its index; None if all are empty."""
+    """Return one flat list with the index and the content of each list that is not empty; None if all are empty."""
     return [entry for index, numbers in enumerate(lists) if numbers for entry in (index, numbers)] or None
 
 

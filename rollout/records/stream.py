@@ -1,4 +1,4 @@
-"""Puts the records of one attempt on the trajectories queue, numbered in order and with a digest of the steps."""
+"""Sends the records of one attempt to the trajectories queue, with their numbers and a digest of the steps."""
 
 import asyncio
 import time
@@ -25,24 +25,24 @@ from rollout.records.wire import encode_record
 from transports import Frames, Queue, QueueError
 
 _PUT_TIMEOUT = 60.0
-"""How many seconds the queue may take to accept a record."""
+"""The time limit for the queue to accept a record, in seconds."""
 
 
 class RolloutAlreadyFinished(RolloutError):
-    """An environment asks the model in a rollout that has ended, or that cannot continue because it lacks a step."""
+    """An environment calls the model in a rollout that has ended, or that cannot continue because a step was lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptId:
-    """One attempt at a rollout.
+    """The identity of one attempt at a rollout.
 
     Attributes:
         run: the run's id.
         environment: the name of the environment in the run.
-        group: the id of the task; all rollouts of a task are its group.
+        group: the id of the task, which is also the id of the group.
         rollout: the rollout's id.
         sample: the number of the rollout in its group, from 0 on.
-        group_size: how many rollouts the group has.
+        group_size: the number of rollouts in the group.
         attempt: the number of the attempt, from 1 on.
     """
 
@@ -56,14 +56,14 @@ class AttemptId:
 
 
 class RolloutStream:
-    """Puts the records of one attempt. A record gets its number at once, so that parallel turns cannot swap numbers.
+    """Sends the records of one attempt. A record gets its number when it is made, so parallel turns keep their order.
 
     Attributes:
         attempt_id: the attempt.
-        step_count: how many steps were encoded for the queue.
-        byte_count: how many bytes the queue accepted.
-        finished_record: the last record; None until the put of it begins.
-        put_failed: whether the queue did not accept a record.
+        step_count: the number of steps that were encoded for the queue.
+        byte_count: the number of bytes that the queue accepted.
+        finished_record: the last record of the attempt; None before `put_finished` sends it.
+        put_failed: whether the queue did not accept one of the records.
     """
 
     def __init__(self, queue: Queue, rollout_id: AttemptId) -> None:
@@ -90,7 +90,7 @@ class RolloutStream:
         assets: str,
         layout: Mapping[str, Any],
     ) -> None:
-        """Put the first record; the arguments are explained at `RolloutStarted`."""
+        """Send the first record. `RolloutStarted` explains the arguments."""
         record = RolloutStarted(
             header=self.next_header(),
             task={"id": task.id, "index": task.index, "seed": task.seed, "data": dict(task.data)},
@@ -106,13 +106,13 @@ class RolloutStream:
         await self._put(encode_record(record), record)
 
     def put_step(self, step: Step) -> Coroutine[Any, Any, None]:
-        """Count a step at once, and return a coroutine that puts it.
+        """Count a step immediately, and return a coroutine that sends it.
 
-        A finished record that is made before the put includes the step.
+        A finished record that is made before the step is sent already counts the step.
 
         Raises:
-            RecordError: the step cannot be encoded. No step may follow, because the trace already contains the nodes
-                of this one, and a later step could have a parent that the trainer never received.
+            RecordError: the step cannot be encoded. No more steps may follow, because the trace already contains the
+                nodes of this step. A later step could have a parent that the trainer never received.
         """
         try:
             frames = encode_record(step)
@@ -134,12 +134,12 @@ class RolloutStream:
         rewards: Mapping[str, NamedReward] | None = None,
         turn_rewards: Mapping[int, float] | None = None,
     ) -> RolloutFinished:
-        """Put the last record, and return it; the arguments are explained at `RolloutFinished`.
+        """Send the last record and return it. `RolloutFinished` explains the arguments.
 
         Raises:
-            RolloutAlreadyFinished: there is a last record.
-            RecordError: it cannot be encoded.
-            QueueError: the queue does not accept it.
+            RolloutAlreadyFinished: this method was called before.
+            RecordError: the record cannot be encoded.
+            QueueError: the queue does not accept the record.
         """
         self._require_unfinished()
         header = self._make_header()
@@ -157,31 +157,31 @@ class RolloutStream:
             rewards=rewards or {},
             turn_rewards=turn_rewards or {},
         )
-        self.finished_record = record  # set before the put, because a put that is cancelled may still arrive
+        self.finished_record = record  # set before sending, because the record may arrive even if sending fails
         await self._put(encode_record(record), record)
         return record
 
     def require_open(self) -> None:
-        """Raise RolloutAlreadyFinished if no step may follow: after the last record, or after a step that is lost."""
+        """Raise RolloutAlreadyFinished if no more steps may be sent: after the last record, or after a lost step."""
         self._require_unfinished()
         if self._broken_by is not None:
             raise RolloutAlreadyFinished(
-                f"{self.attempt_id.rollout} cannot go on: {self._broken_by}"
+                f"{self.attempt_id.rollout} cannot continue: {self._broken_by}"
             ) from self._broken_by
 
-    def refuse_steps(self, reason: str = "a turn of it was interrupted") -> None:
-        """Let no step follow, for this reason."""
+    def refuse_steps(self, reason: str = "one of its turns was interrupted") -> None:
+        """Refuse all further steps. `reason` is the text of the error that they raise."""
         self._broken_by = self._broken_by or RolloutAlreadyFinished(reason)
 
     def _require_unfinished(self) -> None:
         if self._is_finished:
             raise RolloutAlreadyFinished(
-                f"{self.attempt_id.rollout} has ended, and a task of its environment still asks the model. "
-                "Await or cancel every task that run() starts before it returns."
+                f"{self.attempt_id.rollout} has ended, but a task of its environment still calls the model. "
+                "Await or cancel every task that run() starts before run() returns."
             )
 
     def next_header(self) -> RecordHeader:
-        """Return the header of the next record, with a new number. Raises like `require_open`."""
+        """Return the header of the next record, with a new number. Raises the errors of `require_open`."""
         self.require_open()
         return self._make_header()
 
@@ -204,7 +204,7 @@ class RolloutStream:
         except TimeoutError:
             self.put_failed = True
             raise QueueError(
-                f"{self._queue.url}: {record.header.tag} was not accepted within {_PUT_TIMEOUT:g} s"
+                f"{self._queue.url}: the queue did not accept the record {record.header.tag} within {_PUT_TIMEOUT:g} s"
             ) from None
         except QueueError:
             self.put_failed = True
@@ -213,11 +213,11 @@ class RolloutStream:
 
 
 async def _put_despite_cancellation(put_record: Coroutine[Any, Any, None]) -> None:
-    """Wait until a record is put, even if the caller is cancelled.
+    """Wait until a record is sent, even if the caller is cancelled.
 
-    Without the record, the numbers would have a gap, and later turns build on the nodes that the trace already has. An
-    environment may cancel a turn in any way and more than once. A shielded scope helps only against scopes of anyio;
-    against `asyncio.wait_for`, only a task of its own helps.
+    A lost record would leave a gap in the numbers, and later turns build on its nodes. An environment may cancel a turn
+    in any way and several times. The shielded scope protects against anyio's scopes. The separate task protects against
+    `asyncio.wait_for`.
     """
     cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):

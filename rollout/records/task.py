@@ -1,4 +1,4 @@
-"""One thing to solve: it comes from an environment or a file, and goes in an order to a worker, then to the trainer."""
+"""The task: an environment or a file defines it, a worker plays it, and the trainer gets it with the trajectory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ class Task:
     """One thing to solve.
 
     Attributes:
-        id: identifies the task among all tasks of its environment.
+        id: the id of the task, unique among all tasks of its environment.
         index: the number of the task in the list of all tasks, from 0 on.
-        seed: the seed for the environment's random numbers, so that it plays the task the same way again.
-        data: what the environment needs to know about the task, as plain data like JSON; may be empty. The trajectory
-            contains it, too.
+        seed: the seed for the environment's random numbers; the same seed plays the task in the same way.
+        data: the environment's data about the task, as plain JSON-like data; may be empty. The trajectory contains this
+            data, too.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The tools of a conversation: their form, which is that of OpenAI's chat API."""
+"""Checks that the tools of a conversation have the form of OpenAI's chat API."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ _FORM = '{"type": "function", "function": {"name": …, "description": …, "par
 
 @runtime_checkable
 class HasSchema(Protocol):
-    """A function with a schema, as `@tool` makes it.
+    """A function that has a tool schema, because `@tool` decorates it.
 
     Attributes:
         schema: the schema in the form of OpenAI's chat API.
@@ -22,14 +22,14 @@ class HasSchema(Protocol):
 
 
 def require_tools(tools: object, source: str) -> None:
-    """Check the form of tools. What their parameters say is not checked.
+    """Check the form of tools. The schemas of their parameters are not checked.
 
     Args:
         tools: the tools; None if there are none.
-        source: where they come from, for the texts of errors.
+        source: the place that the tools come from, for error texts.
 
     Raises:
-        MessageError: they are not a list of tools; the text names the first that is wrong.
+        MessageError: `tools` is not a list of tools; the error names the first wrong one.
     """
     if tools is None:
         return
@@ -46,7 +46,7 @@ def require_tools(tools: object, source: str) -> None:
 
 def _tool_problem(tool: Any) -> str | None:
     if not isinstance(tool, Mapping):
-        of_a_function = ", made with `@tool`: write its `.schema`" if isinstance(tool, HasSchema) else ""
+        of_a_function = " made with `@tool` (give its `.schema` instead)" if isinstance(tool, HasSchema) else ""
         return f"is {describe_wrong_type(tool)}{of_a_function}"
     if tool.get("type") != "function":
         return f"has the type {show_value(tool['type'])}" if "type" in tool else 'has no "type": "function"'

@@ -1,17 +1,20 @@
-"""The names of the policy's versions, and whether one version satisfies the request for another.
+"""Reads the names of policy versions, and decides whether a version is at least as new as a required one.
 
-The number of a version is the number at the end of its name. A name without a number satisfies only itself. Engines
-have such a name while they do not know their version yet, and while their weights are replaced.
+The number of a version is the number at the end of its name. A version without a number satisfies only a request for
+exactly this name. An engine has such a name until it knows its version, and while its weights are replaced.
 """
 
 from typing import Literal
 
 OnUpdate = Literal["keep", "wait", "abort"]
-"""What happens to running requests at an update: they continue with the new weights, finish first, or start again."""
+"""What happens to requests that run during an update of the weights.
+
+`keep`: they continue with the new weights. `wait`: the update waits until they end. `abort`: they start again.
+"""
 
 _DIGITS = "0123456789"
 _MAX_DIGITS = 18
-"""The most digits of a version's number, so that it fits into 64 bits."""
+"""The maximum number of digits of a version's number, so that the number fits into 64 bits."""
 
 
 def version_number(version: str) -> int | None:
@@ -21,12 +24,12 @@ def version_number(version: str) -> int | None:
 
 
 def loading_version(version: str) -> str:
-    """Return the name of an engine's weights while those of `version` replace them; no version has this name."""
+    """Return the name of an engine's weights while it loads `version`. No real version has this name."""
     return f"{version}-loading"
 
 
 def version_satisfies(actual: str | None, required: str) -> bool:
-    """Return whether `actual` is the required version or a newer one; never if it is None, which is unknown."""
+    """Whether `actual` is the required version or a newer one; False if `actual` is None, which means unknown."""
     if actual is None or actual == required:
         return actual is not None
     actual_number, required_number = version_number(actual), version_number(required)

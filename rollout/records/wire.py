@@ -1,9 +1,9 @@
-"""The wire form of the records on the trajectories queue: versioned msgpack maps in which nothing is sent twice.
+"""Encodes and decodes the records of the trajectories queue, as msgpack maps with a schema version.
 
     frames = encode_record(step)
     step = decode_record(frames)
 
-A record of a newer minor version keeps its unknown fields in `extra`. A record is refused if it has a newer major
+A record of a newer minor version keeps its unknown fields in `extra`. A record is refused if it has another major
 version, is damaged or too large, contains pixels, or has a value that `rollout.records.bounds` does not allow.
 """
 
@@ -61,14 +61,14 @@ from transports.codec import decode, encode
 from transports.errors import CodecError
 
 SCHEMA = 103
-"""The version of the schema: the major version times 100 plus the minor version."""
+"""The version of the schema: 100 times the major version, plus the minor version."""
 
 _DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = PromptSource.BRIDGE, FinishReason.STOP
-"""The values that most steps have; they are not sent."""
+"""The values that most steps have. These values are not sent."""
 
 _ABORTED = FinishReason.ABORT.value
 _HEADER_FIELD_TYPES = [str, str, str, str, int, int]
-"""The types of a header's fields, in their order."""
+"""The types of a header's fields, in the order of `RecordHeader`."""
 
 _FIRST_SCHEMA_WITH_LIMITS = 103
 _MICROSECONDS_PER_SECOND = 1_000_000
@@ -76,7 +76,7 @@ _MAX_ERROR_CHARACTERS = 500
 
 
 def encode_record(record: Record) -> Frames:
-    """Encode a record. Raises RecordError if it cannot be encoded, or contains pixels."""
+    """Encode a record as frames. Raises RecordError if it cannot be encoded, or contains pixels."""
     try:
         match record:
             case Step():
@@ -92,7 +92,7 @@ def encode_record(record: Record) -> Frames:
 
 
 def decode_record(frames: Sequence[bytes | memoryview]) -> Record:
-    """Decode a record. Raises RecordError, and nothing else, if the bytes are not a valid record."""
+    """Decode a record from its frames. Raises RecordError, and no other error, if it is not a valid record."""
     try:
         return _decode_record(frames)
     except CodecError as error:
@@ -104,17 +104,17 @@ def decode_record(frames: Sequence[bytes | memoryview]) -> Record:
 def _decode_record(frames: Sequence[bytes | memoryview]) -> Record:
     wire = decode(frames, lone_surrogates=False)
     if not isinstance(wire, dict):
-        raise RecordError(f"the record is a {type(wire).__name__}, not a map.")
+        raise RecordError(f"the record is of type {type(wire).__name__}; expected a map.")
     schema = pop_field(wire, "schema", int)
     if schema // 100 != SCHEMA // 100:
         raise RecordError(
-            f"the record has the schema {schema / 100:.2f}; this version reads {SCHEMA // 100}.x. "
-            "Use the same version of rollout on both sides."
+            f"the record has the schema {schema / 100:.2f}, but this program reads {SCHEMA // 100}.x. "
+            "Use the same version of rollout for workers and trainer."
         )
     kind = pop_field(wire, "kind", str)
     decode_fields = _DECODERS.get(kind)
     if decode_fields is None:
-        raise RecordError(f"the record has the unknown kind {kind!r}.")
+        raise RecordError(f"the record has the unknown kind {kind!r}; expected one of {', '.join(_DECODERS)}.")
     try:
         if schema < _FIRST_SCHEMA_WITH_LIMITS and kind == RolloutFinished.kind:
             upgrade_ending(wire)
@@ -124,7 +124,7 @@ def _decode_record(frames: Sequence[bytes | memoryview]) -> Record:
 
 
 def _shorten(text: str) -> str:
-    """Return the beginning of an error's text, which may quote the record."""
+    """Return the beginning of an error's text, because the text may quote the whole record."""
     return text if len(text) <= _MAX_ERROR_CHARACTERS else f"{text[:_MAX_ERROR_CHARACTERS]}…"
 
 
@@ -144,7 +144,7 @@ def _decode_header(wire: Wire) -> RecordHeader:
 
 
 def _pop_extra(wire: Wire) -> Wire:
-    """Return the fields that this version does not know. A newer version may add arrays, but not pixels."""
+    """Return the remaining fields, which only a newer version knows. They may be arrays, but not pixels."""
     if not wire:
         return {}
     for value in wire.values():
@@ -177,7 +177,9 @@ def _decode_started(wire: Wire) -> RolloutStarted:
 def _decode_task(task: Wire) -> Wire:
     types = [type(task.get(name)) for name in ("id", "index", "seed", "data")]
     if types != [str, int, int, dict]:
-        raise RecordError("'task' lacks an 'id' (a text), an 'index' or a 'seed' (integers), or 'data' (a map).")
+        raise RecordError(
+            "'task' must have an 'id' (a string), an 'index' and a 'seed' (integers), and 'data' (a map)."
+        )
     return task
 
 
@@ -214,15 +216,17 @@ def _decode_finished(wire: Wire) -> RolloutFinished:
         refuse_number("seconds", seconds, 0, math.inf)
     error = pop_optional_field(wire, "error", dict)
     if error is not None and not all(type(text) is str for text in error.values()):
-        raise RecordError("'error' contains a value that is not a text.")
+        raise RecordError("'error' contains a value that is not a string.")
     status, limit = RolloutStatus(status_name), RolloutLimit(limit_name or RolloutLimit.NONE)
     if (reward is not None) != status.trains:
         raise RecordError(
-            f"a rollout with the status {status} has the reward {reward}; expected one exactly if it trains."
+            f"the status is {status} and the reward is {reward}; expected a reward if the status is ok, and else None."
         )
     rewards, turn_rewards = pop_rewards(wire), pop_turn_rewards(wire)
     if (rewards or turn_rewards) and not status.trains:
-        raise RecordError(f"a rollout with the status {status} has named rewards, or rewards of turns.")
+        raise RecordError(
+            f"a rollout with the status {status} has named rewards or rewards of turns; only ok may have them."
+        )
     return RolloutFinished(
         header=_decode_header(wire),
         status=status,
@@ -271,10 +275,10 @@ def _decode_step(wire: Wire) -> Step:
     sampled_count = len(nodes[-1].run.logprobs)
     stop_reason = wire.pop("stop", None)
     if stop_reason is not None and type(stop_reason) not in (str, int):
-        raise RecordError(f"'stop' is a {type(stop_reason).__name__}; expected a text or a token id.")
+        raise RecordError(f"'stop' is of type {type(stop_reason).__name__}; expected a string or a token id.")
     source, finish = pop_optional_field(wire, "source", str), pop_optional_field(wire, "finish", str)
     if finish == _ABORTED:
-        raise RecordError("the answer was aborted; such an answer is never recorded.")
+        raise RecordError("'finish' is 'abort', but an aborted answer must not be recorded.")
     return Step(
         header=_decode_header(wire),
         turn=pop_integer(wire, "turn"),
@@ -310,8 +314,8 @@ def _decode_routed_experts(wire: Wire | None, token_count: int) -> RoutedExperts
     first, rows = pop_integer(wire, "first"), pop_field(wire, "rows", np.ndarray)
     if rows.ndim != 3 or rows.dtype.kind not in "iu" or first + len(rows) >= max(token_count, 1):
         raise RecordError(
-            f"'experts' are {rows.dtype} of shape {rows.shape} from token {first} on; expected integers for [token, "
-            f"layer, choice], and no row for the last of {token_count} tokens."
+            f"'experts' has rows of {rows.dtype} with the shape {rows.shape}, from token {first} on; expected integers "
+            f"of the shape [token, layer, choice], and no row for the last of {token_count} tokens."
         )
     return RoutedExperts(first, rows)
 
@@ -321,7 +325,10 @@ def _decode_sampling_mask(wire: Wire | None, sampled_count: int) -> SamplingMask
         return None
     ids, lengths = pop_token_ids(wire, "ids"), pop_array(wire, "lengths", np.int32)
     if len(lengths) != sampled_count or (lengths < 0).any() or int(lengths.sum()) != len(ids):
-        raise RecordError(f"'masks' has {len(ids)} ids, which do not match the {sampled_count} sampled tokens.")
+        raise RecordError(
+            f"'masks' has {len(ids)} ids and {len(lengths)} lengths; expected one length for each of {sampled_count} "
+            "sampled tokens, and as many ids as the lengths add up to."
+        )
     return SamplingMask(ids, lengths)
 
 
@@ -330,11 +337,14 @@ def _decode_version_spans(wire: list[Any], sampled_count: int) -> tuple[VersionS
     end_before = 0
     for version, start, end in zip(wire[::3], wire[1::3], wire[2::3], strict=True):
         if (type(version), type(start), type(end)) != (str, int, int) or start != end_before or end < start:
-            raise RecordError(f"'versions' has the span {start!r} to {end!r} of {version!r} after {end_before} tokens.")
+            raise RecordError(
+                f"'versions' says that {version!r} sampled the tokens {start!r} to {end!r}; expected a range from "
+                f"{end_before} on, where the previous one ends."
+            )
         spans.append(VersionSpan(version, start, end))
         end_before = end
     if wire and end_before != sampled_count:
-        raise RecordError(f"'versions' covers {end_before} tokens, and {sampled_count} were sampled.")
+        raise RecordError(f"'versions' covers {end_before} tokens, but {sampled_count} tokens were sampled.")
     return tuple(spans)
 
 
@@ -349,7 +359,7 @@ def _decode_policy_versions(wire: list[Any] | None) -> tuple[str, str] | None:
         return None
     version_at_start, version_at_end = wire
     if type(version_at_start) is not str or type(version_at_end) is not str:
-        raise RecordError(f"'policy' is {wire!r}; expected two texts.")
+        raise RecordError(f"'policy' is {wire!r}; expected two strings.")
     return version_at_start, version_at_end
 
 
@@ -357,7 +367,7 @@ def _decode_tools(tools: list[Any] | None) -> list[Mapping[str, Any]] | None:
     if tools is not None:
         require_plain(tools, "'tools'")
         if not all(type(tool) is dict for tool in tools):
-            raise RecordError("'tools' contains a value that is not a map.")
+            raise RecordError("'tools' contains a value that is not a map; expected a list of maps.")
     return tools
 
 
@@ -365,7 +375,9 @@ def _decode_timings(timings: Wire) -> dict[str, float]:
     seconds = {}
     for stage, microseconds in timings.items():
         if type(microseconds) is not int or not 0 <= microseconds <= MAX_COUNT * _MICROSECONDS_PER_SECOND:
-            raise RecordError(f"the stage {stage!r} took {microseconds!r} microseconds.")
+            raise RecordError(
+                f"'timings' has {microseconds!r} microseconds for {stage!r}; expected an integer of 0 or more."
+            )
         seconds[stage] = microseconds / _MICROSECONDS_PER_SECOND
     return seconds
 

@@ -1,4 +1,4 @@
-"""How an error describes a value of a wrong type, and how it shows a value."""
+"""Describes values in error texts: by their type, or by a short form of their content."""
 
 import inspect
 import reprlib
@@ -9,9 +9,9 @@ _MAX_SHOWN_CHARS = 200
 
 
 def describe_wrong_type(value: object) -> str:
-    """Return what a value is, such as `a float`. For a coroutine, the text says which call lacks its `await`.
+    """Return the type of a value with an article, such as `a float`. For a coroutine, say which call lacks `await`.
 
-    The coroutine is closed, so that Python does not warn about it as well.
+    A coroutine is also closed; otherwise Python would warn that it was never awaited.
     """
     if value is None:
         return "None"
@@ -23,12 +23,12 @@ def describe_wrong_type(value: object) -> str:
 
 
 def show_value(value: object) -> str:
-    """Return a value as Python writes it, but short: a few nested dicts may be gigabytes of text."""
+    """Return a shortened `repr` of a value, because the `repr` of a few nested dicts can be gigabytes long."""
     if not is_within_bounds(value):
         return describe_wrong_type(value)
     try:
         text = _SHORT_REPR.repr(value)
-    except Exception:  # noqa: BLE001 - Python refuses integers of more than 4,300 digits, and classes raise what they like
+    except Exception:  # noqa: BLE001 - repr() fails for integers of more than 4,300 digits, and a class can raise any error
         return describe_wrong_type(value)
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"
 

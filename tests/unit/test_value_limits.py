@@ -148,7 +148,7 @@ def test_tools_and_sampling_keys_are_counted_too(key: str) -> None:
 
 def test_the_search_for_images_ends(tmp_path: Path) -> None:
     message = {"role": "user", "content": [graph(WRAPS["parts"])]}
-    with pytest.raises(ImageError, match="nested in itself, or too often"):
+    with pytest.raises(ImageError, match="contains itself, has too many levels"):
         prepare_images([message], ImagePolicy("inline", tmp_path))
 
 

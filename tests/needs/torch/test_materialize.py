@@ -348,7 +348,7 @@ def test_peak_memory_is_that_of_the_requested_pixels(directory: Path, sampled: S
 def test_an_image_that_takes_too_much_memory_is_refused(sampled: Sampled, directory: Path) -> None:
     sample = sampled([FILES["large"]])
     materializer = Materializer("qwen_vl", QWEN, images=directory, backend="pil", memory=4_000_000)
-    with pytest.raises(MaterializeError, match=r"rollout-7.* and Materializer\(memory=…\) allows 4,000,000"):
+    with pytest.raises(MaterializeError, match=r"rollout-7.* but Materializer\(memory=…\) allows 4,000,000"):
         materializer.inputs([sample])
     assert len(Materializer("qwen_vl", QWEN, images=directory, backend="pil").inputs([sample])["pixel_values"])
 

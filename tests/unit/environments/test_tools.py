@@ -251,7 +251,7 @@ def test_a_tool_instead_of_its_schema_is_refused() -> None:
     def search(query: str) -> None:
         """Search."""
 
-    with pytest.raises(MessageError, match=r"tools\[0\] is a Tool, made with `@tool`: write its `.schema`"):
+    with pytest.raises(MessageError, match=r"tools\[0\] is a Tool made with `@tool` \(give its `.schema` instead\)"):
         require_tools([search], "the test")
 
 

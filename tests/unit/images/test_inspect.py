@@ -172,8 +172,11 @@ def test_decompression_bombs_are_refused_by_size_and_by_ratio() -> None:
 @pytest.mark.parametrize(
     ("limits", "complaint"),
     [
-        (ImageLimits(max_bytes=10), "bytes, and images.max_bytes allows 10: make it sm"),
-        (ImageLimits(max_pixels=95), "12×8, 96 pixels, and images.max_pixels allows 95: make it sm"),
+        (ImageLimits(max_bytes=10), "bytes, but images.max_bytes allows 10; make the image sm"),
+        (
+            ImageLimits(max_pixels=95),
+            "12×8, 96 pixels, but images.max_pixels allows 95; make the image sm",
+        ),
         (ImageLimits(max_side=11), "max_side 11"),
         (ImageLimits(max_aspect=1.4), "max_aspect 1.4"),
     ],
@@ -231,7 +234,7 @@ MANY_PIECES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("kind", MANY_PIECES)
 def test_a_file_of_a_million_pieces_is_refused_early(encode: Any, kind: str) -> None:
     data = MANY_PIECES[kind](encode(kind.split()[0]))
-    with pytest.raises(ImageError, match="more pieces than any encoder makes"):
+    with pytest.raises(ImageError, match=r"(chunks|segments) than any encoder writes"):
         inspect_image(data)
 
 

@@ -34,7 +34,7 @@ def large_png(width: int, height: int) -> bytes:
 
 def test_an_image_that_needs_too_much_memory_is_refused_and_the_key_is_named(encode: Any, tmp_path: Path) -> None:
     policy = ImagePolicy("offload", tmp_path, memory=1_050_000)
-    with pytest.raises(ImageError, match=r"takes 1,0\d\d,\d{3} bytes of memory, and images\.memory allows 1,050,000"):
+    with pytest.raises(ImageError, match=r"takes 1,0\d\d,\d{3} bytes of memory, but images\.memory allows 1,050,000"):
         prepare_images(as_user(encode("PNG", mode="RGBA", width=40, height=40)), policy)
     # The header of this one proves that it can be decoded, so a worker need not do it.
     assert prepare_images(as_user(encode("JPEG", width=40, height=40)), policy).images

@@ -40,10 +40,16 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "image", "image": _Array()}, r"an Array; write Image\.fromarray\(numpy\.asarray\(array\)\)"),
     ({"type": "image", "image": Path("a.png")}, r"a PosixPath; write Image\.open\(path\)"),
     ({"type": "image", "image": BytesIO(b"GIF89a")}, r"a BytesIO; write \.read\(\)"),
-    ({"type": "image", "image": "http://example.com/a.png"}, "scheme http: is not accepted: images are not fetched"),
-    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted: images are not fetched"),
+    (
+        {"type": "image", "image": "http://example.com/a.png"},
+        "scheme http: is not accepted; download the image",
+    ),
+    ({"type": "image", "image": "https://example.com/a.png"}, "scheme https: is not accepted; download the image"),
     ({"type": "image", "image": "ftp://example.com/a.png"}, "scheme ftp:"),
-    ({"type": "image", "image": "/etc/passwd"}, r"neither a data: URI nor a file:// URL; for a path write Image\.open"),
+    (
+        {"type": "image", "image": "/etc/passwd"},
+        r"nor a file:// URL; for a path, write Image\.open",
+    ),
     ({"type": "image", "image": "a.png"}, "neither"),
     ({"type": "image", "image": "iVBORw0KGgo="}, "neither"),
     ({"type": "image", "image": b""}, "no bytes"),
@@ -88,18 +94,18 @@ def test_too_many_bytes_are_refused_before_they_are_decoded(encode: Any, data_ur
     data = encode("BMP", width=100, height=100)
     policy = ImagePolicy(mode="offload", directory=tmp_path, max_bytes=1_000)
     for image in (data_uri(data), data):
-        with pytest.raises(ImageError, match=r"30,\d+ bytes, and images\.max_bytes allows 1,000: make it"):
+        with pytest.raises(ImageError, match=r"30,\d+ bytes, but images\.max_bytes allows 1,000; make the image"):
             prepare_images(as_user({"type": "image", "image": image}), policy)
 
 
 def test_the_error_of_an_image_too_large_for_any_engine_does_not_suggest_a_higher_limit() -> None:
-    assert describe_too_many_pixels(ENGINE_MAX_PIXELS + 1, ENGINE_MAX_PIXELS).endswith(": make it smaller")
+    assert describe_too_many_pixels(ENGINE_MAX_PIXELS + 1, ENGINE_MAX_PIXELS).endswith("; make the image smaller")
 
 
 def test_content_that_contains_itself_is_refused(offload: ImagePolicy) -> None:
     part: dict[str, Any] = {"type": "tool_result", "content": []}
     part["content"].append(part)
-    with pytest.raises(ImageError, match="nested in itself") as caught:
+    with pytest.raises(ImageError, match="the content contains itself") as caught:
         prepare_images([{"role": "tool", "content": ["text", part]}], offload)
     assert (caught.value.message_index, caught.value.part_index) == (0, 1)
 
@@ -112,5 +118,5 @@ def test_an_image_directory_that_cannot_be_created_is_a_store_error(encode: Any,
 
 
 def test_a_policy_with_more_pixels_than_any_engine_accepts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no engine takes"):
+    with pytest.raises(ConfigurationError, match="the limit of all engines"):
         ImagePolicy(mode="offload", directory=tmp_path, max_pixels=200_000_000)

@@ -75,7 +75,7 @@ def test_a_full_disk_is_a_store_error_and_leaves_no_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, fails, full)
-    with pytest.raises(ImageStoreError, match=r"No space left on device; free space"):
+    with pytest.raises(ImageStoreError, match=r"No space left on device; free disk space"):
         store.add(name_of(b"image"), b"image")
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ def test_many_scans_of_many_pixels_are_refused(progressive: bool) -> None:
     Image.new("RGB", (800, 600), "teal").save(file, "JPEG", progressive=progressive)
     data = file.getvalue()
     assert inspect_image(data).width == 800
-    with pytest.raises(ImageError, match=r"10\d\d scans of 800×600 pixels, .* save it again"):
+    with pytest.raises(ImageError, match=r"10\d\d scans of 800×600 pixels, .* save the image again"):
         inspect_image(with_scans(data, 1_000))
 
 
@@ -65,7 +65,7 @@ def test_grey_of_16_bits_is_refused_because_engines_cut_it_off(encode: Any, tmp_
         inspect_image(encode("PNG", mode="I;16"))
     for mode in ("I;16", "I", "F"):
         part = {"type": "image", "image": Image.new(mode, (2, 2))}
-        with pytest.raises(ImageError, match=rf"mode {mode}.* scale them to 0 to 255"):
+        with pytest.raises(ImageError, match=rf"mode {mode}.* scale the values to 0 to 255"):
             prepare_images([{"role": "user", "content": [part]}], ImagePolicy("offload", tmp_path))
 
 

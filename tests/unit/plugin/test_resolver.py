@@ -160,8 +160,8 @@ async def test_other_tensors_under_a_known_hash_are_refused(server: Any, resolve
     picture, other = server.picture(color=1), server.picture(color=2)
     known = server.prompt(picture)
     await resolver.resolve(known.token_ids, known.features)
-    false = server.prompt(picture, data=["tensors-of-" + other.sha256])
-    with pytest.raises(InvalidImageRef, match="other data"):
+    false = world.prompt(picture, data=["tensors-of-" + other.sha256])
+    with pytest.raises(InvalidImageRef, match="other tensors"):
         await resolver.resolve(false.token_ids, false.features)
     true = server.prompt(picture, data=["tensors-of-" + picture.sha256])
     assert (await resolver.resolve(true.token_ids, true.features)).tensor_digests == ["identity-" + picture.sha256]

@@ -44,8 +44,8 @@ def header(attempt: Any, seq: Any) -> dict[str, Any]:
         *[({"sample": number}, "'sample' is .* expected 0 to 3") for number in (-1, 4, 2**63)],
         *[({"pad_id": number}, "'pad_id' is") for number in (-1, 2**31, 1.0)],
         *[({"assets": path}, "'assets' is") for path in ("a\0b", "x" * 5000)],
-        ({"task": {}}, "'task' lacks"),
-        ({"task": {"id": "a", "index": 0, "seed": 0.5, "data": {}}}, "'task' lacks"),
+        ({"task": {}}, "'task' must have"),
+        ({"task": {"id": "a", "index": 0, "seed": 0.5, "data": {}}}, "'task' must have"),
         ({"layout": {"family": "qwen_vl", "fingerprint": "a" * 32, "modality": "/"}}, "modality"),
         (header(-1, 0), "header of the record is not valid: .* attempt is -1"),
         (header(1, 2**31), "header of the record is not valid: .* seq is 2147483648"),
@@ -71,7 +71,7 @@ def test_an_invalid_start_is_refused(changes: dict[str, Any], reason: str) -> No
         ({"ids": np.array([5, 900, 6, 900, 7, 8, -9, 40, 41, 2], np.int32)}, "the token id -9"),
         *[({"lengths": lengths}, "'lengths' is") for lengths in ([np.array(5), 5], [5.0, 5.0], [True, 9], [])],
         *[
-            ({"logprobs": np.array([-0.5, number, -0.5], np.float32)}, "the log-probs go from")
+            ({"logprobs": np.array([-0.5, number, -0.5], np.float32)}, "the lowest log-prob is")
             for number in (math.nan, math.inf, -math.inf, -9999.0, 1.0)
         ],
         *[
@@ -79,9 +79,12 @@ def test_an_invalid_start_is_refused(changes: dict[str, Any], reason: str) -> No
             for length in (0, -1, 2_000_000_000, 2**64 - 1, 64.0)
         ],
         *[({"places": [0, [1, 64, at, 80]]}, "an image is at") for at in (-1, 1, 5, 2**63, 3.0)],
-        ({"places": [0, [1, 64, 3, 80], 7, [1, 64]]}, "belong to messages that are not among"),
-        *[({"words": [0, spans]}, "the content of a message is at") for spans in ([3, 1], [-1, 2], [0, 6], [0.0, 2])],
-        ({"words": [9, [0, 1]]}, "belong to messages that are not among"),
+        ({"places": [0, [1, 64, 3, 80], 7, [1, 64]]}, "has the index of a message that does not exist"),
+        *[
+            ({"words": [0, spans]}, "the content spans of a message are")
+            for spans in ([3, 1], [-1, 2], [0, 6], [0.0, 2])
+        ],
+        ({"words": [9, [0, 1]]}, "has the index of a message that does not exist"),
         *[
             ({"images": [[bytes(16), {}, bytes(16), name]]}, "raw_image_id")
             for name in ("passwd", ".svg", "/x.png", "")
@@ -92,7 +95,7 @@ def test_an_invalid_start_is_refused(changes: dict[str, Any], reason: str) -> No
         *[({"digest": value}, "'digest' has") for value in (b"", bytes(15))],
         ({"answer": bytes(16)}, "'answer' has 16 bytes; expected 8"),
         ({"finish": "abort"}, "aborted"),
-        ({"stop": 0.5}, "'stop' is a float"),
+        ({"stop": 0.5}, "'stop' is of type float"),
         *[
             ({"versions": spans}, "'versions'")
             for spans in (["7", 0, 2], ["7", 1, 3], ["7", 0, 4], [7, 0, 3], ["7", -1, 3])
@@ -101,7 +104,7 @@ def test_an_invalid_start_is_refused(changes: dict[str, Any], reason: str) -> No
         *[({"cached": number}, "'cached'") for number in (-1, 2**31, math.inf)],
         *[({"tools": tools}, "tools") for tools in ([1], [{"parameters": np.zeros(3)}], [{"name": b""}])],
         *[
-            ({"experts": {"first": first, "rows": rows}}, "'experts' are|'first' is|'rows'")
+            ({"experts": {"first": first, "rows": rows}}, "'experts' has|'first' is|'rows'")
             for first, rows in (
                 *((0, np.array(3)), (0, np.zeros((3, 2, 2), np.float32)), (-1, np.zeros((3, 2, 2), np.uint8))),
                 *((2**40, np.zeros((3, 2, 2), np.uint8)), (0, np.zeros((152, 1, 1), np.uint8)), (0, [1])),
@@ -111,13 +114,13 @@ def test_an_invalid_start_is_refused(changes: dict[str, Any], reason: str) -> No
             ({"masks": {"ids": np.arange(3, dtype=np.int32), "lengths": np.array(lengths, np.int32)}}, "'masks' has")
             for lengths in ([3], [1, 1, 2], [4, -1, 0])
         ],
-        *[({"timings": {"engine": number}}, "the stage 'engine'") for number in (-1, 0.5, 2**63)],
+        *[({"timings": {"engine": number}}, "microseconds for 'engine'") for number in (-1, 0.5, 2**63)],
         (messages(pixel_values=[1.0]), "pixel_values"),
         (messages(novelty=np.zeros(3)), "ndarray"),
         (messages(name=3), "'name' of a message"),
-        (messages(tool_calls=CALL), "tool calls"),
-        (messages(tool_calls=[{**CALL, "function": "look"}]), "tool calls"),
-        (messages(content={"a": 1}), "the content of a message is a dict"),
+        (messages(tool_calls=CALL), "'tool_calls' of a message must be"),
+        (messages(tool_calls=[{**CALL, "function": "look"}]), "'tool_calls' of a message must be"),
+        (messages(content={"a": 1}), "the content of a message is of type dict"),
         (messages(content=[3]), "a part of a message"),
         (messages(content=[b"short"]), "bytes of an image's hash"),
         (messages(content=[{"type": "image", "hash": ["a"]}]), r"messages\.content\.hash"),
@@ -132,25 +135,28 @@ def test_an_invalid_step_is_refused(changes: dict[str, Any], reason: str) -> Non
     ("changes", "reason"),
     [
         *[({"reward": reward}, "'reward' is") for reward in (math.nan, math.inf, -math.inf, 1e31, 1)],
-        ({"reward": None}, "has the reward None"),
-        ({"status": "failed"}, "has the reward 0.75"),
+        ({"reward": None}, "the reward is None"),
+        ({"status": "failed"}, "the reward is 0.75"),
         *[({"metrics": {"m": value}}, "the metric 'm' is") for value in (math.nan, math.inf, "1", True)],
         ({"error": {"type": ["a"], "message": "b"}}, "'error' contains"),
         ({"status": "truncated"}, "'truncated' is not a valid RolloutStatus"),
         ({"limit": "steps"}, "'steps' is not a valid RolloutLimit"),
-        ({"limit": 1}, "'limit' is a int"),
+        ({"limit": 1}, "'limit' is of type int"),
         *[({"rewards": {"a": pair}}, "'rewards.a' is") for pair in ([math.nan, 1.0], [1.0, 1e31], [1, 1.0])],
-        *[({"rewards": {"a": pair}}, "expected its value and its weight") for pair in (1.0, [1.0], [1.0, 1.0, 1.0])],
+        *[
+            ({"rewards": {"a": pair}}, "expected a list of its value and its weight")
+            for pair in (1.0, [1.0], [1.0, 1.0, 1.0])
+        ],
         *[
             ({"turn_rewards": pairs}, "expected pairs of a turn")
             for pairs in ([0], [-1, 1.0], [0.0, 1.0], [2**31, 1.0])
         ],
         *[({"turn_rewards": pairs}, "'turn_rewards.0' is") for pairs in ([0, math.inf], [0, 1e31], [0, 1])],
         *[
-            ({"turn_rewards": pairs}, "out of order, or one of them twice")
+            ({"turn_rewards": pairs}, "one is out of order or occurs twice")
             for pairs in ([1, 1.0, 0, 1.0], [1, 1.0, 1, 1.0])
         ],
-        ({"status": "failed", "reward": None, "turn_rewards": [0, 1.0]}, "has named rewards, or rewards of turns"),
+        ({"status": "failed", "reward": None, "turn_rewards": [0, 1.0]}, "has named rewards or rewards of turns"),
         *[({"steps": number}, "'steps' is") for number in (-1, 2**31)],
         ({"digest": b""}, "'digest' has 0 bytes"),
         *[({"seconds": value}, "'seconds' is") for value in (-1.0, math.nan, math.inf)],

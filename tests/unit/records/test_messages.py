@@ -53,7 +53,7 @@ def test_tools_in_another_order_are_other_tools() -> None:
         ({"role": "user", "content": [{"type": "audio"}]}, r"messages\[0\].content\[0\] is neither text nor an image"),
         (
             {"role": "assistant", "content": "", "tool_calls": [{1, 2}]},
-            r"messages\[0\] contains a value that is not JSON",
+            r"messages\[0\] contains a value that JSON cannot write",
         ),
         ({"role": "tool", "content": "a", "tool_call_id": UUID(int=1)}, r"messages\[0\].tool_call_id is a UUID"),
         ({"role": "tool", "content": "a", "name": 3}, r"messages\[0\].name is an int"),
@@ -70,7 +70,7 @@ def test_a_message_that_no_template_can_render_is_refused_by_index(message: Any,
 
 @pytest.mark.parametrize("tools", [[{1, 2}], [{"name": "look", "limit": 1 << 64}], 7])
 def test_tools_that_are_not_json_are_refused(tools: Any) -> None:
-    with pytest.raises(MessageError, match="the tools are not a list of JSON schemas"):
+    with pytest.raises(MessageError, match="the tools cannot be written as JSON"):
         digest_tools(tools)
 
 
@@ -80,8 +80,8 @@ def test_tools_that_are_not_json_are_refused(tools: Any) -> None:
         ("hello", "chat() got a str; expected a list of messages: ["),
         ({"role": "user", "content": "hello"}, "chat() got a dict; expected a list of messages: ["),
         (None, "chat() got None; expected a list of messages: ["),
-        ([], "chat() got no messages; the first may be {"),
-        ([{"role": "assistant", "content": "hello"}], "must end with a message to the model, not with its own."),
+        ([], "chat() got an empty list; expected at least one message, such as {"),
+        ([{"role": "assistant", "content": "hello"}], "must end with a message to the model."),
     ],
 )
 def test_the_error_of_an_invalid_conversation_has_the_correct_form(messages: object, problem: str) -> None:
@@ -92,7 +92,7 @@ def test_the_error_of_an_invalid_conversation_has_the_correct_form(messages: obj
 
 def test_a_reply_instead_of_its_message_is_refused() -> None:
     reply = Reply({"role": "assistant", "content": "heads"}, "heads", FinishReason.STOP)
-    with pytest.raises(MessageError, match=r"^messages\[0\] is a Reply; append its \.message\.$"):
+    with pytest.raises(MessageError, match=r"^messages\[0\] is a Reply; append its \.message instead\.$"):
         canonicalise([reply], ())
 
 

@@ -57,28 +57,28 @@ def test_fields_of_a_newer_minor_version_are_kept_and_sent_again(name: str) -> N
 @pytest.mark.parametrize(
     ("changes", "expected_text"),
     [
-        ({"schema": 200}, r"the schema 2\.00; this version reads 1\.x"),
-        ({"schema": "1"}, "'schema' is a str"),
+        ({"schema": 200}, r"the schema 2\.00, but this program reads 1\.x"),
+        ({"schema": "1"}, "'schema' is of type str"),
         ({"kind": "tantrum"}, "unknown kind 'tantrum'"),
         ({"of": ["run", "env", "group", "rollout", 1]}, "malformed"),
         ({"of": ["run", "env", "group", "rollout", "1", 2]}, "header of the record is not valid: .* attempt is '1'"),
-        ({"ids": np.zeros(3, np.int32)}, "not the 3 of the record"),
-        ({"ids": np.zeros(10, np.float32)}, "'ids' is an array of float32"),
-        ({"lengths": [11, -1]}, "messages have"),
-        ({"logprobs": np.zeros(9, np.float32)}, "5 tokens and 9 log-probs"),
-        ({"places": [0, [1, 64]]}, "a message names 2 images and has positions for 1"),
+        ({"ids": np.zeros(3, np.int32)}, "2 messages and 3 token ids"),
+        ({"ids": np.zeros(10, np.float32)}, "'ids' is a float32 array"),
+        ({"lengths": [11, -1]}, "'lengths' is"),
+        ({"logprobs": np.zeros(9, np.float32)}, "5 tokens but 9 log-probs"),
+        ({"places": [0, [1, 64]]}, "a message has 2 images, but 'places' has positions for 1"),
         ({"images": [[b"12345678", {"pixel_values": [0.5]}, "data:image/png;base64,"]]}, "pixel_values"),
         ({"images": [[b"12345678", {"grid": np.zeros(3)}, "data:image/png;base64,"]]}, "images"),
         ({"images": [["name", {}, "data:image/png;base64,"]]}, "malformed"),
         ({"images": [[b"12345678", {}, "file:///etc/passwd"]]}, r"images\.raw_uri must be a data:image"),
         ({"images": [[b"12345678", {}, b"", "/../secret.png"]]}, r"images\.raw_image_id must match"),
         ({"places": [0, [math.inf, 64, 3, 80]]}, "an image is at inf"),
-        ({"digest": None}, "lacks 'digest'"),
+        ({"digest": None}, "has no field 'digest'"),
         ({"versions": ["7", 0]}, "malformed"),
         ({"messages": [{"role": "user"}] * 2}, "malformed"),
         ({"messages": [{"content": "a"}] * 2}, "malformed"),
         ({"messages": [{"role": "critic", "content": "a"}] * 2}, "a message has the role 'critic'"),
-        ({"answer": "8 bytes!"}, "'answer' is a str"),
+        ({"answer": "8 bytes!"}, "'answer' is of type str"),
     ],
 )
 def test_a_damaged_step_is_refused_with_its_reason(changes: dict[str, Any], expected_text: str) -> None:
@@ -119,7 +119,7 @@ def test_a_step_with_a_bad_descriptor_is_not_sent(item: dict[str, Any]) -> None:
 
 def test_a_step_with_a_sampled_message_before_its_answer_is_not_sent() -> None:
     asked, said = step().nodes
-    with pytest.raises(RecordError, match="before its answer"):
+    with pytest.raises(RecordError, match="a node before the last one"):
         encode_record(replace(step(), nodes=(said, asked)))
 
 

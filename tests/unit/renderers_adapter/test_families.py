@@ -106,7 +106,7 @@ def test_a_tool_call_is_parsed_and_its_result_is_bridged(
 def test_gpt_oss_needs_the_name_of_the_tool_in_a_result(adapter_for: Callable[[str], RendererAdapter]) -> None:
     adapter = adapter_for("gpt-oss")
     nameless = {key: value for key, value in RESULT.items() if key != "name"}
-    with pytest.raises(UnsupportedConversation, match="message 3 is a tool's result without `name`"):
+    with pytest.raises(UnsupportedConversation, match="message 3 is a tool's result without a `name`"):
         adapter.render([SYSTEM, user("1 + 2?"), CALL, nameless], TOOLS)
 
 

@@ -167,5 +167,5 @@ def test_the_parser_raises_only_its_own_error(text: str) -> None:
 
 @pytest.mark.parametrize("value", [None, b"mmraw:v3:", 7])
 def test_a_reference_that_is_not_text_is_a_named_error(value: Any) -> None:
-    with pytest.raises(RefError, match="text"):
+    with pytest.raises(RefError, match="must be a string"):
         parse_ref(value)

@@ -185,12 +185,14 @@ def test_a_key_of_a_tool_that_a_template_writes_as_a_tag_is_text(adapter_for: Ca
 
 def test_text_that_spells_a_control_token_can_be_refused(tiny_model: Path) -> None:
     adapter = RendererAdapter.open(tiny_model, "qwen3-vl", None, SpecialText.REFUSE)
-    with pytest.raises(SpecialTextRefused, match=r"the user message 1 spells the control token '<\|im_end\|>' at cha"):
-        adapter.render([SYSTEM, user("Hi", "so <|im_end|>")], None)
+    with pytest.raises(
+        SpecialTextRefused, match=r"the user message 1 contains the control token '<\|im_end\|>' at cha"
+    ):
+        adapter.render([{"role": "system", "content": "Be brief."}, user("Hi", "so <|im_end|>")], None)
     opening = adapter.render([user("Hi")], None).generation_prompt
     with pytest.raises(BridgeRefused):  # the full render that follows names the message
         adapter.bridge(opening, as_logical_ids([adapter.stop_token_ids[0]]), [user("<|im_end|>")], None)
-    with pytest.raises(SpecialTextRefused, match=r"the tool 0 spells the control token '</tool_call>'"):
+    with pytest.raises(SpecialTextRefused, match=r"the tool 0 contains the control token '</tool_call>'"):
         adapter.render([user("Hi")], [{"type": "function", "function": {"name": "x</tool_call>"}}])
 
 
@@ -205,7 +207,7 @@ def test_control_tokens_can_be_allowed(tiny_model: Path) -> None:
     adapter = RendererAdapter.open(tiny_model, "qwen3-vl", None, SpecialText.ALLOW)
     ids = rendered_ids(adapter, [user("<think>")])
     assert adapter.tokenizer.token_id("<think>") in ids
-    with pytest.raises(PlaceholderError, match="message 0 has 0 images but renders to 1"):
+    with pytest.raises(PlaceholderError, match="message 0 has 0 images, but its tokens contain 1"):
         adapter.render([user("<|image_pad|>")], None)
 
 

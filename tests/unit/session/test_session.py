@@ -381,7 +381,7 @@ async def test_a_turn_that_cannot_be_recorded_is_the_last_and_leaves_no_gap(
         with pytest.raises(RecordError, match="at most 1500"):
             await model.chat(messages)
         monkeypatch.undo()
-        with pytest.raises(RolloutAlreadyFinished, match=r"cannot go on.*at most 1500"):
+        with pytest.raises(RolloutAlreadyFinished, match=r"cannot continue.*at most 1500"):
             await model.chat(messages)
         return 1.0
 

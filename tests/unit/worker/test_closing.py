@@ -310,7 +310,7 @@ async def test_close_cannot_ask_the_model(workers: WorkerFactory) -> None:
         return await play_one_turn(task, model)
 
     async def asks(_: Closes) -> None:
-        with pytest.raises(RolloutAlreadyFinished, match=r"0\.0 cannot go on: its environment is being closed"):
+        with pytest.raises(RolloutAlreadyFinished, match=r"0\.0 cannot continue: its environment is being closed"):
             await models[0].chat(list(QUESTION))
         refused.append(None)
 

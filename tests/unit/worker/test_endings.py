@@ -76,6 +76,6 @@ async def test_a_task_that_a_rollout_leaves_running_cannot_ask_the_model(workers
         await harness.put_orders(1)
         trajectory = (await harness.receive_ended(1))["0.0"]
         over.set()
-        with pytest.raises(RolloutAlreadyFinished, match="and a task of its environment still asks"):
+        with pytest.raises(RolloutAlreadyFinished, match="but a task of its environment still calls"):
             await left[0]
     assert check(trajectory) == []

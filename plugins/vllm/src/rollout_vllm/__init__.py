@@ -1,8 +1,8 @@
-"""Image references in vLLM's token-in, token-out endpoint.
+"""A vLLM plugin that resolves image references in requests to the token-in, token-out endpoint.
 
-A request names its images by `mmraw:` references instead of sending their tensors. The server reads each image, checks
-its hash, and processes it like any other image. A request that fails a check is answered 400 and does not reach the
-engine.
+A request names its images by `mmraw:` references instead of sending tensors. The server reads each image, checks its
+hash, and processes it as usual. If a check fails, the server answers with status 400, and the request does not reach
+the engine.
 
 Only `plugin`, `handler`, `processing`, `tensors` and `discovery` import vLLM; the other modules run without it.
 """

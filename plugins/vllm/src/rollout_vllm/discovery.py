@@ -1,4 +1,4 @@
-"""Reads a server's image configuration from its model, and tries its processor with two images at the start."""
+"""Reads a server's image configuration from its model at the start, and tests its image processor with two images."""
 
 import io
 from typing import Any
@@ -23,7 +23,7 @@ async def discover_image_config(renderer: Any) -> tuple[ServerImageConfig, VLLMP
         return "the model does not take images"
     info = renderer.get_mm_processor().info
     pad_id = getattr(config.hf_config, "image_token_id", None)
-    reason = "it does not take images, or has no token for them"
+    reason = "the model does not take images, or has no token for them"
     for modality, family in _MODALITY_FAMILIES:
         max_images = info.allowed_mm_limits.get(modality, 0)
         if not max_images or pad_id is None:
@@ -33,7 +33,7 @@ async def discover_image_config(renderer: Any) -> tuple[ServerImageConfig, VLLMP
             pipeline = ImagePipeline(renderer, modality, pad_id)
             schema = await _learn_schema(pipeline, geometry)
         except (GeometryError, InvalidImageRef, MaterialisationFailed) as error:
-            reason = f"it is not of the family {family}: {error}"
+            reason = f"the processor is not of the family {family}: {error}"
             continue
         directory = config.allowed_local_media_path
         files = ImageFiles(directory) if directory else None
@@ -50,7 +50,9 @@ async def _learn_schema(pipeline: ImagePipeline, geometry: Geometry) -> ItemSche
         )
         schemas.append(ItemSchema.from_item(item, geometry))
     if schemas[0] != schemas[1]:
-        raise MaterialisationFailed("the items of two images have different types, dimensions or names")
+        raise MaterialisationFailed(
+            "the processor makes tensors with different names, types or dimensions for different images"
+        )
     return schemas[0]
 
 
@@ -61,6 +63,6 @@ def _probe_image(width: int, height: int) -> bytes:
 
 
 def _processor_config(info: Any) -> dict[str, Any]:
-    # This is the processor after --mm-processor-kwargs has changed its settings.
+    # This processor already has the settings of --mm-processor-kwargs.
     image_processor = info.image_processor if hasattr(info, "image_processor") else info.get_image_processor()
     return dict(image_processor.to_dict())

@@ -1,12 +1,12 @@
-"""The errors of the plugin: one for bad requests (400) and one for failures of this server (500)."""
+"""The errors of the plugin: one for bad requests (status 400), and one for failures of the server (status 500)."""
 
 
 class InvalidImageRef(Exception):
-    """A request is refused with status 400.
+    """A request is refused; the server answers with status 400.
 
     Attributes:
-        reason: why it is refused.
-        param: the path of the wrong item in the request; None if no single item is wrong.
+        reason: why the request is refused.
+        param: the path of the wrong item in the request; None if the problem is not in a single item.
     """
 
     def __init__(self, reason: str, param: str | None = None) -> None:
@@ -15,9 +15,9 @@ class InvalidImageRef(Exception):
         super().__init__(reason if param is None else f"{param}: {reason}")
 
     def for_param(self, param: str) -> "InvalidImageRef":
-        """Return the same error for a certain item."""
+        """Return an error with the same reason for the item at this path."""
         return InvalidImageRef(self.reason, param)
 
 
 class MaterialisationFailed(Exception):
-    """This server failed at a valid request, which is answered with status 500."""
+    """The server failed to process a valid request; it answers with status 500."""

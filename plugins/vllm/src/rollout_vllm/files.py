@@ -1,10 +1,10 @@
-"""Reads image files that a reference names, only below one directory and never through a symbolic link.
+"""Reads image files that references name, but only below one directory and without following symbolic links.
 
-A reference names a run and a file, never a path. The file is in the server's directory or in the run's directory, there
-directly or in `assets/images`. The run's directory is searched up to a certain depth. So the server's directory may be
-the images of a run, the run, the directory of all runs, or one above. Each part of a path is opened relative to the
-descriptor of the part before, so that a new link cannot lead elsewhere. Which file is found does not matter, because
-its hash is checked.
+A reference names a run and a file, not a path. The file may be directly in the server's directory or in the run's
+directory, or in `assets/images` there. The run's directory is searched up to a certain depth. So the server's directory
+can be a run's image directory, a run's directory, the directory of all runs, or the one above. Each part of a path is
+opened relative to the descriptor of the part before, so a new link cannot lead elsewhere. If several files match, the
+hash shows whether the right one was read.
 """
 
 import errno
@@ -21,7 +21,7 @@ _SUBDIRECTORY_FLAGS = _DIRECTORY_FLAGS | os.O_NOFOLLOW
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _IMAGES_PATH = ("assets", "images")
 _MAX_DEPTH, _MAX_VISITED_DIRECTORIES = 3, 1000
-"""How many levels deep, and in how many directories, a run's directory is searched."""
+"""The limits of the search for a run's directory: the number of levels, and the number of visited directories."""
 
 PathParts = tuple[str, ...]
 
@@ -41,17 +41,15 @@ class ImageFiles:
         """Return the bytes of a file of a run.
 
         Raises:
-            InvalidImageRef: it is missing, too large, or not a regular file below the directory.
+            InvalidImageRef: the file is missing, too large, or not a regular file below the directory.
             MaterialisationFailed: the file system failed.
         """
         if {run_id, name} & {".", ".."}:
-            raise InvalidImageRef("'.' and '..' are not names of a run or a file")
+            raise InvalidImageRef("the name of a run or a file must not be '.' or '..'")
         try:
             root_fd = os.open(self.directory, _DIRECTORY_FLAGS)
         except OSError as error:
-            raise MaterialisationFailed(
-                f"the directory of this server's images cannot be opened: {_error_text(error)}"
-            ) from error
+            raise MaterialisationFailed(f"this server cannot open its image directory: {_error_text(error)}") from error
         try:
             for run_path in self._candidate_paths(root_fd, run_id):
                 for path_parts in (run_path, (*run_path, *_IMAGES_PATH)):
@@ -60,7 +58,9 @@ class ImageFiles:
                         return data
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
-                raise InvalidImageRef(f"the path of {name[:100]!r} has a symbolic link, which is refused") from error
+                raise InvalidImageRef(
+                    f"the path of {name[:100]!r} has a symbolic link or is too long, which is refused"
+                ) from error
             raise MaterialisationFailed(f"{name[:100]!r} cannot be read: {_error_text(error)}") from error
         finally:
             os.close(root_fd)
@@ -78,7 +78,7 @@ class ImageFiles:
 
 
 def _find_run(root_fd: int, run_id: str) -> PathParts | None:
-    """Return the path of the nearest directory with this name; None if the search finds none."""
+    """Return the path of the nearest directory with this name; None if there is none within the search limits."""
     pending: deque[PathParts] = deque([()])
     for _ in range(_MAX_VISITED_DIRECTORIES):
         if not pending:
@@ -87,7 +87,7 @@ def _find_run(root_fd: int, run_id: str) -> PathParts | None:
         try:
             fd = _open_directory(root_fd, path_parts)
         except OSError:
-            continue  # it was removed, or this server may not read it
+            continue  # the directory was removed, or this server may not read it
         try:
             with os.scandir(fd) as entries:
                 inner = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -101,7 +101,8 @@ def _find_run(root_fd: int, run_id: str) -> PathParts | None:
 
 
 def _is_link(directory_fd: int, name: str) -> bool:
-    # A link ends the search and is refused later: a deeper directory with this name would be another one.
+    # A link with the run's name ends the search, and reading it fails later. A deeper directory with this name would be
+    # another run.
     try:
         return stat.S_ISLNK(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode)
     except OSError:
@@ -136,7 +137,7 @@ def _read_file(root_fd: int, path_parts: PathParts, name: str, max_bytes: int) -
             raise InvalidImageRef(f"{name[:100]!r} is not a regular file")
         if status.st_size <= max_bytes:
             with open(fd, "rb", closefd=False) as file:
-                # One byte more than allowed, to notice a file that has grown.
+                # Read one byte more than allowed, to notice that the file has grown.
                 data = file.read(max_bytes + 1)
             if len(data) <= max_bytes:
                 return data

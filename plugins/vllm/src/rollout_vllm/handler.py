@@ -1,8 +1,9 @@
 """Wraps vLLM's handler of `POST /inference/v1/generate`.
 
-A request without images goes to vLLM unchanged. The images of other requests are checked and resolved, so that vLLM
-gets tensors, named by their digests. A bad request is answered 400 in vLLM's format, with the type
-`invalid_mm_image_ref` and the wrong item in `param`. A failure of this server is answered 500.
+A request without images goes to vLLM unchanged. For other requests, the handler checks and resolves the images. vLLM
+then gets tensors that are named by their digests. A bad request gets an answer with status 400 in vLLM's format, with
+the type `invalid_mm_image_ref` and the path of the wrong item in `param`. If the server fails, the answer has status
+500.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ logger = init_logger("vllm.mmraw")
 
 
 class ImageRefHandler:
-    """Replaces vLLM's `ServingTokens`, and passes valid requests on to it."""
+    """Replaces vLLM's `ServingTokens`, and passes valid requests to it."""
 
     def __init__(
         self, vllm_handler: Any, image_config: ServerImageConfig, resolver: Resolver, metrics: PluginMetrics
@@ -75,7 +76,7 @@ class ImageRefHandler:
 
 
 class ContentPartVerifier:
-    """Checks that the `uuid` of a part is the hash of its bytes, because vLLM caches the part by it unchecked."""
+    """Checks that the `uuid` of a part is the hash of its image, because vLLM uses it unchecked as a cache key."""
 
     def __init__(self, model_config: Any) -> None:
         self._connector = MEDIA_CONNECTOR_REGISTRY.load(
@@ -89,11 +90,11 @@ class ContentPartVerifier:
         """Check one part. A part that cannot be read passes, because vLLM itself will refuse it.
 
         Raises:
-            InvalidImageRef: the uuid is not a hash of the bytes.
+            InvalidImageRef: the uuid is not the hash of the image's bytes.
         """
         try:
             sha256 = await self._connector.load_from_url_async(part["url"], self._media_io)
-        except Exception:  # noqa: BLE001 - vLLM reads the part again, and answers the error itself
+        except Exception:  # noqa: BLE001 - vLLM reads the part again, and reports the error itself
             return
         if not (len(part["uuid"]) >= 16 and sha256.startswith(part["uuid"])):
             raise InvalidImageRef(
@@ -104,7 +105,7 @@ class ContentPartVerifier:
 
 
 class _Sha256MediaIO:
-    """A `MediaIO` for vLLM's connector that only computes the hash of the bytes."""
+    """Computes the hash of the bytes that vLLM's connector reads, as a `MediaIO`."""
 
     def get_max_bytes(self) -> int | None:
         return None

@@ -8,14 +8,14 @@ from .files import ImageFiles
 
 @dataclass(frozen=True, slots=True)
 class ServerImageConfig:
-    """What a server needs to know to check the images of requests.
+    """The data that a server needs to check the images of requests.
 
     Attributes:
         modality: the engine's name for images.
         geometry: the geometry of the server's image processor.
         pad_id: the id of the image pad token.
-        files: the directory whose images may be read; None if the server was started without one.
-        max_images: how many images a request may have.
+        files: the files in the directory of images; None if the server was started without a directory.
+        max_images: the maximum number of images in a request.
     """
 
     modality: str

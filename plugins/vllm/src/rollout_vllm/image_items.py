@@ -1,7 +1,7 @@
-"""Reads the images that a request names, and checks that its prompt has a placeholder range for each.
+"""Reads the images that a request names, and checks that the prompt has a placeholder range for each image.
 
-These checks need only the request, and come before any image is read. After them, the engine cannot take a pad token
-for text, an image for another modality, or an item from a cache that may not have it.
+These checks need only the request, and run before an image is read. They make sure that each pad token belongs to an
+image, that each item is an image, and that no item is only in a cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ class VllmPlaceholderRange(Protocol):
 
     @property
     def offset(self) -> int:
-        """The position of its first pad token."""
+        """The position of the range's first pad token."""
 
     @property
     def length(self) -> int:
-        """How many pad tokens it has."""
+        """The number of pad tokens in the range."""
 
 
 class VllmFeatures(Protocol):
-    """The `features` of a request, by modality. vLLM has checked that lists are parallel and ranges do not overlap."""
+    """The `features` of a request, by modality. vLLM has checked that list lengths match and ranges do not overlap."""
 
     @property
     def mm_hashes(self) -> Mapping[str, Sequence[str]]:
@@ -37,11 +37,11 @@ class VllmFeatures(Protocol):
 
     @property
     def kwargs_data(self) -> Mapping[str, Sequence[str | None]] | None:
-        """A reference, or serialised tensors, for each item; None for an item that may be in vLLM's cache."""
+        """A reference or serialised tensors for each item; None for an item that the client expects in vLLM's cache."""
 
     @property
     def mm_metadata(self) -> Mapping[str, Sequence[str | None]] | None:
-        """Other data of each item, which vLLM would apply to its tensors."""
+        """Other data of each item, which vLLM would apply to the item's tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class ImageItem:
 
     Attributes:
         param: the path of the item in the request, for error answers.
-        mm_hash: the hash that the request gives the image.
-        placeholder_length: how many pad tokens the image has in the prompt.
+        mm_hash: the image's hash according to the request.
+        placeholder_length: the number of pad tokens that the image has in the prompt.
         data: an `mmraw:` reference or serialised tensors.
     """
 
@@ -64,7 +64,7 @@ class ImageItem:
 def read_items(
     token_ids: Sequence[int], features: VllmFeatures, image_config: ServerImageConfig
 ) -> tuple[ImageItem, ...]:
-    """Return the images of `features`, after checking that each range covers only pad tokens, and all are covered.
+    """Return the images of `features`. Check that the ranges cover only pad tokens, and all pad tokens.
 
     Raises:
         InvalidImageRef: an item has another modality or is null, or the ranges do not fit the pad tokens.
@@ -87,7 +87,7 @@ def read_items(
     for index, (mm_hash, placeholder_range, data) in enumerate(zip(hashes, ranges, kwargs_data, strict=True)):
         param = f"features.kwargs_data.{image_config.modality}[{index}]"
         if not data:
-            raise InvalidImageRef("the item is null or empty; send every image in every request", param)
+            raise InvalidImageRef("the item is null or empty; send the data of every image in every request", param)
         _require_pads(token_ids, placeholder_range, image_config.pad_id, param)
         items.append(ImageItem(param, mm_hash, placeholder_range.length, data))
     pad_count = token_ids.count(image_config.pad_id)
@@ -103,25 +103,25 @@ def read_items(
 def check_content_parts(
     token_ids: Sequence[int], parts: Sequence[Mapping[str, Any]], image_config: ServerImageConfig
 ) -> None:
-    """Check that the prompt has exactly one pad token for each part, and that each part is an image.
+    """Check that each part is an image, and that the prompt has exactly one pad token for each part.
 
     Raises:
-        InvalidImageRef: vLLM would accept the request, but take the images for something else.
+        InvalidImageRef: a check fails. vLLM would accept the request, but would treat its images wrongly.
     """
     for index, part in enumerate(parts):
         param = f"content_parts[{index}]"
         if part.get("type") != "image_url":
             raise InvalidImageRef(f"the type is {str(part.get('type'))[:40]!r}; expected 'image_url'", param)
         if not part.get("url") or not isinstance(part["url"], str):
-            raise InvalidImageRef("the url is missing; send every image in every request", param)
+            raise InvalidImageRef("the url is missing; send the URL of every image in every request", param)
         if not isinstance(part.get("uuid"), str | None):
             raise InvalidImageRef("the uuid is not a string", param)
     _require_max_images(len(parts), image_config)
     pad_count = token_ids.count(image_config.pad_id)
     if pad_count != len(parts):
         raise InvalidImageRef(
-            f"the prompt has {pad_count} image pad tokens for {len(parts)} parts; with content_parts each image must "
-            "have one pad token, which the engine expands",
+            f"the prompt has {pad_count} image pad tokens for {len(parts)} parts; with content_parts, each image must "
+            "have exactly one pad token, which the engine expands",
             "content_parts",
         )
 
@@ -130,7 +130,7 @@ def _require_pads(token_ids: Sequence[int], placeholder_range: VllmPlaceholderRa
     end = placeholder_range.offset + placeholder_range.length
     if end > len(token_ids):
         raise InvalidImageRef(
-            f"the range [{placeholder_range.offset}, {end}) ends after the {len(token_ids)} tokens", param
+            f"the range [{placeholder_range.offset}, {end}) ends after the last of the {len(token_ids)} tokens", param
         )
     for position in range(placeholder_range.offset, end):
         if token_ids[position] != pad_id:
@@ -144,5 +144,5 @@ def _require_pads(token_ids: Sequence[int], placeholder_range: VllmPlaceholderRa
 def _require_max_images(count: int, image_config: ServerImageConfig) -> None:
     if count > image_config.max_images:
         raise InvalidImageRef(
-            f"the request has {count} images; this server takes {image_config.max_images} (--limit-mm-per-prompt)"
+            f"the request has {count} images; this server takes up to {image_config.max_images} (--limit-mm-per-prompt)"
         )

@@ -1,4 +1,7 @@
-"""The plugin of `VLLM_PLUGINS=mmraw vllm serve MODEL --enable-scale-out --allowed-local-media-path DIRECTORY`."""
+"""The entry point of the plugin.
+
+VLLM_PLUGINS=mmraw vllm serve MODEL --enable-scale-out --allowed-local-media-path DIRECTORY
+"""
 
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +19,7 @@ logger = init_logger("vllm.mmraw")
 
 
 class MMRawPlugin:
-    """An endpoint plugin of vLLM."""
+    """The endpoint plugin that vLLM loads: it adds a route, and replaces the handler of generate requests."""
 
     name = "mmraw"
     required_tasks = ("generate",)
@@ -36,7 +39,7 @@ class MMRawPlugin:
             }
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Replace vLLM's handler by ours, if the model takes images of a known family."""
+        """Replace vLLM's handler by the plugin's, if the model takes images of a known family."""
         vllm_handler = state.serving_tokens
         discovered = await discover_image_config(vllm_handler.online_renderer.renderer)
         if isinstance(discovered, str):
@@ -45,7 +48,7 @@ class MMRawPlugin:
             return
         image_config, processor = discovered
         metrics = PluginMetrics()
-        # One setting is the size of vLLM's cache of processed images and of ours; 0 turns both off.
+        # This setting is the size of both caches of processed images, vLLM's and the plugin's; 0 turns both off.
         cache_gib = vllm_handler.model_config.get_multimodal_config().mm_processor_cache_gb
         cache: AsyncSingleFlightCache[ProcessedItem] = AsyncSingleFlightCache(int(cache_gib * 2**30))
 

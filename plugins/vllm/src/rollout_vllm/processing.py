@@ -27,7 +27,7 @@ from .resolver import ProcessedItem
 from .tensors import ItemSchema, digest_tensors, read_grid, serialise
 
 MEMORY_VARIABLE = "MMRAW_IMAGE_MEMORY"
-"""The environment variable that says how many bytes of memory decoding images may take."""
+"""The environment variable with the memory limit for decoding images, in bytes."""
 
 _RGB_BYTES = 4  # Pillow stores an RGB pixel in 4 bytes
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class ImagePipeline:
-    """Makes items of the engine from encoded images, as vLLM does for an ordinary request with one image.
+    """Makes items for the engine from encoded images, as vLLM does for a normal request with one image.
 
     Args:
         renderer: the server's renderer, which uses its processor in one thread at a time.
@@ -47,16 +47,17 @@ class ImagePipeline:
         self._renderer = renderer
         self._modality = modality
         self._pad_id = pad_id
-        # vLLM caches processed images by names that clients choose. A client cannot guess names with this secret.
+        # vLLM caches processed images by names that clients choose. A client cannot guess names that contain this
+        # secret.
         self._uuid_secret = secrets.token_hex(16)
         media_io_options = renderer.model_config.get_multimodal_config().media_io_kwargs or {}
         self._image_loader = ImageMediaIO(**({"image_mode": "RGB"} | media_io_options.get("image", {})))
 
     def estimate_memory(self, data: bytes) -> int:
-        """Return how many bytes of memory `load_image` takes at most.
+        """Return the maximum memory in bytes that `load_image` needs.
 
         Raises:
-            InvalidImageRef: vLLM cannot open it as an image.
+            InvalidImageRef: vLLM cannot open the data as an image.
         """
         try:
             image = open_image(io.BytesIO(data))
@@ -68,17 +69,19 @@ class ImagePipeline:
         decoding = decoding_bytes(
             data, image_format=image.format, mode=image.mode, pixels=pixels, transparency="transparency" in image.info
         )
-        return decoding + _RGB_BYTES * pixels  # the loaded image, while the bytes are decoded a second time
+        return (
+            decoding + _RGB_BYTES * pixels
+        )  # the loaded image, which stays in memory while the bytes are decoded a second time
 
     def load_image(self, data: bytes) -> Any:
         """Load an image as vLLM does, upright and in vLLM's image mode.
 
         Raises:
-            InvalidImageRef: vLLM cannot load it, or a part of it is damaged.
+            InvalidImageRef: vLLM cannot load the image, or a part of the image is damaged.
         """
         try:
             media = self._image_loader.load_bytes(data)
-            # Decoded again, because vLLM hides the error of damaged pixels when it rotates the image.
+            # Decode again, because vLLM hides errors in damaged pixels when it rotates the image.
             open_image(io.BytesIO(data)).load()
             return media
         except MemoryError:
@@ -87,7 +90,7 @@ class ImagePipeline:
             raise _unreadable_error(error) from error
 
     async def process_image(self, media: Any, name: str) -> tuple[MultiModalKwargsItem, int]:
-        """Return the item of a loaded image, and how many placeholder tokens it has.
+        """Return the item of a loaded image, and the number of its placeholder tokens.
 
         Raises:
             MaterialisationFailed: the processor failed.
@@ -102,19 +105,21 @@ class ImagePipeline:
             multi_modal_uuids={self._modality: [uuid]},
         )
         try:
-            # Without vLLM's cache, so that the answer always has the tensors.
+            # Skip vLLM's cache, so that the result always has the tensors.
             (rendered,) = await self._renderer.render_cmpl_async([prompt], skip_mm_cache=True)
             (placeholder_range,) = rendered["mm_placeholders"][self._modality]
             (item,) = rendered["mm_kwargs"][self._modality]
         except Exception as error:
             raise MaterialisationFailed(f"the image processor failed: {type(error).__name__}: {error}") from error
         if list(rendered["prompt_token_ids"]) != [self._pad_id] * placeholder_range.length:
-            raise MaterialisationFailed("the image processor makes placeholders with other tokens than the pad token")
+            raise MaterialisationFailed(
+                "the image processor makes placeholders that contain other tokens than the pad token"
+            )
         return item, placeholder_range.length
 
 
 class VLLMProcessor:
-    """The `ImageItemProcessor` of a resolver."""
+    """Implements `rollout_vllm.resolver.ImageItemProcessor` with vLLM's processor."""
 
     def __init__(self, pipeline: ImagePipeline, schema: ItemSchema, memory: DecodingMemory) -> None:
         self._pipeline = pipeline
@@ -122,7 +127,7 @@ class VLLMProcessor:
         self._schema = schema
 
     async def process(self, encoded_image: EncodedImage) -> ProcessedItem:
-        """See `rollout_vllm.resolver.ImageItemProcessor`."""
+        """See `rollout_vllm.resolver.ImageItemProcessor.process`."""
         n_bytes = await asyncio.to_thread(self._pipeline.estimate_memory, encoded_image.data)
         if n_bytes > self._memory.limit:
             raise InvalidImageRef(
@@ -138,7 +143,7 @@ class VLLMProcessor:
         return await asyncio.to_thread(lambda: ProcessedItem(serialise(item), grid, digest_tensors(item)))
 
     def verify_tensors(self, item: ImageItem) -> str:
-        """See `rollout_vllm.resolver.ImageItemProcessor`."""
+        """See `rollout_vllm.resolver.ImageItemProcessor.verify_tensors`."""
         try:
             return self._schema.verify(item.data, item.placeholder_length)
         except InvalidImageRef as error:
@@ -152,7 +157,7 @@ async def make_image_item(
 
     Raises:
         InvalidImageRef: the family does not take images of this size.
-        MaterialisationFailed: the processor failed, or its grid is not that of the geometry.
+        MaterialisationFailed: the processor failed, or its grid differs from the geometry's.
     """
     try:
         layout = geometry.layout(width=media.width, height=media.height)
@@ -172,10 +177,10 @@ async def make_image_item(
 
 
 def memory_from_environment() -> DecodingMemory:
-    """Return the memory limit that the environment variable sets, or the default.
+    """Return the memory with the limit from the environment variable, or with the default limit.
 
     Raises:
-        ValueError: the variable is not a number of bytes.
+        ValueError: the variable is not a positive number of bytes.
     """
     text = os.environ.get(MEMORY_VARIABLE, str(DEFAULT_DECODING_MEMORY))
     if not text.isdecimal() or int(text) == 0:
@@ -184,7 +189,10 @@ def memory_from_environment() -> DecodingMemory:
 
 
 async def _run_in_thread(function: Callable[[], T]) -> T:
-    """Call a function in a thread. A cancelled caller waits for its end, because the thread still uses its memory."""
+    """Call a function in a thread, and return its result.
+
+    A cancelled caller waits until the function ends, because the function still uses its memory.
+    """
     task = asyncio.ensure_future(asyncio.to_thread(function))
     try:
         return await asyncio.shield(task)

@@ -1,4 +1,4 @@
-"""Compares a reference with its request and this server, before any image is read."""
+"""Checks that a reference fits its request and this server, before an image is read."""
 
 from dataclasses import dataclass
 
@@ -28,15 +28,15 @@ class CheckedReference:
 
 
 def is_reference(item: ImageItem) -> bool:
-    """Whether the item is a reference. Otherwise it is serialised tensors in base64, which has no colon."""
+    """Whether the item is a reference. Otherwise, it contains serialised tensors in base64, which has no colon."""
     return item.data.startswith(_REFERENCE_PREFIX)
 
 
 def check_reference(item: ImageItem, image_config: ServerImageConfig) -> CheckedReference:
-    """Read and check the reference of an item.
+    """Read, check and return the reference of an item.
 
     Raises:
-        InvalidImageRef: it is malformed, or does not fit its request or this server.
+        InvalidImageRef: the reference is malformed, or does not fit its request or this server.
     """
     try:
         ref = parse_ref(item.data)
@@ -50,7 +50,7 @@ def check_reference(item: ImageItem, image_config: ServerImageConfig) -> Checked
 
 def _checked_grid(ref: RawMMRef, item: ImageItem, image_config: ServerImageConfig) -> tuple[int, int, int]:
     geometry = image_config.geometry
-    # Descriptors have the modality `image` for every family; references may have the engine's name instead.
+    # The modality of a descriptor is `image` for every family. A reference may have the engine's name instead.
     if ref.modality not in (_GENERIC_MODALITY, image_config.modality):
         raise InvalidImageRef(
             f"the reference has the modality {ref.modality!r}, but its item has {image_config.modality!r}"
@@ -62,7 +62,7 @@ def _checked_grid(ref: RawMMRef, item: ImageItem, image_config: ServerImageConfi
     if ref.fingerprint != geometry.fingerprint:
         raise InvalidImageRef(
             f"the reference has the layout fingerprint {ref.fingerprint}, but this server has {geometry.fingerprint};"
-            " give both the same processor configuration"
+            " use the same processor configuration for worker and server"
         )
     grid = geometry.grid(ref.payload)
     tokens = geometry.tokens(grid)

@@ -1,15 +1,17 @@
-"""Makes the engine's items from the images that a request names, or refuses the request.
+"""Makes the items for the engine from the images that a request names, or refuses the request.
 
     resolved = await resolver.resolve(token_ids, features)
 
-- items: each image must have its placeholder range in the prompt.
-- references: each reference must fit this server. No image is read before.
-- encoded images: the bytes must have the hash that the reference names.
-- processed items: an image is loaded and processed once, even if many requests name it at the same time.
-- digests: the engine gets the digest of an item's tensors as its name, not the hash from the client.
+The steps are:
 
-The last step makes sure that no cache of the engine returns another image: the caches compare only names, and a client
-may use one name for several images.
+- Items: each image must have its placeholder range in the prompt.
+- References: each reference must fit this server. No image is read before this step.
+- Encoded images: the bytes must have the hash that the reference names.
+- Processed items: an image is loaded and processed once, even if many requests name it at the same time.
+- Digests: the engine gets the digest of an item's tensors as the item's name, not the hash from the client.
+
+The engine's caches compare only names, and a client may use one name for several images. So without the last step, a
+cache could return a wrong image.
 """
 
 import asyncio
@@ -28,12 +30,12 @@ from .single_flight import AsyncSingleFlightCache
 
 @dataclass(frozen=True, slots=True)
 class ProcessedItem:
-    """One image as the engine takes it.
+    """One image in the form that the engine takes.
 
     Attributes:
-        serialised: its tensors as ASCII text.
-        grid: how many patches it has, as (t, h, w).
-        tensor_digest: the hash of the tensors, which is the item's name in the engine.
+        serialised: the image's tensors as ASCII text.
+        grid: the number of patches in time, height and width, as (t, h, w).
+        tensor_digest: the hash of the tensors, which is the name of the item in the engine.
     """
 
     serialised: str
@@ -42,7 +44,7 @@ class ProcessedItem:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """The size of the item in bytes."""
         return len(self.serialised)
 
 
@@ -59,7 +61,7 @@ class ImageItemProcessor(Protocol):
         ...
 
     def verify_tensors(self, item: ImageItem) -> str:
-        """Check tensors that a client serialised; return their digest, as `process` computes it.
+        """Check tensors that a client serialised, and return the digest that `process` would compute.
 
         Raises:
             InvalidImageRef: this server would not make such tensors for the item's placeholder range.
@@ -69,10 +71,10 @@ class ImageItemProcessor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedImages:
-    """The items of a request for the engine, in the request's order.
+    """The items of a request for the engine, in the order of the request.
 
     Attributes:
-        tensor_digests: the name of each item.
+        tensor_digests: the name of each item: the digest of its tensors.
         serialised_items: the tensors of each item, as text.
     """
 
@@ -87,7 +89,8 @@ class Resolver:
         image_config: the image configuration of the server.
         processor: makes tensors from images.
         cache: keeps processed images.
-        count_origin: is called with the origin of each item: a value of `Origin`, or "stock" for a client's tensors.
+        count_origin: a function that is called with the origin of each item: a value of `Origin`, or "stock" for
+            tensors from a client.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Resolver:
         self._hash_registry = HashRegistry()
 
     async def resolve(self, token_ids: Sequence[int], features: VllmFeatures) -> ResolvedImages:
-        """Resolve all images of a request; raise the error of the first item that failed.
+        """Resolve and return all images of a request. If several items fail, raise the error of the first one.
 
         Raises:
             InvalidImageRef: the request is refused.
@@ -147,6 +150,8 @@ class Resolver:
     async def _resolve_tensors(self, item: ImageItem) -> tuple[str, str]:
         tensor_digest = await asyncio.to_thread(self._processor.verify_tensors, item)
         if not self._hash_registry.try_record(item.mm_hash, tensor_digest):
-            raise InvalidImageRef("an earlier item with this hash had other data; use the hash of the data", item.param)
+            raise InvalidImageRef(
+                "an earlier item with this hash had other tensors; use the hash of the data", item.param
+            )
         self._count_origin("stock")
         return tensor_digest, item.data

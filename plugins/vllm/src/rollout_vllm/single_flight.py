@@ -1,7 +1,7 @@
-"""A cache that makes each value once, even if many callers ask for it at the same time.
+"""A cache that makes each value once, even if many callers need it at the same time.
 
-The callers of a value wait for one shared task. It is cancelled when its last caller is cancelled. An error goes to all
-waiting callers and is not cached, so the next caller starts a new task.
+All callers of a value wait for one shared task. The task is cancelled when its last caller is cancelled. All waiting
+callers get an error of the task. Errors are not cached, so the next caller starts a new task.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ class HasNbytes(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """The size of the value in bytes."""
 
 
 T = TypeVar("T", bound=HasNbytes)
 
 
 class Origin(StrEnum):
-    """Where a value came from.
+    """How a caller got a value.
 
     Attributes:
         KEPT: from the cache.
-        JOINED: from a task that another caller started.
+        JOINED: from a task that another caller had started.
         MADE: from a task that this caller started.
     """
 
@@ -46,10 +46,10 @@ class _SharedTask(Generic[T]):
 
 
 class AsyncSingleFlightCache(Generic[T]):
-    """A cache of at most `max_bytes`, which drops the least recently used values first. It is for one event loop.
+    """A cache of at most `max_bytes`, which removes the least recently used values. Use it on one event loop only.
 
     Attributes:
-        nbytes: how many bytes the cached values take.
+        nbytes: the total size of the cached values, in bytes.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -59,7 +59,7 @@ class AsyncSingleFlightCache(Generic[T]):
         self.nbytes = 0
 
     async def get(self, key: str, make: Callable[[], Awaitable[T]]) -> tuple[T, Origin]:
-        """Return the value of a key and its origin. `make` is called if it is not cached and no task is making it."""
+        """Return the value of a key and its origin. Call `make` if the value is not cached and no task is making it."""
         cached = self._entries.get(key)
         if cached is not None:
             self._entries.move_to_end(key)
@@ -74,7 +74,7 @@ class AsyncSingleFlightCache(Generic[T]):
         finally:
             shared_task.waiters -= 1
             if not shared_task.waiters and not shared_task.task.done():
-                # It is removed before it is cancelled, so that no caller joins a cancelled task.
+                # Remove the task before cancelling it, so that no caller joins a cancelled task.
                 del self._running[key]
                 shared_task.task.cancel()
 
@@ -84,8 +84,8 @@ class AsyncSingleFlightCache(Generic[T]):
             value = await make()
         except asyncio.CancelledError:
             if shared_task.waiters:
-                # No caller cancelled this task, so its callers must not see a CancelledError.
-                raise MaterialisationFailed("the processing of an image was cancelled by its own code") from None
+                # No caller has cancelled this task, so its callers must not get a CancelledError.
+                raise MaterialisationFailed("the code that processes an image cancelled itself") from None
             raise
         finally:
             if self._running.get(key) is shared_task:

@@ -1,4 +1,4 @@
-"""Writes and reads serialised tensors as vLLM takes them, and compares them with those that this server makes."""
+"""Writes and reads serialised tensors in vLLM's format, and checks that this server would make such tensors."""
 
 import hashlib
 import math
@@ -18,13 +18,13 @@ _INLINE_THRESHOLD_BYTES = 2**62
 
 
 def serialise(item: MultiModalKwargsItem) -> str:
-    """Serialise an item as vLLM's `mm_serde` does, but with a new encoder, because vLLM's is not thread-safe."""
+    """Serialise an item as vLLM's `mm_serde` does, but with a new encoder, because vLLM's one is not thread-safe."""
     (buffer,) = MsgpackEncoder(size_threshold=_INLINE_THRESHOLD_BYTES).encode(item)
     return pybase64.b64encode(buffer).decode("ascii")
 
 
 def digest_tensors(item: MultiModalKwargsItem) -> str:
-    """Return a hash of the names, types, shapes and values of the tensors."""
+    """Return a hash of the names, types, shapes and values of an item's tensors."""
     hasher = hashlib.sha256()
     for key in sorted(item):
         tensor = item[key].data
@@ -37,7 +37,7 @@ def read_grid(item: MultiModalKwargsItem, geometry: Geometry) -> tuple[int, int,
     """Return the grid of an item.
 
     Raises:
-        GeometryError: the item has no grid.
+        GeometryError: the item has no valid grid.
     """
     elem = item.get(geometry.grid_key)
     return geometry.grid({} if elem is None else {geometry.grid_key: elem.data.tolist()})
@@ -45,7 +45,7 @@ def read_grid(item: MultiModalKwargsItem, geometry: Geometry) -> tuple[int, int,
 
 @dataclass(frozen=True, slots=True)
 class _FieldSchema:
-    """What a tensor has in common in all images: its type, its dimensions, and how vLLM joins several of them."""
+    """The properties of a tensor that are the same for all images: its type, its dimensions and its batching."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class _FieldSchema:
 
 @dataclass(frozen=True, slots=True)
 class ItemSchema:
-    """What all image items of this server have in common, as read from an item that it made.
+    """The properties that all image items of this server share. They are read from an item that the server made.
 
     Attributes:
         geometry: the geometry of the server's model.
@@ -77,14 +77,14 @@ class ItemSchema:
         return cls(geometry, {key: _FieldSchema.from_element(elem) for key, elem in item.items()})
 
     def verify(self, serialised: str, placeholder_length: int) -> str:
-        """Check a serialised item for `placeholder_length` placeholder tokens, and return its digest.
+        """Check a serialised item that has `placeholder_length` placeholder tokens, and return its digest.
 
         Raises:
-            InvalidImageRef: it cannot be read, or this server would not make such an item.
+            InvalidImageRef: the item cannot be read, or this server would not make such an item.
         """
         item = _deserialise(serialised)
         if item.keys() != self.fields.keys():
-            raise InvalidImageRef(f"the tensors are {sorted(item)[:8]}; expected {sorted(self.fields)}")
+            raise InvalidImageRef(f"the item has the tensors {sorted(item)[:8]}; expected {sorted(self.fields)}")
         for key, expected in self.fields.items():
             _require_field(key, item[key], expected)
         try:
@@ -98,7 +98,7 @@ class ItemSchema:
         patches, merge_size = math.prod(grid), _merge_size(self.geometry)
         if grid[0] != 1 or grid[1] % merge_size or grid[2] % merge_size:
             raise InvalidImageRef(
-                f"the grid {list(grid)} is not one image in whole cells of {merge_size}×{merge_size} patches"
+                f"the grid is {list(grid)}; expected one image with whole cells of {merge_size}×{merge_size} patches"
             )
         token_count = self.geometry.tokens(grid)
         if token_count != placeholder_length:
@@ -107,13 +107,13 @@ class ItemSchema:
             )
         for key, expected in self.fields.items():
             if expected.batching[2] is not None and item[key].data.shape[0] != patches:
-                raise InvalidImageRef(f"{key} has {item[key].data.shape[0]} rows for the {patches} patches of its grid")
+                raise InvalidImageRef(f"{key} has {item[key].data.shape[0]} rows, but its grid has {patches} patches")
 
 
 def _require_field(key: str, elem: Any, expected: _FieldSchema) -> None:
     tensor = elem.data
     if not isinstance(tensor, torch.Tensor) or not tensor.dim():
-        raise InvalidImageRef(f"{key} is not a tensor")
+        raise InvalidImageRef(f"{key} is not a tensor with at least one dimension")
     actual = _FieldSchema.from_element(elem)
     if actual != expected:
         raise InvalidImageRef(
@@ -127,12 +127,12 @@ def _deserialise(text: str) -> MultiModalKwargsItem:
         item = MsgpackDecoder(t=MultiModalKwargsItem).decode(pybase64.b64decode(text, validate=True))
     except MemoryError:
         raise
-    except Exception as error:  # the decoder may raise any error for other input
+    except Exception as error:  # the decoder may raise any error for invalid input
         raise InvalidImageRef(
             f"the item is neither an mmraw: reference nor serialised tensors: {str(error)[:200]}"
         ) from error
     if not isinstance(item, MultiModalKwargsItem):
-        raise InvalidImageRef(f"the item contains a {type(item).__name__}; expected tensors")
+        raise InvalidImageRef(f"the item is of type {type(item).__name__}; expected serialised tensors")
     return item
 
 
