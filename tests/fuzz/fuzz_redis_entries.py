@@ -119,7 +119,7 @@ async def consume(entry: Entry) -> str:
     for id_, fields in server.dead_letters:
         letter = read_dead_letter(id_, fields)
         assert letter.tag == f"foreign entry {entry.id.decode('utf-8', 'replace')}"
-        assert letter.reason.startswith("not a record of this queue: ")
+        assert letter.reason.startswith("this entry is not a record of this queue: ")
         return "a dead letter"
     return "a record" if len(deliveries) == 2 else "nothing: deleted"
 

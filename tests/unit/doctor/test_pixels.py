@@ -40,7 +40,7 @@ def test_a_backend_with_one_different_probe_does_not_match() -> None:
     )
     assert comparison.matching_backend is None
     assert comparison.summary().splitlines() == [
-        "pil gives other pixels for RGBA: by up to 1 of 255 (1 of 100 values of RGBA)",
+        "pil gives other pixels for RGBA. The largest difference is 1 of 255, in RGBA, where 1 of 100 values differ",
         "torchvision was not compared: it is not installed",
     ]
 

@@ -34,7 +34,7 @@ async def test_an_error_that_another_try_cannot_fix_is_final(
 ) -> None:
     engine = FaultyEngine(fail_with(status, 9))
     async with client_of(engine) as client:
-        with pytest.raises(error, match=f"the engine at {engine.url}/.+ answered {status}: test error {status}"):
+        with pytest.raises(error, match=f"at {engine.url}/.+ answered with status {status}: test error {status}"):
             await client.generate(text)
     assert len(engine.generated) == 1
 

@@ -119,7 +119,7 @@ SILENTLY_WRONG: Cases = {
     ),
     "a video instead of an image": (first_image_url("data:video/mp4;base64,AAAA"), "give every image a data:"),
     "an image on another host": (first_image_url("https://host/x.png"), "give every image a data:"),
-    "a range over tokens that are not pads": (text_in_image_range, "not the prompt with each pad token repeated"),
+    "a range over tokens that are not pads": (text_in_image_range, "in which each pad token is repeated"),
     "a range that begins late": (first_range(offset=1), "must be the same range"),
     "a range that begins early": (first_range(offset=-1), "must be the same range"),
     "a range that is short": (first_range(length=-1), "must be the same range"),
@@ -128,7 +128,7 @@ SILENTLY_WRONG: Cases = {
 }
 CRASHING: Cases = {
     "a range that is long": (first_range(length=1), "must be the same range"),
-    "a range of no tokens": (first_range(length=-50), "takes no tokens"),
+    "a range of no tokens": (first_range(length=-50), "has no tokens"),
     "null instead of an image": (first_image_url(None), "image 0 has the URL None; give every image"),
     "an empty text instead of an image": (first_image_url(""), "give every image"),
 }

@@ -89,7 +89,7 @@ async def test_both_parsers_of_aiohttp_refuse_an_answer_that_is_not_http(
     "url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", f"http://{'a' * 64}.example", "http://\udc80"]
 )
 async def test_the_error_of_an_unreachable_engine_says_what_to_check(transport: EngineTransport, url: str) -> None:
-    with pytest.raises(EngineUnreachable, match="Is it running"):
+    with pytest.raises(EngineUnreachable, match="Is the engine running"):
         await transport.get(f"{url}/v1/models")
 
 

@@ -274,7 +274,7 @@ def test_an_asset_whose_bytes_changed_is_refused(
     path = offload.directory / ("0" * 64 + ".png")
     path.write_bytes(encode())
     with pytest.raises(ImageError, match="was changed: its bytes no longer have"):
-        prepare_images(asking(path.as_uri()), policy)
+        prepare_images(messages_with(path.as_uri()), policy)
 
 
 def test_inline_keeps_the_uri(encode: Any, data_uri: Any, messages_with: Any, inline: ImagePolicy) -> None:

@@ -46,7 +46,7 @@ def test_a_run_stops_at_its_limit_of_failed_rollouts(
 def test_failures_before_the_launch_are_not_counted() -> None:
     earlier = {"failed": 20, "ok": 5}
     assert stop_reason(None, {"failed": 35, "ok": 5}, earlier) is None
-    assert "all 16 that have ended" in (stop_reason(None, {"failed": 36, "ok": 5}, earlier) or "")
+    assert "all 16 rollouts that have ended" in (stop_reason(None, {"failed": 36, "ok": 5}, earlier) or "")
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_failures_before_the_launch_are_not_counted() -> None:
             {"failed": 17},
             "too many rollouts of coin failed: all 17 rollouts that have ended. run.max_failed sets",
         ),
-        (2, {"failed": 3, "ok": 4}, "3 of 7 that have ended; run.max_failed allows 2 (1.0"),
-        (0.25, {"failed": 6, "ok": 14}, "6 of 20 that have ended; run.max_failed allows a share of 0.25 (1.0"),
+        (2, {"failed": 3, "ok": 4}, "3 of 7 rollouts that have ended. run.max_failed allows 2 (1.0"),
+        (0.25, {"failed": 6, "ok": 14}, "6 of 20 rollouts that have ended. run.max_failed allows a share of 0.25 (1.0"),
     ],
 )
 def test_the_error_names_environment_counts_and_key(

@@ -102,7 +102,7 @@ def pid_of(slot: WorkerSlot) -> int:
 
 async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "link.close(WorkerFailure('the disk is full')); sys.exit(3)", restarts=2)
-    await run_until_workers_die(supervisor, "scripted keep dying .* the disk is full")
+    await run_until_workers_die(supervisor, "scripted died more times than worker.restarts allows: the disk is full")
     assert [(death.worker, death.exit_code, death.reason) for death in supervisor.deaths] == [
         ("scripted-0", 3, "the disk is full")
     ] * 3
@@ -112,7 +112,7 @@ async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Pat
 async def test_a_worker_whose_output_file_cannot_be_opened_is_not_started(tmp_path: Path) -> None:
     (tmp_path / "0.out").mkdir()
     supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
-    await run_until_workers_die(supervisor, rf"no process for scripted-0: {tmp_path}/0\.out: Is a directory")
+    await run_until_workers_die(supervisor, rf"scripted-0 could not start: {tmp_path}/0\.out: Is a directory")
     assert [death.exit_code for death in supervisor.deaths] == [1]
 
 
@@ -124,7 +124,7 @@ async def test_a_worker_is_not_started_without_free_descriptors(
 
     supervisor = make_supervisor(tmp_path, "raise AssertionError", restarts=0)
     monkeypatch.setattr("rollout.launch.local.socket.socketpair", fail)
-    await run_until_workers_die(supervisor, "-0: Too many open files")
+    await run_until_workers_die(supervisor, "scripted-0 could not start: Too many open files")
 
 
 async def test_a_death_is_noticed_while_a_child_of_the_worker_holds_its_output(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ async def test_a_supervisor_that_waits_before_a_restart_can_be_drained(
 async def test_a_worker_that_cannot_be_started_is_a_death(tmp_path: Path) -> None:
     supervisor = make_supervisor(tmp_path, "", restarts=1)
     supervisor.slots[0].command = (str(tmp_path / "nowhere"),)
-    await run_until_workers_die(supervisor, "no process for scripted-0: .*nowhere")
+    await run_until_workers_die(supervisor, "the process of scripted-0 could not start: .*nowhere")
 
 
 async def test_workers_are_drained(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ async def test_a_launch_without_workers_reports_how_to_start_one(make_launch: La
     await launch.tasks.put((b"an order",), key="k")
     launch.set_backlogs(orders=1)
     text = await launch.expect(WaitedFor.WORKERS)
-    assert "nobody has taken one of the 1 orders" in text
+    assert "no worker has taken one of the 1 orders" in text
     assert f"--set tasks.turns=2 --run {launch.state.directory.path}" in text
     assert await launch.tasks.receive(timeout=5) is not None
     assert await launch.watcher.find_wait() is None
@@ -180,7 +180,7 @@ async def test_an_engine_that_connects_and_does_not_answer_is_named(
         launch = make_launch(f"engine.urls=['{url}']")
         launch.add_worker(Heartbeat(ready=False))
         text = await launch.expect(WaitedFor.ENGINES)
-    assert f"{url} accepts the connection and does not answer" in text
+    assert f"{url} did not answer within" in text
 
 
 async def test_a_launch_whose_workers_are_starting_does_not_wait(make_launch: LaunchMaker) -> None:
@@ -249,7 +249,7 @@ async def test_a_wait_of_two_seconds_is_reported_then_each_minute_and_at_its_end
     assert launch.environment.wait is wait
     assert notices(wait, 203.0) == notices(wait, 261.0) == []
     assert notices(wait, 262.5) == ["waiting for orders"]
-    assert notices(other, 270.0) == ["goes on after 70 s"]
+    assert notices(other, 270.0) == ["continues after 70 s"]
     assert notices(other, 272.0) == ["waiting for engines"]
-    assert notices(None, 275.0) == ["goes on after 5 s"]
+    assert notices(None, 275.0) == ["continues after 5 s"]
     assert launch.environment.wait is None

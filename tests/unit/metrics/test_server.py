@@ -30,7 +30,7 @@ def process_status(
 
 
 def test_health_and_readiness_are_answered_with_the_reason() -> None:
-    with serve_metrics(process_status(unready="no worker is ready of squares"), host="127.0.0.1", port=0) as url:
+    with serve_metrics(process_status(unready="no worker of squares is ready"), host="127.0.0.1", port=0) as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/readyz") == (503, "no worker of squares is ready\n")
         assert get(f"{url}/nothing")[0] == 404

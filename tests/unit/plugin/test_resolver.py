@@ -160,7 +160,7 @@ async def test_other_tensors_under_a_known_hash_are_refused(server: Any, resolve
     picture, other = server.picture(color=1), server.picture(color=2)
     known = server.prompt(picture)
     await resolver.resolve(known.token_ids, known.features)
-    false = world.prompt(picture, data=["tensors-of-" + other.sha256])
+    false = server.prompt(picture, data=["tensors-of-" + other.sha256])
     with pytest.raises(InvalidImageRef, match="other tensors"):
         await resolver.resolve(false.token_ids, false.features)
     true = server.prompt(picture, data=["tensors-of-" + picture.sha256])

@@ -230,7 +230,7 @@ async def test_every_full_render_has_its_reason(script: ScriptedRollout) -> None
             "message 1 is a system message",
         ),
         ([user("a"), {"role": "assistant", "content": "b"}], MessageError, "must end with a message to the model"),
-        ([], MessageError, "got no messages"),
+        ([], MessageError, "got an empty list"),
         ([user("a"), {"role": "critic", "content": "b"}], MessageError, r"messages\[1\] has the role 'critic'"),
         (
             [user("a"), user({"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}})],

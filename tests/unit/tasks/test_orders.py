@@ -100,7 +100,7 @@ def test_rows_of_a_pipe_need_a_count(tmp_path: Path) -> None:
 
 def test_tasks_without_a_source_have_no_rows() -> None:
     assert count_rows_used(TaskSettings(), 16) is None
-    with pytest.raises(ValidationError, match=r"0 means all rows of tasks\.source and there is none"):
+    with pytest.raises(ValidationError, match=r"0 means all rows of tasks\.source, but tasks\.source is not set"):
         TaskSettings(count=0)
 
 

@@ -133,7 +133,7 @@ async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
 async def test_code_of_the_package_is_interrupted_and_its_attempt_is_closed(module: str) -> None:
     closed: list[bool] = []
     enter_attempt_context(lambda: closed.append(True))
-    with LoopWatchdog(0.05, lambda _: None), pytest.raises(EventLoopHeld, match=rf"it was interrupted in {module}"):
+    with LoopWatchdog(0.05, lambda _: None), pytest.raises(EventLoopHeld, match=rf"was interrupted in {module}"):
         blocking_function(module)()
     assert closed == [True]
 
@@ -142,7 +142,7 @@ async def test_code_of_the_package_is_interrupted_and_its_attempt_is_closed(modu
 async def test_code_that_rollouts_share_is_interrupted_if_the_process_cannot_end() -> None:
     enter_attempt_context(lambda: None)
     began = time.monotonic()
-    with LoopWatchdog(0.2), pytest.raises(EventLoopHeld, match=r"it was interrupted in transports\.files"):
+    with LoopWatchdog(0.2), pytest.raises(EventLoopHeld, match=r"Our code was interrupted in transports\.files"):
         blocking_function("transports.files")()
     assert time.monotonic() - began > 0.4
 
@@ -171,7 +171,7 @@ async def test_a_worker_whose_own_code_blocks_the_loop_reports_the_place_and_end
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert re.match(
-        r"transports\.files \(.*attempt\.py, line 2\), which works for one rollout, has held", descriptions[0]
+        r"transports\.files \(.*attempt\.py, line 2\), which works for one rollout, has blocked", descriptions[0]
     )
 
 
