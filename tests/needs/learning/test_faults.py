@@ -150,7 +150,7 @@ def test_a_request_with_a_dropped_reference_reaches_no_engine(
     checkpoint: Path, runs: Path, engine: str, add_row: AddTableRow
 ) -> None:
     dropping = "environment.class=tests.needs.learning.dropping:DropsAPriorReference"
-    with pytest.raises(TrainingProcessEnded, match="every rollout of a batch failed") as refused:
+    with pytest.raises(TrainingProcessEnded, match="every rollout of the batch failed") as refused:
         steps_of(checkpoint, runs, engine, 1, dropping, "run.max_failed=1.0")
     assert "RequestRefusedLocally" in str(refused.value)
     add_row("a prior reference dropped from requests", "–", 0, "all", "our client, before the engine is asked")
