@@ -100,7 +100,7 @@ def test_what_gives_a_coroutine_is_accepted_in_every_form(run: object) -> None:
     ids=["function", "decorated", "static", "partial", "partialmethod", "object", "nothing"],
 )
 def test_what_gives_no_coroutine_is_refused_in_every_form(run: object) -> None:
-    assert class_problem(class_with(run)) == "has a run that is not a coroutine; write `async def run`"
+    assert class_problem(class_with(run)) == "has a method run that is not a coroutine; write `async def run`"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_gives_no_coroutine_is_refused_in_every_form(run: object) -> None:
 )
 def test_a_yield_in_run_is_told(run: object) -> None:
     assert class_problem(class_with(run)) == (
-        "has a run with a `yield`, which makes it a generator; use `return` instead"
+        "has a method run with a `yield`, which makes it a generator; use `return` instead"
     )
 
 
@@ -132,13 +132,13 @@ def test_a_shared_that_returns_is_told_to_yield() -> None:
     returning: Any = coroutine  # as of a user who forgot what asynccontextmanager needs
     shared = classmethod(contextlib.asynccontextmanager(returning))
     problem = class_problem(type("Coin", (Environment,), {"run": coroutine, "shared": shared}))
-    assert problem == "has a shared without a `yield`; write `yield resources` where it has `return`"
+    assert problem == "has a method shared without a `yield`; write `yield resources` where it has `return`"
 
 
 def test_a_truncated_that_is_no_coroutine_is_told() -> None:
     methods = {"reset": coroutine, "step": coroutine, "truncated": lambda self, conversation: None}
     problem = class_problem(type("Coin", (MultiTurnEnvironment,), methods))
-    assert problem == "has a truncated that is not a coroutine; write `async def truncated`"
+    assert problem == "has a method truncated that is not a coroutine; write `async def truncated`"
 
 
 class Broken(Environment):

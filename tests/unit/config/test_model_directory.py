@@ -63,7 +63,7 @@ def test_an_unknown_built_in_model_is_refused_with_those_there_are(yaml_file: Pa
 def test_the_name_of_a_model_of_the_hub_gets_the_command_that_downloads_it(yaml_file: Path) -> None:
     message = missing_model(yaml_file, "Qwen/Qwen3-VL-4B-Instruct")
     directory = yaml_file.parent
-    assert f"{yaml_file}: model.path: there is no {directory}/Qwen/Qwen3-VL-4B-Instruct." in message
+    assert f"{yaml_file}: model.path: {directory}/Qwen/Qwen3-VL-4B-Instruct does not exist." in message
     command = f"hf download Qwen/Qwen3-VL-4B-Instruct --local-dir {directory}/models/Qwen3-VL-4B-Instruct"
     assert f"`{command}`, and write `path: models/Qwen3-VL-4B-Instruct`" in message
 
@@ -71,7 +71,7 @@ def test_the_name_of_a_model_of_the_hub_gets_the_command_that_downloads_it(yaml_
 @pytest.mark.parametrize("path", ["../models/tiny", "tiny", "./a/b/c", "/models/tiny"])
 def test_another_missing_path_is_told_with_where_was_looked(yaml_file: Path, path: str) -> None:
     message = missing_model(yaml_file, path)
-    assert f"there is no {(yaml_file.parent / path).resolve()}. A relative path is relative to the YAML" in message
+    assert f"{(yaml_file.parent / path).resolve()} does not exist. A relative path is relative to the YAML" in message
     assert "hf download" not in message
 
 
