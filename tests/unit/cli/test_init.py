@@ -99,7 +99,7 @@ def test_who_lacks_gymnasium_is_told_to_install_it(tmp_path: Path, monkeypatch: 
         ("7up", "Begin with a letter"),
         ("..", "Begin with a letter"),
         ("nowhere/guess", "there is no directory nowhere. Create it first"),
-        ("taken", "taken exists already, and is not changed"),
+        ("taken", "taken already exists, and is not changed"),
         ("n" * 300, "cannot be written: File name too long"),
     ],
 )

@@ -57,7 +57,7 @@ def test_an_engine_that_its_trainer_left_behind_is_shown_and_mended(
 def test_without_anything_published_there_is_nothing_to_push(
     rollout: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
-    assert "is not the directory of a run" in rollout("push").stderr
+    assert "give the directory of a run" in rollout("push").stderr
     (tmp_path / "run").mkdir()
     shown = rollout("status")
     assert shown.returncode == 1

@@ -18,4 +18,4 @@ def test_without_ray_the_extra_is_named(configs: list[Path], tmp_path: Path, mon
 def test_ray_is_told_how_many_workers(configs: list[Path]) -> None:
     result = run_cli("launch", str(configs[0]), "--on", "ray", "--workers", "0")
     assert result.returncode == 2
-    assert "--workers says how many" in result.stderr
+    assert "--workers (for each" in result.stderr
