@@ -44,7 +44,7 @@ def _force_exit_later(code: int) -> None:
 
 if __name__ == "__main__":
     # `python -m` searches the current directory first, so a queue.py there would be imported instead of Python's queue.
-    # Remove that directory, as for the command `rollout`, except if it contains this package and nobody installed it.
+    # Do not search that directory, except if this package itself is in it: a checkout that is not installed.
     if not sys.flags.safe_path and os.path.dirname(os.path.dirname(os.path.abspath(__file__))) != sys.path[0]:
         del sys.path[0]
     main()
