@@ -3,7 +3,7 @@
 What is compared:
 
     content     the same messages with images by URL, expanded token ids, log-probs, and flags for sampled tokens and
-                content; for each turn one call, with its settings, usage and times
+                content. Each turn has one call, with its settings, usage and times.
     wire        `DeltaStreamer` makes the deltas: a preview of each question, then its nodes and its call
     decoded     each delta is unpacked and applied to `EpisodeAssembly`, and the result validated as a `WireEpisode`.
                 The bytes are in memory, without sockets; ours come from a queue on disk, with leases

@@ -1,6 +1,7 @@
 """Rollouts for reinforcement learning of (multimodal) language models: environments in, trajectories out."""
 
-TYPE_CHECKING = False  # not from typing: `python -m rollout` must import nothing before it corrects sys.path
+# Not imported from typing, because `python -m rollout` must import nothing before it corrects sys.path.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -49,11 +50,11 @@ _MODULES = {
     "ToolSettings": "rollout.environments.tool_environment",
     "tool": "rollout.environments.tools",
 }
-"""The modules of the names that are not in `_BASE`."""
+"""For each public name that is not defined in the module `_BASE`, the module that defines it."""
 
 
 def __getattr__(name: str) -> "Any":
-    # Imported on first use, so that the command line starts without pydantic.
+    """Import a public name when it is first used, so that the command line can start without pydantic."""
     if name not in __all__:
         raise AttributeError(f"module 'rollout' has no attribute {name!r}")
     from importlib import import_module

@@ -7,11 +7,11 @@ import time
 from contextlib import suppress
 
 _EXIT_TIMEOUT = 10.0
-"""So many seconds after its command, the process ends even if a thread still runs."""
+"""Seconds after the end of the command. Then the process ends, even if a thread still runs."""
 
 
 def main() -> None:
-    """Run the command line. If a user's file hides a module that it imports, the error names the file."""
+    """Run the command line. If a user's file has the name of a module that we import, the error names the file."""
     from rollout.import_path import describe_conflict
 
     try:
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _force_exit_later(code: int) -> None:
-    """End the process in `_EXIT_TIMEOUT` seconds; Python would wait for ever for a thread that hangs."""
+    """End the process after `_EXIT_TIMEOUT` seconds, because Python would wait forever for a thread that hangs."""
 
     def force_exit() -> None:
         time.sleep(_EXIT_TIMEOUT)
@@ -43,8 +43,8 @@ def _force_exit_later(code: int) -> None:
 
 
 if __name__ == "__main__":
-    # `python -m` searches the current directory first, where a queue.py would hide Python's; the command `rollout` does
-    # not. A checkout that is not installed needs the current directory.
+    # `python -m` searches the current directory first, so a queue.py there would be imported instead of Python's queue.
+    # Do not search that directory, except if this package itself is in it: a checkout that is not installed.
     if not sys.flags.safe_path and os.path.dirname(os.path.dirname(os.path.abspath(__file__))) != sys.path[0]:
         del sys.path[0]
     main()

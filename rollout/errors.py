@@ -1,4 +1,4 @@
-"""The base classes of all errors that this package raises on purpose, and texts for errors of users' code.
+"""The base classes of the errors that this package raises on purpose, and functions that describe users' errors.
 
 An error message is one paragraph: what is wrong, where (which file, key, message or part), and what to do about it.
 The command line prints that paragraph and exits with `exit_code`; its traceback is shown only with `--debug`.
@@ -24,12 +24,12 @@ _BASE_CLASSES = tuple(
 _IMPORT_MACHINERY = ("<frozen importlib", importlib.__file__)
 _MAX_EXCEPTIONS = 1000
 _MAX_CHAIN = 50
-"""The most exceptions in a chain of causes; nobody reads more."""
+"""The limit for the exceptions in a chain of causes, and for the levels of exception groups."""
 _LIBRARY_DIRECTORIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class RolloutError(Exception):
-    """A run cannot go on, or a request was refused. The message says what to do."""
+    """A run cannot continue, or a request was refused. The message says what to do."""
 
     exit_code: ClassVar[int] = 1
     infrastructure: ClassVar[bool] = False
@@ -55,10 +55,10 @@ def error_text(error: BaseException) -> str:
 
 
 def printable_error(error: BaseException) -> BaseException:
-    """Return an exception whose traceback can be printed: a long chain of causes is cut off.
+    """Return an exception with a traceback of limited length; cut off a long chain of causes.
 
     A group may contain another group several times, at many levels, so that a few objects look like billions of
-    exceptions. Such a group becomes a `TooManyExceptions`.
+    exceptions. Such a group is replaced by a `TooManyExceptions`.
     """
     stack, count = [(error, 1)], 0
     while stack:
@@ -67,8 +67,8 @@ def printable_error(error: BaseException) -> BaseException:
         count += 1
         if count + len(stack) + len(members) > _MAX_EXCEPTIONS or (members and depth >= _MAX_CHAIN):
             return TooManyExceptions(
-                f"a {type(error).__name__} with more than {_MAX_EXCEPTIONS:,} exceptions, or in more than {_MAX_CHAIN} "
-                "levels, was raised; it is too large to show."
+                f"the code raised a {type(error).__name__} that is too large to show: it has more than "
+                f"{_MAX_EXCEPTIONS:,} exceptions, or more than {_MAX_CHAIN} levels."
             ).with_traceback(error.__traceback__)
         if depth >= _MAX_CHAIN:
             current.__cause__ = current.__context__ = None
@@ -87,13 +87,13 @@ def flatten_exceptions(error: BaseException) -> Iterator[BaseException]:
 
 
 def primary_error(error: BaseException, expected_types: tuple[type[BaseException], ...]) -> BaseException:
-    """Return the exception to show: the first of the expected types, or else the first of all."""
+    """Return the exception of a group to show: the first one of an expected type, or else the first one."""
     exceptions = list(flatten_exceptions(error))
     return next((exception for exception in exceptions if isinstance(exception, expected_types)), exceptions[0])
 
 
 def user_traceback(error: BaseException) -> str | None:
-    """Return the traceback of an error from the user's first frame on, or None if no frame is the user's.
+    """Return the traceback of an error from the first frame of the user's code on, or None without such a frame.
 
     The causes of the error and the members of a group are treated in the same way. For errors of this package, the
     frames after the user's last frame are left out too, because the message says what to do.
@@ -106,7 +106,7 @@ def user_traceback(error: BaseException) -> str | None:
 
 
 def describe_user_error(error: BaseException) -> str:
-    """Return the user's part of the traceback on separate lines, or else the error's type and message."""
+    """Return the part of the traceback in the user's code; if there is none, the error's type and message."""
     traceback = user_traceback(error)
     if traceback is None:
         return f"{type(error).__name__}: {error_text(error)}"
@@ -114,10 +114,10 @@ def describe_user_error(error: BaseException) -> str:
 
 
 def describe_user_line(error: BaseException) -> str | None:
-    """Return `file:line` of the user's innermost frame, or None if all frames are our own.
+    """Return `file:line` of the innermost frame of the user's code, or None if all frames are in this package.
 
-    Frames of installed packages and the standard library count only if there is no other frame, because the line that
-    calls them is more useful.
+    A frame of an installed package or the standard library is returned only if there is no other frame, because the
+    user's own line is more useful.
     """
     frames = [frame for frame in extract_tb(error.__traceback__) if not _is_own_frame(frame)]
     written = [frame for frame in frames if not frame.filename.startswith(("<", *_LIBRARY_DIRECTORIES))]
@@ -142,7 +142,7 @@ def _keep_user_frames(traceback: TracebackException, error: BaseException) -> bo
 
 
 def _is_own_frame(frame: FrameSummary) -> bool:
-    """Whether a frame belongs to this package or to the import of a module. Our environments count as the user's."""
+    """Whether a frame is in this package or in Python's import code. Environments that we ship count as users' code."""
     if frame.filename.startswith(f"{_ENVIRONMENTS_DIRECTORY}/"):
         return frame.filename in _BASE_CLASSES
     return frame.filename.startswith((*_OWN_DIRECTORIES, *_IMPORT_MACHINERY))

@@ -1,6 +1,6 @@
-"""Python's path for the modules of users, and the message if two modules on it have the same name.
+"""Adds directories of users to Python's path, and reports two modules on the path with the same name.
 
-This module is imported before the path is checked, so it imports only what a file on the path cannot replace.
+This module is imported before the path is checked, so it imports only modules that a user's file cannot replace.
 """
 
 import os
@@ -29,7 +29,7 @@ def describe_conflict(error: BaseException) -> str | None:
 
 
 def _suspects(error: BaseException) -> list[tuple[str, str]]:
-    """Return the modules that an error and its causes name or come from, each with its file."""
+    """Return the modules that an error or one of its causes names or was raised in, each with its file."""
     suspects: list[tuple[str, str | None]] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -43,7 +43,7 @@ def _suspects(error: BaseException) -> list[tuple[str, str]]:
             suspects.append((names.get("__name__", ""), _if_before_python(names.get("__file__"))))
             trace = trace.tb_next
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, SystemError):  # a compiled module could not import another module, and does not say which
+    if isinstance(error, SystemError):  # a compiled module could not import another one, and does not name it
         suspects += [
             (name, _if_before_python(getattr(module, "__file__", None))) for name, module in sys.modules.items()
         ]

@@ -1,4 +1,4 @@
-"""The run's log: structlog writes JSON lines, with the run, environment, rollout and attempt in each line."""
+"""Sets up the log of a run: lines of JSON, each with the run, the environment, the rollout and the attempt."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ _MAX_SHORTENED_CHARS = 100_000
 
 @contextmanager
 def log_to_json_file(path: Path, **context: Any) -> Iterator[None]:
-    """Write the log to a file for the block; every line contains `context`."""
+    """Write the log to a file while the `with` block runs; every line contains `context`."""
     with path.open("ab", buffering=0) as file:
         structlog.configure(
             processors=[
@@ -43,7 +43,7 @@ def log_to_json_file(path: Path, **context: Any) -> Iterator[None]:
 
 
 def log_warnings_to_stderr() -> None:
-    """Write warnings and errors to stderr and drop the rest; stdout is for the output of commands."""
+    """Write warnings and errors of the log to stderr, and drop all others; stdout is for the output of commands."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -59,7 +59,7 @@ def log_warnings_to_stderr() -> None:
 
 
 class _LineLogger:
-    """Writes one line at a time. If the disk is full, the line is lost, because a log must not end its run."""
+    """Writes one line at a time. A line that cannot be written (full disk) is lost: a log must not end a run."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -72,17 +72,17 @@ class _LineLogger:
 
 
 def _dump_json(event: dict[str, Any], **_: Any) -> bytes:
-    """Return a line for any values that an environment logs, because a log must not end its run."""
+    """Return a log entry as JSON. It accepts any values that an environment logs, because a log must not end a run."""
     try:
         if is_within_bounds(event):
             return orjson.dumps(event, default=str)
-    except Exception:  # noqa: BLE001, S110 - keys that are not texts, values whose str() fails, lone surrogates
+    except Exception:  # noqa: BLE001, S110 - such as a key that is no string, or a value whose str() fails
         pass
     return dump_json({str(name): _shorten(value) for name, value in event.items()})
 
 
 def _shorten(value: Any) -> bool | float | str | None:
-    """Return a value that JSON can certainly represent."""
+    """Return a value that JSON can always represent; all but numbers, booleans and None become a string."""
     if isinstance(value, bool | float | None):
         return value
     try:

@@ -1,4 +1,4 @@
-"""Paths that a user wrote."""
+"""Resolves paths that a user wrote."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ class PathUnusable(ConfigurationError):
     """A path that a user wrote is not usable.
 
     Attributes:
-        reason: why it is not usable, without the path.
+        reason: why the path is not usable; it does not contain the path.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -18,10 +18,10 @@ class PathUnusable(ConfigurationError):
 
 
 def resolve_path(path: Path, directory: Path | None = None) -> Path:
-    """Return an absolute path without links. A relative path is relative to `directory`, or to the current directory.
+    """Return the absolute path without symbolic links; a relative path starts at `directory`, or at the current one.
 
     Raises:
-        PathUnusable: a link leads to itself, or a name is too long.
+        PathUnusable: a symbolic link leads back to itself, or a name is too long.
     """
     try:
         return (path if directory is None else directory / path).resolve()

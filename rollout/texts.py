@@ -1,4 +1,4 @@
-"""Texts of users' code for files, records and stdout, which cannot contain a lone surrogate."""
+"""Escapes lone surrogates (halves of characters) in strings, because files, records and stdout cannot contain them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,17 +8,17 @@ import orjson
 
 def escape_surrogates(text: str) -> str:
     """Return a plain str in which lone surrogates are escaped, so that files and JSON parsers accept it."""
-    # Called on the class, because a subclass of str may override its methods.
+    # Not text.encode(…), because a subclass of str may override `encode`.
     return str.encode(text, "utf-8", "backslashreplace").decode()
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether a text has no lone surrogate."""
+    """Whether a string has no lone surrogate."""
     return escape_surrogates(text) == text
 
 
 def dump_json(value: Any, *, option: int | None = None) -> bytes:
-    """Write plain data as JSON; lone surrogates in its texts are escaped.
+    """Return plain data as JSON. Lone surrogates in its strings are escaped.
 
     Raises:
         TypeError: the value is not plain data.

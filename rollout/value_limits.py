@@ -1,8 +1,8 @@
-"""Limits on the size of a value from a user's code, which are checked before other code walks through it.
+"""Limits the size of a value from a user's code. The size is checked before other code visits all parts of the value.
 
 A few dicts that contain each other several times look like billions of values to a search for images, a JSON writer or
-a template. So a value is counted as often as it can be reached, and the count ends at a limit. Code may walk through a
-value within the limits any number of times.
+a template. So a value that can be reached in several ways is counted each time, and the count stops at a limit. A value
+within the limits is small enough for code that visits all of its parts.
 """
 
 from abc import ABC, abstractmethod
@@ -15,8 +15,9 @@ from typing import Any
 MAX_VALUES = 1 << 17
 """A quarter of the limit for a record on a queue. Counting this many values blocks the event loop only briefly."""
 MAX_DEPTH = 48
-"""A record on a queue may have some more levels around the value."""
+"""Lower than the limit for a record on a queue, because a record has some levels around the value."""
 MAX_CHARACTERS = 16 << 20
+"""The limit for the characters in all strings together."""
 
 _LEAF_TYPES = frozenset((int, float, bool, type(None), bytes))
 
@@ -30,7 +31,7 @@ class TooMuchTextError(OutOfBoundsError):
 
 
 class Countable(ABC):
-    """A value of which only a part is counted."""
+    """A value that chooses which of its parts a `ValueCounter` counts."""
 
     @abstractmethod
     def counted_values(self) -> Iterable[Any]:
@@ -38,7 +39,7 @@ class Countable(ABC):
 
 
 class ValueCounter:
-    """Counts the values and characters in several values together."""
+    """Counts the values and the characters in all values that are added to it."""
 
     def __init__(self) -> None:
         self._values = 0
@@ -48,7 +49,7 @@ class ValueCounter:
         """Count a value and everything in it.
 
         Raises:
-            OutOfBoundsError: it is nested too deeply, or all values together are too many.
+            OutOfBoundsError: the value has too many levels, or all added values together are too large.
         """
         level: list[Any] = [value]
         for _ in range(MAX_DEPTH + 1):
@@ -74,7 +75,7 @@ class ValueCounter:
                 return
             self._values += len(next_level)
             level = next_level
-        raise OutOfBoundsError(f"is nested in more than {MAX_DEPTH} levels, or in itself")
+        raise OutOfBoundsError(f"has more than {MAX_DEPTH} levels, or contains itself")
 
     def _require_room(self, count: int) -> None:
         if self._values + count > MAX_VALUES:
@@ -84,7 +85,7 @@ class ValueCounter:
 
 
 def _children(container: Any) -> Iterable[Any]:
-    """Yield the values in an object that is not a plain dict, list or tuple. A subclass of str becomes a str."""
+    """Yield the values in an object that is not a plain dict, list or tuple; for a subclass of str, its plain str."""
     if isinstance(container, str):
         yield str.__str__(container)
     elif isinstance(container, Countable):

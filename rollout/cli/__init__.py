@@ -62,9 +62,9 @@ def _main(
 def main() -> None:
     """Run the command line, and print one paragraph instead of a traceback if it fails."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # texts may have characters that cannot be encoded
+        sys.stdout.reconfigure(errors="backslashreplace")  # a text may have characters that stdout's encoding lacks
     if os.getpid() == 1:
-        # In a container. The kernel drops a signal without a handler for process 1, and commands set theirs late.
+        # This is a container. Without a handler, the kernel drops a signal to process 1, and commands set theirs late.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     code = _run_command()
     failure = report_stream.close()
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _run_command() -> int:
-    """Run the command, and return its exit code. With `--json`, a failure without a report becomes a JSON object."""
+    """Run the command, and return its exit code. With `--json`, print a failure as JSON if there is no report."""
     try:
         app()
     except SystemExit as ended:
@@ -95,14 +95,14 @@ def _run_command() -> int:
 
 
 def _describe_failure(error: Exception) -> tuple[int | None, str]:
-    """Return the exit code and the message of a failure; a bug has no code, and is shown with its traceback."""
+    """Return the exit code and the message of a failure. For a bug, which needs a traceback, the code is None."""
     from rollout.errors import RolloutError
 
     message = f"{type(error).__name__}: {error}"
     if not isinstance(error, RolloutError) and (conflict := describe_conflict(error)) is not None:
         return 2, f"{message}: {conflict}."
 
-    from renderers_adapter.errors import AdapterError  # only now: a user's file may hide these packages
+    from renderers_adapter.errors import AdapterError  # not earlier: a user's file may hide these packages
     from transports import QueueError, QueueURLError, UnknownTransport
 
     if (missing_files := describe_missing_files(error)) is not None:

@@ -1,4 +1,4 @@
-"""`rollout assets`: counts the images of a run on disk, finds damaged ones, and removes unreferenced ones."""
+"""`rollout assets`: counts the images of a run on disk, finds damaged ones, and removes those that nobody needs."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ app = typer.Typer(cls=CommandGroup, help="Count, verify and remove the images of
 
 @app.command()
 def stats(run: RunDir, as_json: Json = False, debug: Debug = False) -> None:
-    """Show how many images there are, of which kinds, and how large."""
+    """Show how many images of each file type the run has, and how many bytes they take."""
     from rollout.rundir.assets import asset_stats
 
     found = asset_stats(run)
@@ -41,14 +41,14 @@ def verify(run: RunDir, as_json: Json = False, debug: Debug = False) -> None:
 @app.command()
 def gc(
     run: RunDir,
-    grace: Annotated[float, typer.Option(min=0, help="Keep images that are younger than so many seconds.")] = 3600.0,
+    grace: Annotated[float, typer.Option(min=0, help="Keep images that are younger than this many seconds.")] = 3600.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Remove images to which no unacked record and no kept trajectory refers.
+    """Remove all images, except those that an unacked record or a kept trajectory names.
 
-    Refused while a process of the run is alive.
+    The command is refused while a process of the run is alive.
     """
     import anyio
 

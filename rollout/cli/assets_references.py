@@ -1,4 +1,4 @@
-"""The images that the records of a run refer to."""
+"""Finds the images that the records of a run refer to."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import quote
@@ -29,14 +29,16 @@ async def find_referenced_images(run: RunDirectory) -> set[str]:
             try:
                 record = decode_record(frames)
             except RecordError as error:
-                raise RecordsElsewhere(f"{tag}: {error} Its images are not known, so all images are kept.") from error
+                raise RecordsElsewhere(
+                    f"{tag}: {error} The record's images are unknown, so all images are kept."
+                ) from error
             if isinstance(record, Step):
                 names |= {item["raw_image_id"] for item in record.images.values() if "raw_image_id" in item}
     return names
 
 
 def _find_queues(run: RunDirectory) -> list[str]:
-    """Return the URLs of the queue in the run's directory, and of the queues in its saved configurations."""
+    """Return the URLs of the queue in the run's directory and of the queues in the run's saved configurations."""
     own = run.path / "trajectories"
     urls = {f"file://{quote(str(own))}"} if own.is_dir() else set()
     for file in sorted(run.path.glob("*.yaml")):
@@ -47,7 +49,7 @@ def _find_queues(run: RunDirectory) -> list[str]:
             raise RecordsElsewhere(f"{error} The run's queue is not known, so all images are kept.") from error
         except (KeyError, TypeError, AttributeError):
             raise RecordsElsewhere(f"{file} does not name the run's queue, so all images are kept.") from None
-        # The options of a file queue do not matter: all its records are read, acked or not.
+        # The options of a file queue do not matter, because all of its records are read, acked or not.
         urls.add(url.partition("?")[0] if url.startswith("file:") else url)
     if not urls:
         raise RecordsElsewhere(
@@ -58,7 +60,7 @@ def _find_queues(run: RunDirectory) -> list[str]:
 
 
 async def _read_records(url: str) -> AsyncIterator[tuple[str, Frames]]:
-    """Yield all records of a queue in a directory, acked or not; of another queue, the records that are not acked."""
+    """Yield the tag and the frames of each record. Acked records come only from a file queue."""
     try:
         async with open_existing_queue(f"{url}?replay=true" if url.startswith("file:") else url) as queue:
             if queue.ends:

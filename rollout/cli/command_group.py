@@ -1,4 +1,4 @@
-"""The list of commands in `--help`: in the order of use, and with a whole sentence for each."""
+"""Lists the commands in `--help` in the order of use, each with a whole sentence."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ class CommandGroup(TyperGroup):
     """A command with sub-commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the commands of `rollout` in the order of use, and others as they were added."""
+        """Return the commands of `rollout` in the order of use, and other commands in the order of their definition."""
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the first sentence of each command; wrap a long one."""
+        """Write the first sentence of each command's help. A long sentence takes several lines."""
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         rows = [(name, command.get_short_help_str(_NO_LIMIT)) for name, command in commands.items() if command]
         with formatter.section("Commands"):

@@ -34,16 +34,16 @@ def init(
 ) -> None:
     """Write a new environment, with its YAML, a script that answers instead of a model, and a test.
 
-    All of it runs without a GPU: try it, then change it. The template chat is a game with several turns of text; images
-    draws pictures and asks about them; tools lets the model call functions; gym wraps an environment of gymnasium (pip
-    install "rollout-rl[gym]").
+    Everything runs without a GPU: try it, then change it. Template chat is a game with several turns of text. Template
+    images draws pictures and asks about them. Template tools lets the model call functions. Template gym wraps an
+    environment of gymnasium (pip install "rollout-rl[gym]").
     """
     from rollout.errors import ConfigurationError
 
     module = _module_name(name)
     try:
         if name.exists():
-            raise ConfigurationError(f"{name} exists already, and is not changed. Choose another name.")
+            raise ConfigurationError(f"{name} already exists, and is not changed. Choose another name.")
         if not name.parent.is_dir():
             raise ConfigurationError(f"{name}: there is no directory {name.parent}. Create it first.")
         _write(template, module, name)
@@ -66,7 +66,7 @@ def _module_name(name: Path) -> str:
         raise ConfigurationError(f"{module!r} is a keyword of Python, so it cannot name a module. Choose another name.")
     for module_name in (module, f"{module}_policy"):
         spec = importlib.util.find_spec(module_name)
-        if spec is not None and spec.origin is not None:  # without an origin it is a directory, which hides nothing
+        if spec is not None and spec.origin is not None:  # a directory has no origin, and hides no module
             raise ConfigurationError(
                 f"{module_name!r} is already the name of a module ({spec.origin}), which would be imported instead. "
                 "Choose another name."
@@ -75,7 +75,7 @@ def _module_name(name: Path) -> str:
 
 
 def _write(template: TemplateName, module: str, directory: Path) -> None:
-    """Write all files into a draft directory first, so that the new directory is always complete."""
+    """Write the files into a draft directory, and rename it, so that the new directory is always complete."""
     package = f"rollout.templates.{template}"
     draft = directory.with_name(f".{directory.name}-{secrets.token_hex(4)}")
     try:

@@ -25,7 +25,7 @@ def inspect(
         list[str] | None,
         typer.Option("--filter", help="Show only matching rollouts: status=failed, reward<0.5, error~Timeout."),
     ] = None,
-    export: Annotated[Path | None, typer.Option(help="Write to this .jsonl or .parquet file instead.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write them to this .jsonl or .parquet file instead.")] = None,
     full: Annotated[
         bool, typer.Option("--full", help="With ROLLOUT: also show the schemas of its tools, and shorten nothing.")
     ] = False,
@@ -34,7 +34,7 @@ def inspect(
 ) -> None:
     """Show what a run recorded: all its trajectories as a table, or one of them as a conversation.
 
-    Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (each different one counts
+    Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (an image in two messages counts
     once), tokens, sampled, versions, seconds and error. A terminal shows the columns that fit. A pipe gets all columns,
     separated by tabs.
     """
@@ -45,7 +45,7 @@ def inspect(
 
     directory = newest_run(directory)
     conditions = [parse_condition(text) for text in filters or []]
-    sort_rows([], sort)  # refuses an unknown column before the run is read
+    sort_rows([], sort)  # raises an error for an unknown column before the run is read
     if rollout is not None:
         _print_trajectory(directory, anyio.run(find_trajectory, directory, rollout), full=full, as_json=as_json)
     elif export is not None:

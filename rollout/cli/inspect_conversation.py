@@ -1,4 +1,4 @@
-"""One trajectory as a conversation for people, with the tokens and the images of each message."""
+"""Shows one trajectory as a conversation, with the tokens and the images of each message."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ _SHOWN_HASH_LENGTH = 12
 
 
 def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: bool) -> Iterator[str]:
-    """Yield lines of text; a message that several branches share is shown once, with the first branch.
+    """Yield the lines that show a trajectory. A message in several branches is shown once, with the first of them.
 
     Args:
-        trajectory: the trajectory.
+        trajectory: the trajectory to show.
         traceback: the traceback of its error, if there is one.
         full: whether to show the schemas of tools and the whole addresses of images.
     """
@@ -148,7 +148,7 @@ def _message_texts(message: Message) -> Iterator[str]:
 
 
 def _format_arguments(arguments: Any) -> str:
-    """Return the arguments of a call as in code; arguments that are not a JSON object as they are."""
+    """Return the arguments of a call in the form NAME=VALUE; if they are no JSON object, do not change them."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -160,7 +160,7 @@ def _format_arguments(arguments: Any) -> str:
 
 
 def _describe_image(mm_hash: str, item: Mapping[str, Any] | None, *, full: bool) -> str:
-    """Return the file name of an image, or its hash and its place."""
+    """Return the file name of an image; for an image in a data: URI, its hash and the URI."""
     shown_hash = mm_hash if full else f"{mm_hash[:_SHOWN_HASH_LENGTH]}…"
     if item is None:
         return f"{shown_hash}, no descriptor"

@@ -1,4 +1,4 @@
-"""Trajectories as documents, and as files for other tools: JSON lines, or Parquet if pyarrow is installed."""
+"""Writes trajectories to files for other tools: JSON lines, or Parquet if pyarrow is installed."""
 
 from collections.abc import AsyncIterable, Callable
 from dataclasses import asdict
@@ -78,6 +78,8 @@ async def write_trajectories(trajectories: AsyncIterable[Trajectory], path: Path
 
 
 class _JsonLines:
+    """A file with one line of JSON for each trajectory."""
+
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
 
@@ -112,7 +114,7 @@ class _Parquet:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row; its column `images` is the number of different images, and `nodes` has their descriptors."""
+        """Add a row; its column `images` is the number of different images; `nodes` contains their descriptors."""
         as_text = {name: dump_json(row[name]).decode() for name in _JSON_COLUMNS}
         as_text["nodes"] = dump_json({"nodes": row["nodes"], "images": row["images"]}).decode()
         self._rows.append({**row, **as_text, "images": len(row["images"])})

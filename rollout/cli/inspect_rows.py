@@ -1,4 +1,4 @@
-"""The trajectories of a run as rows of a table: reads, filters, sorts and summarizes them."""
+"""Reads the trajectories of a run as rows of a table; filters, sorts and summarizes the rows."""
 
 import operator
 import re
@@ -26,7 +26,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 class InspectError(ConfigurationError):
-    """`rollout inspect` cannot use a condition, a column, or a file name."""
+    """A condition, a column or a file name of `rollout inspect` is not valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ Condition = Callable[[Row], bool]
 
 
 def parse_condition(text: str) -> Condition:
-    """Return the condition of a `--filter`, such as `status=failed`, `reward<0.5` or `error~Time`.
+    """Return a function that tests a row against a `--filter`, such as `status=failed`, `reward<0.5` or `error~Time`.
 
     Raises:
         InspectError: the text is not a condition, or there is no such column.
@@ -116,7 +116,7 @@ def parse_condition(text: str) -> Condition:
         try:
             number = float(value)
         except ValueError:
-            raise InspectError(f"--filter {text!r}: {column} is compared with a number, not {value!r}.") from None
+            raise InspectError(f"--filter {text!r}: {value!r} is not a number, but {column} is.") from None
         # A rollout without a reward never matches a condition on the reward.
         return lambda row: getattr(row, column) is not None and compare(getattr(row, column), number)
     return lambda row: compare(getattr(row, column), value)
@@ -137,7 +137,7 @@ async def read_rows(directory: Path, conditions: Sequence[Condition]) -> list[Ro
 
 
 def find_traceback(directory: Path, trajectory: Trajectory) -> str | None:
-    """Return the traceback of the error that ended this attempt, from the outcome in the run's directory."""
+    """Return the traceback of the error that ended this attempt, or None if the run's directory has none."""
     claims_directory = RunDirectory(directory).claims_path(trajectory.environment)
     if not claims_directory.is_dir():
         return None
@@ -146,7 +146,7 @@ def find_traceback(directory: Path, trajectory: Trajectory) -> str | None:
 
 
 def sort_rows(rows: Iterable[Row], by: str) -> list[Row]:
-    """Sort rows by a column, in descending order if `by` begins with a minus; rows without a value come last.
+    """Return the rows sorted by a column, descending if `by` begins with a minus; rows without a value come last.
 
     Raises:
         InspectError: there is no such column.

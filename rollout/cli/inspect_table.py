@@ -1,4 +1,4 @@
-"""The table of `rollout inspect`: the columns that fit a terminal, or tab-separated lines for programs."""
+"""Prints the table of `rollout inspect`: the columns that fit a terminal, or tab-separated lines for programs."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ _SHOWN_COLUMNS = (
     "error",
 )
 _LEAST_IMPORTANT_FIRST = ("seconds", "versions", "limit", "sampled", "images", "tokens", "turns")
-"""The columns that a narrow terminal does not show."""
+"""The columns that a narrow terminal leaves out, in this order."""
 _OPTIONAL_COLUMNS = ("limit", "error")
 """The columns that are left out if they are empty in every row."""
 _GAP = 2
 _ERROR_WIDTHS = (30, 60)
-"""The least and the most characters of an error; other columns are left out before it gets less."""
+"""The lowest and the highest width of an error, in characters. Other columns are left out first."""
 _COLORS = {"ok": "green", "unscored": "yellow", "failed": "red", "abandoned": "red", "unfinished": "red"}
 
 
@@ -39,7 +39,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     widths, left_out = _choose_columns(rows, console.width)
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, _GAP, 0, 0))
     for name, width in widths.items():
-        is_name = name in ("rollout", "environment")  # people type names, so they are never cut
+        is_name = name in ("rollout", "environment")  # people copy names, so they are never cut
         table.add_column(
             name,
             justify="right" if name in NUMERIC_COLUMNS else "left",
@@ -55,12 +55,12 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     console.print(summary_line(rows), highlight=False)
     if left_out:
         names = ", ".join(left_out)
-        hint = f"Not shown: {names}. --sort and --filter know them; a wider terminal, a pipe and --json show them."
+        hint = f"Not shown: {names}. A wider terminal, a pipe or --json shows them; --sort and --filter accept them."
         console.print(hint, style="dim", highlight=False)
 
 
 def write_lines(rows: Sequence[Row]) -> None:
-    """Write all columns, separated by tabs, and the summary as the last line."""
+    """Write the rows with all columns, separated by tabs, and the summary as the last line."""
     for cells in (COLUMNS, *([_plain_cell(getattr(row, name)) for name in COLUMNS] for row in rows)):
         sys.stdout.write("\t".join(cells) + "\n")
     sys.stdout.write(summary_line(rows) + "\n")
@@ -76,7 +76,7 @@ def summary_line(rows: Sequence[Row]) -> str:
 
 
 def _choose_columns(rows: Sequence[Row], width: int) -> tuple[dict[str, int], list[str]]:
-    """Return the widths of the columns that fit, and the names of the others, which are the least important ones."""
+    """Return the width of each column that fits, and the names of the less important columns that do not fit."""
     names = [
         name for name in _SHOWN_COLUMNS if name not in _OPTIONAL_COLUMNS or any(getattr(row, name) for row in rows)
     ]

@@ -1,4 +1,4 @@
-"""`rollout launch`: supervised workers for several environments, or the files that a scheduler starts them from."""
+"""`rollout launch`: starts supervised workers for several environments, or writes files for a scheduler."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def launch(
         typer.Argument(metavar="CONFIG...", help="One YAML for each environment.", show_default=False),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Worker processes for each environment; 0: you start them yourself.")
+        int, typer.Option(min=0, help="Worker processes for each environment. 0: you start them yourself.")
     ] = 1,
     run: Annotated[
         Path | None,
@@ -53,23 +53,25 @@ def launch(
         Path | None,
         typer.Option(metavar="DIR", help="With --on slurm or k8s: write the files for the scheduler there."),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="With --on k8s: the image that has rollout installed.")] = None,
+    image: Annotated[str | None, typer.Option(help="With --on k8s: the container image with rollout.")] = None,
     overrides: Overrides = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Play all rollouts of every CONFIG with supervised worker processes; a trainer reads the queue meanwhile.
 
-    Exits with 0, also after SIGTERM, which drains; 1 if it failed, if no rollout got a reward, or if more failed than
-    run.max_failed allows; 2 for a bad configuration; 130 after Ctrl-C, which drains too; a second Ctrl-C ends the
-    workers at once. --resume plays the rollouts that did not finish.
+    SIGTERM and the first Ctrl-C drain the workers; a second Ctrl-C ends them at once. --resume plays the rollouts that
+    did not finish.
+
+    Exits with 0 after success or SIGTERM. Exits with 1 if it failed, if no rollout got a reward, or if more failed than
+    run.max_failed allows. Exits with 2 for a bad configuration, and with 130 after Ctrl-C.
     """
     report_stream.reserve()
     require_open_files()
     if render is not None or image is not None or on in ("slurm", "k8s"):
         if run is not None or resume is not None:
             raise typer.BadParameter(
-                "--render starts a run of its own, with the name of its directory: leave out --run and --resume."
+                "--render prepares a new run with the name of its directory, so leave out --run and --resume."
             )
         plan = _write_scheduler_files(
             configs or [], overrides or [], workers=workers, on=on, directory=render, image=image
@@ -108,7 +110,7 @@ def _open_place(on: str, workers: int) -> "Place":
     if on != "ray":
         return LocalPlace()
     if not workers:
-        raise ConfigurationError("rollout launch --on ray: --workers says how many for each environment, at least 1.")
+        raise ConfigurationError("rollout launch --on ray: --workers (for each environment) must be at least 1.")
     from rollout.launch.ray import RayPlace
 
     return RayPlace(workers)
@@ -177,7 +179,7 @@ def _print_summary(
         console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
     print_errors(console, errors, state.directory.path)
     if report["rollouts"] < report["total"]:
-        console.print(f"go on with: rollout launch --resume {state.directory.path}", highlight=False, soft_wrap=True)
+        console.print(f"continue with: rollout launch --resume {state.directory.path}", highlight=False, soft_wrap=True)
 
 
 def _write_scheduler_files(
@@ -201,16 +203,16 @@ def _write_scheduler_files(
             "rollout launch: --on slurm and --on k8s need --render DIR, and --render needs one of them."
         )
     if workers < 1:
-        raise ConfigurationError("rollout launch --render: --workers says how many for each environment, at least 1.")
+        raise ConfigurationError("rollout launch --render: --workers (for each environment) must be at least 1.")
     if (on == "k8s") != (image is not None):
-        raise ConfigurationError("rollout launch: --on k8s needs --image; leave it out otherwise.")
+        raise ConfigurationError("rollout launch: --on k8s needs --image; without --on k8s, leave out --image.")
     plan = plan_run(resolve_path(directory).name, paths, overrides, workers)
     warn_of_passwords([group.config for group in plan.worker_groups])
     files = slurm.render(plan) if image is None else kubernetes.render(plan, image)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            mode = 0o700 if text.startswith("#!") else 0o600  # a configuration may have a password
+            mode = 0o700 if text.startswith("#!") else 0o600  # a configuration may contain a password
             write_private_file(directory / name, text.encode(), mode=mode)
     except OSError as error:
         raise ConfigurationError(f"{directory}: cannot be written: {error.strerror}.") from None

@@ -1,6 +1,6 @@
-"""The progress of a launch: a live table on a terminal, plain lines elsewhere, and Ctrl-C.
+"""Shows the progress of a launch as a live table on a terminal, or as plain lines elsewhere, and handles Ctrl-C.
 
-A thread writes everything. A stopped terminal or a pager can block it, and the supervisor still notices deaths.
+A thread writes everything. If a stopped terminal or a pager blocks it, the supervisor still notices dead workers.
 """
 
 import signal
@@ -32,7 +32,7 @@ _NAME_WIDTH = 18
 
 
 class LaunchScreen:
-    """Shows a launch, and stops it at signals.
+    """Shows a launch, and stops the launch at a signal.
 
     Attributes:
         interrupted: whether the user pressed Ctrl-C.
@@ -45,7 +45,7 @@ class LaunchScreen:
         self._rates = {environment.name: _Rate() for environment in state.environments}
 
     async def show(self, _: LaunchState) -> None:
-        """Show the launch until cancelled, and stop it at signals."""
+        """Show the launch until this call is cancelled, and stop the launch at a signal."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch_signals)
             await (self._show_table() if can_redraw(self._console) else self._show_lines())
@@ -66,7 +66,7 @@ class LaunchScreen:
         environments = self._state.environments
         in_flight = sum(environment.in_flight for environment in environments)
         grace = max(environment.launch_config.config.worker.grace for environment in environments)
-        return f"stopping: {in_flight} rollouts in flight have {grace:g} s to finish; Ctrl-C again ends them"
+        return f"stopping: {in_flight} rollouts in flight have {grace:g} s to finish; a second Ctrl-C ends them"
 
     async def _show_table(self) -> None:
         live = Live(console=self._console, transient=True, auto_refresh=False)
@@ -167,7 +167,7 @@ def _build_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], gap: i
 
 
 class _Rate:
-    """How much ended per second, over the last half minute."""
+    """Computes the rates of ended rollouts, turns and tokens over the last half minute."""
 
     def __init__(self) -> None:
         self._counts_by_time: list[tuple[float, int, int, int]] = []
@@ -179,7 +179,7 @@ class _Rate:
             del self._counts_by_time[0]
 
     def per_second(self) -> tuple[float, float, float]:
-        """Return the rates of rollouts, turns and tokens."""
+        """Return the rollouts, the turns and the tokens per second."""
         (since, *before), (now, *after) = self._counts_by_time[0], self._counts_by_time[-1]
         seconds = now - since or float("inf")
         rollouts, turns, tokens = (end - begin for begin, end in zip(before, after, strict=True))

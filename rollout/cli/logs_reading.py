@@ -1,7 +1,7 @@
-"""Reads the logs of a run, of the launch and all workers, as one stream of lines in order of time.
+"""Reads the logs of a run's launch and workers as one stream of lines in order of time.
 
 It reads each file in pieces, and merges the files while it reads them, so logs of any size take little memory. Between
-two passes no file is open; a pass begins where the one before it ended.
+two calls of `read_new`, no file is open; each call begins where the previous call ended.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ _PIECE_BYTES = 64 << 10
 _MAX_LINE_BYTES = 16 << 20
 _END_EVENTS = ("launch ended", "run ended")
 _QUIET_SECONDS = 10.0
-"""After so many seconds without a new line, `has_ended` checks whether a launch still holds the run."""
+"""After this many seconds without a new line, `has_ended` checks whether a launch still holds the run."""
 
 
 class LogsError(ConfigurationError):
@@ -48,19 +48,19 @@ class LogLine:
 
     @property
     def level(self) -> int:
-        """The index of its level in `LEVELS`."""
+        """The index of the line's level in `LEVELS`; a printed line counts as info."""
         name = self.fields.get("level") if self.fields is not None else None
         return LEVELS.index(name) if name in LEVELS else _PRINTED_LEVEL
 
 
 @dataclass(slots=True)
 class LogFile:
-    """One file, and how far it was read.
+    """One log file, and the position up to which it was read.
 
     Attributes:
         path: the file.
         who: `launch`, `run`, or the name of the worker that writes it.
-        offset: how many bytes were read, with those of an incomplete line.
+        offset: how many bytes were read, including those of an incomplete line.
         incomplete: the beginning of a line whose end is not written yet.
     """
 
@@ -71,7 +71,7 @@ class LogFile:
     _last_at: float = 0.0
 
     def read_new(self, *, is_last: bool) -> Iterator[LogLine]:
-        """Yield the lines that are complete since the last call; with `is_last`, also an incomplete line."""
+        """Yield the lines that were completed since the last call; with `is_last`, also the incomplete last line."""
         while (piece := self._read_piece()) is not None:
             modified_at, data = piece
             *lines, self.incomplete = (self.incomplete + data).split(b"\n")
@@ -85,7 +85,7 @@ class LogFile:
             self.incomplete = b""
 
     def _read_piece(self) -> tuple[float, bytes] | None:
-        """Return when the file was written, and its next bytes; None at its end."""
+        """Return the time of the last write to the file, and its next bytes; None if it has no more bytes."""
         try:
             with self.path.open("rb", buffering=0) as file:
                 status = self.path.stat()
@@ -124,9 +124,9 @@ class RunLogs:
 
     Attributes:
         directory: the run's directory.
-        level: the lowest level that is wanted.
-        rollout: the rollout whose lines are wanted, also as ENVIRONMENT/ROLLOUT; None: all lines.
-        knows_rollout: whether a line about this rollout was read; true without a rollout.
+        level: the lowest level of the lines to show.
+        rollout: show only lines about this rollout, written as ROLLOUT or ENVIRONMENT/ROLLOUT; None: show all lines.
+        knows_rollout: whether a line about this rollout was read; always true if `rollout` is None.
         longest_name: the length of the longest name of a launch or a worker.
     """
 
@@ -148,7 +148,7 @@ class RunLogs:
             raise LogsError(f"{self.directory} holds no logs (log.jsonl, workers/). Give the directory of a run.")
 
     def read_new(self, *, is_last: bool) -> Iterator[LogLine]:
-        """Yield the wanted lines that were written since the last call, in order of time."""
+        """Yield the lines to show that were written since the last call, in order of time."""
         self._find_files()
         streams = [file.read_new(is_last=is_last) for file in self._files.values()]
         for line in heapq.merge(*streams, key=lambda line: line.at):
@@ -166,17 +166,18 @@ class RunLogs:
     def _is_held(self) -> bool:
         """Whether a launch holds the run.
 
-        While this takes the lock, a new launch would be refused. It takes it at most once: then the command ends.
+        While this method has the lock, a new launch would be refused. That happens at most once, because the command
+        then ends.
         """
         try:
             with (self.directory / "launch.lock").open("rb") as lock_file:
                 fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:  # a launch has the lock, there is no launch, or the lock is on another machine
+        except OSError:  # a launch has the lock, there is no lock file, or the lock is on another machine
             return True
         return False
 
     def _find_files(self) -> None:
-        """Find the present files; a worker that joins adds new ones."""
+        """Find the log files that exist now; a worker that joins later adds more."""
         launch = "launch" if (self.directory / "launch.json").exists() else "run"
         found = {self.directory / "log.jsonl": launch} if (self.directory / "log.jsonl").exists() else {}
         workers = sorted((self.directory / "workers").glob("*"))

@@ -1,4 +1,4 @@
-"""The limit of open files: checked before a run begins, and explained if a command fails at it."""
+"""Checks the limit of open files before a run, and explains an error that this limit caused."""
 
 import errno
 import resource

@@ -38,13 +38,13 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's direc
 RunDirOrParent = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN_DIR", help="The run's directory, or a directory of runs: then the newest.", show_default=False
+        metavar="RUN_DIR", help="The run's directory, or one with runs, for the newest run.", show_default=False
     ),
 ]
 
 
 def newest_run(directory: Path) -> Path:
-    """Return the directory if it is a run's own; else the newest run in it, and name it on stderr."""
+    """Return the directory if it belongs to a run; otherwise return the newest run in it, and name it on stderr."""
     runs = [] if _is_run(directory) else [path for path in directory.glob("*/") if _is_run(path)]
     if not runs:
         return directory

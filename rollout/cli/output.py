@@ -1,4 +1,4 @@
-"""Output of several commands: one JSON object for programs, or text for people."""
+"""Prints the results of commands: one JSON object for programs, or text for people."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _GAP = "  "
 _MAX_ERRORS_SHOWN = 10
-"""How many different errors are shown at most; the logs have all of them."""
+"""The limit for the different errors that are shown; the logs contain all of them."""
 
 
 def write_json(value: Any) -> None:
@@ -48,12 +48,13 @@ def print_text_or_json(text: str, value: Any, *, as_json: bool) -> None:
 
 
 def warn_of_passwords(configs: "Sequence[Config]") -> None:
-    """Print on stderr which URLs have a password that is not in a variable."""
+    """Print on stderr where a URL contains a password in plain text instead of a variable."""
     places = {place: None for config in configs for place in config.plain_passwords}
     if places:
         sys.stderr.write(
             f"rollout: a password in plain text: {', '.join(places)}. Everyone who can read the file or the command "
-            "line can see it. Put it into a variable, and write '${NAME}' in its place, in the YAML or after --set.\n"
+            "line can see the password. Put it into an environment variable, and write '${NAME}' in its place, in the "
+            "YAML or after --set.\n"
         )
 
 
@@ -71,7 +72,7 @@ def print_report(
 
 class _ReportConsole(Console):
     def on_broken_pipe(self) -> None:
-        raise  # the BrokenPipeError; rich would end the process
+        raise  # the BrokenPipeError again; rich itself would end the process
 
 
 def report_console() -> Console:
@@ -80,7 +81,7 @@ def report_console() -> Console:
 
 
 def can_redraw(console: Console) -> bool:
-    """Whether a line can change in place. FORCE_COLOR does not make a file a terminal."""
+    """Whether the console can change a line that it has written. FORCE_COLOR does not make a file a terminal."""
     return console.is_interactive and console.file.isatty()
 
 
@@ -127,9 +128,9 @@ def _wrap_between_words(text: Text, width: int) -> list[Text]:
 
 
 def describe_retries(report: Mapping[str, Any]) -> str:
-    """Return how many attempts at rollouts and requests to engines were repeated, and one reason of an environment."""
+    """Return the number of repeated attempts and engine requests, and one reason that an environment gave."""
     attempts, requests = report["retries"], report["request_retries"]
-    reason = f"; an environment asked: {report['retry_reason']}" if report["retry_reason"] else ""
+    reason = f"; an environment gave the reason: {report['retry_reason']}" if report["retry_reason"] else ""
     return (
         f"{attempts:,} attempt{'' if attempts == 1 else 's'}, {requests:,} engine request{'' if requests == 1 else 's'}"
         f"{reason}"
@@ -137,7 +138,7 @@ def describe_retries(report: Mapping[str, Any]) -> str:
 
 
 def warn_of_close_failures(report: Mapping[str, Any]) -> str | None:
-    """Return in how many rollouts `close` of the environment failed, and where its tracebacks are; None if in none."""
+    """Return how many rollouts failed in `close`, and the command that shows the tracebacks; None if none failed."""
     if not (count := report["close_failures"]):
         return None
     rollouts = "1 rollout" if count == 1 else f"{count:,} rollouts"
@@ -145,7 +146,7 @@ def warn_of_close_failures(report: Mapping[str, Any]) -> str | None:
 
 
 def with_errors(report: Mapping[str, Any], errors: "Sequence[DistinctError]") -> dict[str, Any]:
-    """Return the report with the errors that the text for people shows."""
+    """Return the report with the same errors that `print_errors` prints."""
     return {**report, "errors": [asdict(error) for error in errors[:_MAX_ERRORS_SHOWN]]}
 
 

@@ -29,7 +29,7 @@ Run = Annotated[Path, typer.Option("--run", metavar="RUN_DIR", help="The run's d
 def status(
     config: Configuration, run: Run, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """Show the version that was published last, and the version of each engine; exit with 1 if one is different."""
+    """Show the version that was published last, and the version of each engine; exit with 1 if they differ."""
     from rollout.trainer.weights.directory import WeightsDirectory
 
     settings = _load_settings(config, run, overrides)
@@ -53,11 +53,11 @@ def status(
 def push(
     config: Configuration, run: Run, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """Load the version that was published last into engines with another one, or paused; exit with 1 if one fails."""
+    """Load the last published version into each engine that has another one or is paused; exit with 1 if one fails."""
     from rollout.log import log_to_json_file
     from rollout.trainer.weights.publisher import PolicyPublisher
 
-    # Without control queues: only the trainer knows which rollouts were consumed, so it publishes its own progress.
+    # No control queues, because only the trainer may publish progress: it knows which rollouts were consumed.
     settings = replace(_load_settings(config, run, overrides), controls={})
     with log_to_json_file(run / "log.jsonl", run=run.name), PolicyPublisher(settings) as publisher:
         pushed = publisher.repair()
@@ -76,7 +76,7 @@ def _load_settings(config: Path, run: Path, overrides: Sequence[str] | None) -> 
     from rollout.trainer.weights.from_config import publisher_settings
 
     if not run.is_dir():
-        raise ConfigurationError(f"{run} is not the directory of a run.")
+        raise ConfigurationError(f"--run {run}: this is not a directory; give the directory of a run.")
     return publisher_settings([load_config(config, overrides or [])], run)
 
 
@@ -94,7 +94,7 @@ def _fetch_states(settings: "PublisherSettings") -> "Mapping[str, EngineState | 
 
 
 def _state_document(state: "EngineState | EngineError", published: int | None) -> dict[str, Any]:
-    """Return what `--json` prints for an engine; it is sound if it runs and has the published version."""
+    """Return the state of an engine for `--json`. An engine is sound if it runs and has the published version."""
     if isinstance(state, Exception):
         return {"error": str(state), "sound": False}
     is_sound = not state.paused and published is not None and state.version == str(published)

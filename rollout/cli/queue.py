@@ -26,7 +26,7 @@ QueueUrl = Annotated[
 
 @app.command()
 def stats(url: QueueUrl, as_json: Json = False, debug: Debug = False) -> None:
-    """Show how many records wait, are retained, were delivered again, and were rejected, and the age of the oldest."""
+    """Show how many records wait, are retained, were redelivered or rejected, and how long the oldest has waited."""
     import anyio
 
     from rollout.cli.queue_access import read_stats
@@ -43,14 +43,14 @@ def stats(url: QueueUrl, as_json: Json = False, debug: Debug = False) -> None:
         ("dead letters", f"{found.dead_letters:,}"),
     ]
     if found.refused_messages:
-        rows.append(("refused", f"{found.refused_messages:,} messages; the log of the hub names the sender and why"))
+        rows.append(("refused", f"{found.refused_messages:,} messages; the log of the hub names senders and reasons"))
     print_table(report_console(), rows)
 
 
 @app.command()
 def peek(
     url: QueueUrl,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many records.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many records.")] = 10,
     full: Annotated[bool, typer.Option("--full", help="Shorten nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -80,7 +80,7 @@ def peek(
 @app.command()
 def dead(
     url: QueueUrl,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many dead letters.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many dead letters.")] = 100,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -107,12 +107,12 @@ def dead(
 def requeue(
     url: QueueUrl,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many; by default all.", show_default=False)
+        int | None, typer.Option(min=1, help="Put back at most this many; by default all.", show_default=False)
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Put rejected records back as new ones, in the order of their rejection."""
+    """Put rejected records back as new records, in the order in which they were rejected."""
     import anyio
 
     from rollout.cli.queue_access import requeue_dead_letters
@@ -128,7 +128,7 @@ def requeue(
 def drain(
     url: QueueUrl,
     lease: Annotated[
-        Literal["partition", "record"], typer.Option(help="What its consumers lease; record for a queue of tasks.")
+        Literal["partition", "record"], typer.Option(help="What consumers lease; record for a queue of tasks.")
     ] = "partition",
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the records of a dead consumer.")] = 12.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
@@ -152,7 +152,7 @@ def drain(
 
 def _confirm_drain(url: str) -> None:
     if not sys.stdin.isatty():
-        raise typer.BadParameter("drain removes records and cannot ask here for confirmation; give --yes.")
+        raise typer.BadParameter("drain removes records. It asks for confirmation only on a terminal; give --yes.")
     import anyio
 
     from rollout.cli.queue_access import read_stats

@@ -1,4 +1,4 @@
-"""Reads, puts back and removes the records of a queue that exists."""
+"""Reads, puts back and removes the records of a queue; never creates a queue."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _MAX_ACKED_AT_ONCE = 32
 
 
 def open_existing_queue(url: str, lease: Lease = "partition") -> Queue:
-    """Return a queue without creating it.
+    """Open a queue that exists already.
 
     Raises:
         QueueURLError: there is no such queue, or it exists only within its own process.
@@ -49,7 +49,7 @@ async def peek_records(url: str, limit: int) -> tuple[Sequence[Peeked], QueueSta
 
 
 async def read_dead_letters(url: str, limit: int) -> tuple[Sequence[DeadLetter], int]:
-    """Return the first dead letters, and how many there are."""
+    """Return at most `limit` dead letters, the oldest first, and the number of all dead letters."""
     async with open_existing_queue(url) as queue:
         return await queue.dead_letters(limit=limit), (await queue.stats()).dead_letters
 
@@ -57,7 +57,7 @@ async def read_dead_letters(url: str, limit: int) -> tuple[Sequence[DeadLetter],
 async def requeue_dead_letters(url: str, limit: int | None) -> tuple[int, int]:
     """Put dead letters back, and return how many were put back and how many are left."""
     async with open_existing_queue(url) as queue:
-        # Only the present ones; otherwise a record that is rejected again would be put back for ever.
+        # Put back only as many as there are now, or a record that is always rejected would be put back forever.
         wanted = (await queue.stats()).dead_letters if limit is None else limit
         requeued = await queue.requeue(limit=wanted)
         return requeued, (await queue.stats()).dead_letters
@@ -74,7 +74,7 @@ async def drain_records(url: str, lease: Lease, wait: float) -> tuple[int, int]:
 
 
 async def _receive(queue: Queue, limit: int, wait: float) -> list[Delivery]:
-    """Wait for the first delivery, and return it with those that are ready at once."""
+    """Wait for a delivery, and return it with others that are ready; return an empty list if none comes in time."""
     batch: list[Delivery] = []
     while len(batch) < limit and (delivery := await queue.receive(timeout=0.0 if batch else wait)) is not None:
         batch.append(delivery)

@@ -1,6 +1,6 @@
-"""The readable form of the records on a queue: records of rollouts, orders, and others.
+"""Makes the records on a queue readable: records of rollouts, orders, and others.
 
-It shows arrays by dtype and shape, and long text and data URIs by their beginning.
+It shows only the dtype and the shape of an array, and the beginning of a long text or data URI.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Readable(NamedTuple):
 
     Attributes:
         kind: the kind of a rollout's record, or `order`, `other` or `undecodable`.
-        rollout: the tag of a rollout's record, or the rollout of an order; empty if it is not known.
+        rollout: the tag of a rollout's record, or the id of an order's rollout; empty if it is not known.
         content: the content of the record.
     """
 
@@ -65,12 +65,12 @@ def to_plain(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Return text with characters that a terminal cannot show as escapes."""
+    """Return text in which characters that a terminal cannot show are escaped."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def yaml_lines(content: Any) -> list[str]:
-    """Return readable content as YAML, with lists of plain values on one line."""
+    """Return the lines of readable content as YAML. A list of plain values is on one line."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110).splitlines()
 
 
@@ -127,7 +127,7 @@ class _Plain:
         return items if len(items) == len(values) else [*items, f"… ({len(values):,} items)"]
 
     def _fields(self, value: Any) -> dict[str, Any]:
-        """Return the fields that are not empty."""
+        """Return the fields of a dataclass that are not empty."""
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {name: self.of(held) for name, held in fields.items() if not _is_empty(held)}
 

@@ -1,4 +1,4 @@
-"""`rollout replay`: plays the answers of a recorded rollout again, with the environment's code of today."""
+"""`rollout replay`: plays the answers of a recorded rollout again, with the current code of the environment."""
 
 import sys
 from pathlib import Path
@@ -23,11 +23,11 @@ def replay(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Play the answers of a recorded rollout again, and show at which turn its environment differs.
+    """Play the answers of a recorded rollout again, and show the turn at which its environment differs.
 
-    The environment's code of today gets the recorded task, the settings of the run and, turn by turn, the recorded
-    answers; no engine is needed. Its messages to the model and its score are compared with the record. After the first
-    different message, the recorded answers fit no longer, so the replay ends there.
+    The current code of the environment gets the recorded task, the settings of the run and, turn by turn, the recorded
+    answers; no engine is needed. Its messages to the model and its score are compared with the record. The replay ends
+    at the first different message, because later answers do not fit it.
 
     Exits with 0 if all is the same, 1 if something is different, and 2 if the rollout cannot be played again.
     """

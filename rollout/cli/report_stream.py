@@ -13,8 +13,8 @@ class ReportStream:
     """The stream to which a command writes its report.
 
     Attributes:
-        as_json: whether stdout must have exactly one JSON object.
-        has_json: whether this object is written.
+        as_json: whether the command must write exactly one JSON object to stdout.
+        has_json: whether this object was written.
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class ReportStream:
         return sys.stdout if self._reserved is None else self._reserved
 
     def reserve(self) -> None:
-        """Send everything else that is written to stdout to stderr from now on."""
+        """Keep stdout for the report: from now on, all other output to stdout goes to stderr."""
         if self._reserved is not None:
             return
-        if sys.stdout is None:  # it was closed before we started, so descriptor 1 may now be any file
+        if sys.stdout is None:  # stdout was closed before we started, so descriptor 1 may now be any file
             self._reserved = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
             return
-        if not _is_descriptor_1(sys.stdout):  # for example a test has replaced it
+        if not _is_descriptor_1(sys.stdout):  # for example, a test has replaced stdout
             self._reserved, sys.stdout = sys.stdout, sys.stderr
             return
         sys.stdout.flush()
@@ -54,7 +54,7 @@ class ReportStream:
         try:
             stream.flush()
         except OSError as error:
-            # The buffered rest must not fail again when the interpreter ends.
+            # Text that is still in the buffer must not fail again when the interpreter ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             return error
         return None

@@ -1,4 +1,4 @@
-"""`rollout run`: all rollouts of one configuration in this process, and a summary at the end."""
+"""`rollout run`: plays all rollouts of one configuration in this process, and prints a summary at the end."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -32,8 +32,9 @@ _MAX_VIOLATIONS_SHOWN = 3
 def run(config: Configuration, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Play all rollouts of CONFIG in this process, with a worker, a reader, and an engine if none is configured.
 
-    Exits with 0; 1 if the run failed, if no rollout got a reward, if more failed than run.max_failed allows, or if an
-    invariant was violated; 2 for a bad configuration; 130 after Ctrl-C.
+    Exits with 0 after success. Exits with 1 if the run failed, if no rollout got a reward, if more failed than
+    run.max_failed allows, or if an invariant was violated. Exits with 2 for a bad configuration, and with 130 after
+    Ctrl-C.
     """
     from rollout.cli.run_screen import show_run
     from rollout.config.load import load_config

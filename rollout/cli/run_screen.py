@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, plain lines elsewhere, and Ctrl-C."""
+"""Shows the progress of a run as a bar on a terminal, or as plain lines elsewhere, and handles Ctrl-C."""
 
 import asyncio
 import signal
@@ -16,7 +16,7 @@ _LINE_INTERVAL_SECONDS = 2.0
 
 
 async def show_run(state: RunState, stop: anyio.Event) -> None:
-    """Show the progress until cancelled, and set `stop` at the first Ctrl-C."""
+    """Show the progress until this call is cancelled, and set `stop` at the first Ctrl-C."""
     async with anyio.create_task_group() as group:
         group.start_soon(_watch_signals, state, stop)
         console = Console(stderr=True)
@@ -26,7 +26,7 @@ async def show_run(state: RunState, stop: anyio.Event) -> None:
 async def _watch_signals(state: RunState, stop: anyio.Event) -> None:
     """End the run with its summary at the first Ctrl-C, and at once at the second one.
 
-    The handlers are those of Python, not of the event loop, so that they run even while a rollout blocks the loop.
+    Python calls the handlers, not the event loop, so they run even while a rollout blocks the loop.
     """
     loop, signal_count, end_at_once = asyncio.get_running_loop(), 0, anyio.Event()
 
@@ -55,7 +55,7 @@ async def _show_bar(state: RunState, console: Console) -> None:
         TimeElapsedColumn(),
         TextColumn("{task.fields[details]}"),
     )
-    # Only the event loop draws: a thread would draw over a debugger that waits for input.
+    # Only the event loop draws, because a thread would draw over a debugger that waits for input.
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("starting", total=state.total_rollouts, details="")
         while True:

@@ -29,8 +29,8 @@ ApiKeyEnv = Annotated[
     ),
 ]
 
-Name = Annotated[str | None, typer.Option(help="The name of the model for requests; by default MODEL's last part.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
+Name = Annotated[str | None, typer.Option(help="The model's name in requests; by default the last part of MODEL.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. 0: any free port.")]
 Allow = Annotated[list[Path] | None, typer.Option(help="A directory from which file:// images may come.")]
 
 app = typer.Typer(cls=CommandGroup, help="Start an engine for rollouts.", no_args_is_help=True)
@@ -47,15 +47,16 @@ def embedded(
     policy: Annotated[
         str, typer.Option(help="The script that answers, as module:Class; the module may be in this directory.")
     ] = "rollout.serving.policies:ColorPolicy",
-    max_model_len: Annotated[int, typer.Option(min=16, help="The most tokens of prompt and completion.")] = 32768,
+    max_model_len: Annotated[int, typer.Option(min=16, help="The limit for the tokens of prompt and answer.")] = 32768,
     latency_ms: Annotated[float, typer.Option(min=0, help="Milliseconds to wait before every answer.")] = 0.0,
     api_key_env: ApiKeyEnv = None,
     debug: Debug = False,
 ) -> None:
     """Serve a *scripted* policy over HTTP, for demos and tests. It has no neural network.
 
-    It answers vLLM's POST /inference/v1/generate, and refuses with 400 what vLLM would answer with garbage. The script
-    sees only the prompt and the pixels of one request; with temperature > 0 it errs at a known rate.
+    It answers POST /inference/v1/generate as vLLM does, but refuses requests for which vLLM would sample garbage. The
+    script sees only the prompt and the pixels of one request. With temperature > 0, it gives wrong answers at a known
+    rate.
     """
     from rollout.config.model_directory import resolve_model_path
     from rollout.import_path import search_last
@@ -90,7 +91,7 @@ def network(
     port: Port = 0,
     allow: Allow = None,
     max_model_len: Annotated[
-        int | None, typer.Option(min=16, help="The most tokens of prompt and completion; by default MODEL's own.")
+        int | None, typer.Option(min=16, help="The limit for the tokens of prompt and answer; by default MODEL's.")
     ] = None,
     weight_version: Annotated[str, typer.Option(help="The version of the weights until they are replaced.")] = "0",
     device: Annotated[str, typer.Option(help="The device that computes, by its name in torch.")] = "cpu",
@@ -100,7 +101,7 @@ def network(
 ) -> None:
     """Serve MODEL, a Qwen3-VL or Qwen2.5-VL, with torch and transformers alone: for laptops, tests and small runs.
 
-    It answers vLLM's POST /inference/v1/generate, batches requests, and takes new weights like vLLM with
+    It answers POST /inference/v1/generate as vLLM does, batches requests, and takes new weights like vLLM with
     VLLM_SERVER_DEV_MODE=1: POST /pause, /collective_rpc, /update_weight_version, /resume. Needs the extra `trainer`.
     """
     from rollout.config.model_directory import require_weights
@@ -146,14 +147,14 @@ def vllm(
     name: Name = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    media: Annotated[Path, typer.Option(help="The directory of all file:// images: that of the runs.")] = Path("runs"),
+    media: Annotated[Path, typer.Option(help="The directory of all runs, with their file:// images.")] = Path("runs"),
     updates: Annotated[bool, typer.Option(help="Let trainers replace the weights.")] = True,
     api_key_env: ApiKeyEnv = None,
     without_key: Annotated[
-        bool, typer.Option("--without-key", help="Let all machines that reach it use it without a key.")
+        bool, typer.Option("--without-key", help="Let every machine that can reach the engine use it without a key.")
     ] = False,
     executable: Annotated[
-        Path | None, typer.Option("--vllm", help="vLLM's executable, such as that of another environment.")
+        Path | None, typer.Option("--vllm", help="The path of the executable vllm, for example in another environment.")
     ] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Show the command instead of running it.")] = False,
     debug: Debug = False,
@@ -194,7 +195,7 @@ def _key_setting(variable_name: str | None) -> str:
 def _serve_vllm(settings: "VllmSettings") -> None:
     """Serve until SIGINT or SIGTERM. vLLM then has some seconds to end; a second Ctrl-C kills it.
 
-    The log is kept after a failure.
+    After a failure, the log file is kept.
     """
     from rollout.serving.vllm import VllmFailed, VllmServer
 
@@ -217,7 +218,7 @@ def _serve_vllm(settings: "VllmSettings") -> None:
         if not log.stat().st_size:  # vLLM was never started
             log.unlink()
     if not is_stopped:
-        raise VllmFailed(f"vLLM ended by itself; its log is {log}.")
+        raise VllmFailed(f"vLLM ended by itself; see the reason in its log, {log}.")
     log.unlink(missing_ok=True)
 
 
@@ -242,7 +243,7 @@ def _announce_vllm(settings: "VllmSettings", log: Path) -> None:
 
 
 class StartupStatus:
-    """Shows the seconds so far and vLLM's last line: in one line that changes on a terminal, in new lines elsewhere."""
+    """Shows the seconds since the start and the last line of the log, on a terminal always in the same line."""
 
     def __init__(self, log: Path) -> None:
         self._console = Console(stderr=True)
@@ -258,7 +259,7 @@ class StartupStatus:
         self._status.stop()
 
     def __call__(self, seconds: float, line: str) -> None:
-        """Show the seconds so far and a line of the log."""
+        """Show the seconds since the start and a line of the log."""
         text = f"starting vLLM, {seconds:.0f} s: {line.rpartition('] ')[2][:100]}"
         if can_redraw(self._console):
             self._status.update(escape(text))

@@ -1,4 +1,4 @@
-"""`rollout worker`: one worker process, alone or with a supervisor."""
+"""`rollout worker`: runs one worker process, alone or with a supervisor."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +21,8 @@ def worker(
 ) -> None:
     """Play the orders on the tasks queue of CONFIG (queue.tasks) until SIGTERM. Several workers may play one run.
 
-    At SIGTERM or Ctrl-C it finishes its rollouts within worker.grace seconds and gives back the rest. A second signal
-    ends it at once.
+    At SIGTERM or Ctrl-C it has worker.grace seconds to finish its rollouts, and gives back the orders of the others. A
+    second signal ends it at once.
     """
     from rollout.config.load import load_config
     from rollout.paths import resolve_path

@@ -1,4 +1,4 @@
-"""The API key of engines or a judge. It is read from a variable, and is never in a file, a log or a command line."""
+"""Reads the API key of engines or a judge from a variable. The key is never in a file, a log or a command line."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from rollout.errors import ConfigurationError
 
 
 def read_api_key(variable_name: str, environment: Mapping[str, str], *, named_by: str) -> str:
-    """Read the engines' key from a variable; `named_by` is the setting that names this variable.
+    """Return the engines' API key from an environment variable. `named_by` is the setting that names the variable.
 
     Raises:
         ConfigurationError: the variable is not set, or does not hold a key.
@@ -30,6 +30,6 @@ def clean_api_key(key: str, *, found_in: str, owner: str) -> str:
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigurationError(
-            f"{found_in} has characters that an HTTP header cannot contain; is it {owner} API key?"
+            f"{found_in} has characters that an HTTP header cannot contain; check that it is {owner} API key."
         )
     return key

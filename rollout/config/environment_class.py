@@ -1,4 +1,4 @@
-"""Checks of an environment before it plays: its class, and one instance."""
+"""Checks an environment before it plays: first its class, then one instance."""
 
 import functools
 import inspect
@@ -16,7 +16,7 @@ class EnvironmentUnusable(ConfigurationError):
 
 
 def class_problem(loaded_class: object) -> str | None:
-    """Return why this object cannot be the class of an environment, or None if it can."""
+    """Return why this object cannot be the class of an environment, or None if it can be one."""
     if not (isinstance(loaded_class, type) and issubclass(loaded_class, Environment)):
         return "is not a subclass of rollout.Environment"
     if missing := sorted(loaded_class.__abstractmethods__):
@@ -25,15 +25,15 @@ def class_problem(loaded_class: object) -> str | None:
     for name in dict.fromkeys((*first_methods, loaded_class.scoring_method)):
         method = inspect.getattr_static(loaded_class, name)
         if any(map(inspect.isasyncgenfunction, _layers(method))):
-            return f"has a {name} with a `yield`, which makes it a generator; use `return` instead"
+            return f"has a method {name} with a `yield`, which makes it a generator; use `return` instead"
         if not any(map(inspect.iscoroutinefunction, _layers(method))):
-            return f"has a {name} that is not a coroutine; write `async def {name}`"
+            return f"has a method {name} that is not a coroutine; write `async def {name}`"
     shared = inspect.getattr_static(loaded_class, "shared")
     if isinstance(shared, classmethod) and inspect.iscoroutinefunction(inspect.unwrap(shared.__func__)):
-        return "has a shared without a `yield`; write `yield resources` where it has `return`"
+        return "has a method shared without a `yield`; write `yield resources` where it has `return`"
     if not isinstance(shared, classmethod) or inspect.isasyncgenfunction(shared.__func__):
         return (
-            "has a shared that is not an asynchronous context manager of the class; write `@classmethod` and "
+            "has a method shared that is not an asynchronous context manager of the class; write `@classmethod` and "
             "`@asynccontextmanager`, in this order, above `async def shared(cls, settings)`"
         )
     return None
@@ -43,7 +43,7 @@ def require_usable(new_environment: Callable[[], Environment], class_path: str) 
     """Make one instance, as every rollout does, and check the tools that it declares.
 
     Raises:
-        EnvironmentUnusable: the instance cannot be made, with the lines of the user's code, or its tools are wrong.
+        EnvironmentUnusable: the instance cannot be made, or its tools are wrong. The message has the user's lines.
     """
     try:
         environment = new_environment()
@@ -59,7 +59,7 @@ def require_usable(new_environment: Callable[[], Environment], class_path: str) 
 
 
 def _layers(method: Any) -> Iterator[Any]:
-    """Yield a method and what is inside it: decorated functions, partials, and objects that can be called."""
+    """Yield a method and the functions inside it: those that a decorator, a partial or a callable object wraps."""
     while method is not None:
         yield method
         if isinstance(method, functools.partial | functools.partialmethod):

@@ -1,10 +1,10 @@
-"""Limits on one image: the defaults of a run, and the most that a run may allow."""
+"""The limits on one image: the default values of a run, and the highest values that a run may set."""
 
 DEFAULT_MAX_IMAGE_BYTES = 20_000_000
 MAX_IMAGE_BYTES = 1 << 30
-"""Engines that we ship and trainers read images up to this size, so that a run must not accept larger ones."""
+"""A run must not accept larger images, because our own engines and trainers do not read them."""
 
 DEFAULT_MAX_PIXELS = 1 << 25
-"""More than a photo of 24 megapixels or a screen of 8K; an image processor keeps half of them at most."""
+"""Enough for a photo of 24 megapixels or a screen of 8K. Image processors scale images down to half of it or less."""
 ENGINE_MAX_PIXELS = 178_956_970
-"""The largest width times height that an engine takes."""
+"""An engine refuses an image with more pixels."""

@@ -1,6 +1,7 @@
-"""Reads the YAML of one environment into frozen models. An unknown key is an error, which names the nearest known key.
+"""Reads the YAML of one environment into frozen models. The error about an unknown key suggests the nearest one.
 
-The `Settings` and `Tasks` of the environment's class check the sections `environment` and `tasks`, with the same rules.
+The models `Settings` and `Tasks` of the environment's class check the sections `environment` and `tasks` in the same
+way.
 """
 
 import difflib
@@ -44,10 +45,10 @@ class Config:
     Attributes:
         file_name: the file that was read, for messages.
         environment_class_path: the environment's class, as `package.module:Class`.
-        environment_class: this class.
+        environment_class: the class at this path.
         environment_settings: the other keys of the section `environment`.
-        references: the scalars with variables, by their keys.
-        plain_passwords: the places of URLs whose password is not in a variable, each as `place: key`.
+        references: the values that contain variables, such as `${NAME}`, by their keys.
+        plain_passwords: where a URL contains a password instead of a variable, each as `place: key`.
         tasks: the section `tasks`.
         model: the section `model`.
         engine: the section `engine`.
@@ -89,18 +90,18 @@ class Config:
     def as_written(self) -> dict[str, Any]:
         """Return the same as `to_dict`, but with variables as the user wrote them.
 
-        If a path with a variable is relative to the YAML file, the result has the file's directory before it.
+        A relative path with a variable gets the directory of the YAML file before it.
         """
         values = self.to_dict()
         put_all_back(values, self.references, Path(self.file_name).resolve().parent)
         return values
 
     def section_digest(self, name: str) -> str:
-        """Return a hash of a section. A resumed run compares it with the hash from its start."""
+        """Return a hash of a section. A resumed run compares it with the hash that was saved at its start."""
         return hashlib.sha256(orjson.dumps(self.to_dict()[name], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def digest(self) -> str:
-        """Return a hash of what is played and how.
+        """Return a hash of the settings that decide what is played and how.
 
         It is the same on every machine, because it leaves out paths, addresses and the name of the run.
         """
@@ -128,7 +129,7 @@ _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a file.
+    """Read and check a YAML file. `overrides` are texts like `KEY=VALUE`, as after `--set`.
 
     Raises:
         ConfigFileError: the file is not usable; the message has one line for each problem.
@@ -137,12 +138,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _import_module(name: str) -> tuple[ModuleType | None, str | None]:
-    """Return a module, or why it cannot be imported."""
+    """Import a module. Return the module and None, or None and the reason why it cannot be imported."""
     try:
         return importlib.import_module(name), None
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - whatever a user's module raises while it is imported, also an exit
+    except BaseException as error:  # noqa: BLE001 - a user's module may raise anything, even SystemExit
         if (conflict := describe_conflict(error)) is not None:
             return None, f"importing {name} failed: {type(error).__name__}: {error}: {conflict}"
         if isinstance(error, ModuleNotFoundError):
@@ -196,7 +197,7 @@ class _ConfigChecker:
             return "", None
         module, _, name = class_path.partition(":")
         directory = str(self._source.directory)
-        search_last(directory)  # an environment may be in the directory of its YAML
+        search_last(directory)  # the environment's module may be next to the YAML file
         imported_module, import_problem = _import_module(module)
         loaded_class = getattr(imported_module, name, None)
         if (problem := hidden_module(module, directory) or import_problem) is not None:
@@ -221,13 +222,13 @@ class _ConfigChecker:
             return None
         values = {key: value for key, value in (section or {}).items() if key not in exclude}
         try:
-            # As JSON, because only then strict mode accepts a list as a tuple, and a text as a path.
+            # Validate JSON, because strict mode accepts a list for a tuple, and a string for a path, only in JSON.
             return model.model_validate_json(
                 json.dumps(values, default=str), strict=True, context={"directory": self._source.directory}
             )
         except ValidationError as error:
             for problem in error.errors(include_url=False):
-                if problem["type"] == "default_factory_not_called":  # follows from the problem of another key
+                if problem["type"] == "default_factory_not_called":  # caused by the problem of another key
                     continue
                 key_path: KeyPath = (name, *problem["loc"])
                 self._add_problem(key_path, describe_problem(model, problem, self._source.written_at(key_path)))

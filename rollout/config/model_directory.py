@@ -1,4 +1,4 @@
-"""The directory of the model: `model.path` is a path, or `builtin:tiny` for the small model that this package ships."""
+"""Finds the directory of the model. `model.path` is a path, or `builtin:tiny` for the small model that we ship."""
 
 import os
 import re
@@ -19,15 +19,15 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class ModelNotFound(ConfigurationError):
-    """There is no model at `model.path`."""
+    """The model does not exist, or it has no weights."""
 
 
 def resolve_model_path(path: Path, directory: Path) -> Path:
     """Return the directory of a model; a relative path is relative to `directory`.
 
     Raises:
-        ModelNotFound: the package ships no model of this name.
-        PathUnusable: this is not a usable path.
+        ModelNotFound: the path begins with `builtin:`, and the package ships no model with this name.
+        PathUnusable: the path is not usable.
     """
     name = str(path)
     if not name.startswith("builtin:"):
@@ -38,7 +38,7 @@ def resolve_model_path(path: Path, directory: Path) -> Path:
 
 
 def written_model_path(path: Path) -> str:
-    """Return the form of a model's directory for a YAML; a built-in model has the same name on every machine."""
+    """Return how a YAML names a model's directory: by the name of a built-in model, or by its path."""
     return next((name for name, directory in BUILTIN_MODELS.items() if directory == path), str(path))
 
 
@@ -47,8 +47,8 @@ def require_weights(model: str) -> None:
     directories = {directory.resolve() for directory in BUILTIN_MODELS.values()}
     if model.startswith("builtin:") or Path(model).expanduser().resolve() in directories:
         raise ModelNotFound(
-            f"{model} has no weights, so only `rollout serve embedded` serves it. Name a checkpoint; "
-            "`python -m rollout.serving.tiny_model DIRECTORY` makes a small one."
+            f"{model} has no weights, so only `rollout serve embedded` serves it. Give the directory of a "
+            "checkpoint; `python -m rollout.serving.tiny_model DIRECTORY` makes a small one."
         )
 
 
@@ -56,13 +56,14 @@ def require_model(path: Path, config_file: Path) -> None:
     """Check that the `model.path` of this YAML file exists.
 
     Raises:
-        ModelNotFound: there is nothing. The message says how to download a path that looks like a model of the Hub.
+        ModelNotFound: the path does not exist. If it may be a model's name on the Hugging Face Hub, the message says
+            how to download the model.
     """
     if path.exists():
         return
     directory = config_file.resolve().parent
     written = os.path.relpath(path, directory)
-    message = f"{config_file}: model.path: there is no {path}. A relative path is relative to the YAML file."
+    message = f"{config_file}: model.path: {path} does not exist. A relative path is relative to the YAML file."
     if _HUB_NAME.fullmatch(written) and not (directory / written).parent.exists():
         target = Path("models", Path(written).name)
         command = shlex.join(["hf", "download", written, "--local-dir", str(directory / target)])

@@ -1,4 +1,4 @@
-"""Messages about values of a configuration, or sampling keys of a turn, that are not usable."""
+"""Describes why a value of a configuration, or a sampling key of a turn, is not valid."""
 
 import difflib
 import json
@@ -12,22 +12,22 @@ from rollout.records.wrong_types import show_value
 from transports.redaction import HIDDEN, SECRET_NAME, hide_passwords
 
 KeyPath = tuple[str | int, ...]
-"""The names that lead to a value, and the numbers of items in lists."""
+"""The keys that lead to a value; for an item of a list, its index."""
 
 _LIST_TYPES = frozenset(("list_type", "tuple_type", "set_type", "frozen_set_type"))
 _MAX_SHOWN = 300
 _QUOTED = re.compile(r"""(['"])(.*?)\1""")
 QUEUE_URL_ERROR = "queue_url"
-"""The type of an error about the URL of a queue; its message quotes the mistake first, if it quotes anything."""
+"""The type of an error about the URL of a queue. If its message quotes anything, the first quote is the mistake."""
 
 
 def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written: Any) -> str:
-    """Return what is wrong with a value, without its key.
+    """Return what is wrong with a value; the result does not name the key.
 
     Args:
-        model: the section.
+        model: the model of the section.
         problem: one of the errors of a ValidationError.
-        written: what the user wrote there, with variables that are not replaced.
+        written: the value as the user wrote it; its variables are not replaced.
     """
     location = problem["loc"]
     if problem["type"] == "extra_forbidden":
@@ -44,26 +44,26 @@ def describe_problem(model: type[BaseModel], problem: Mapping[str, Any], written
     if problem["type"] == QUEUE_URL_ERROR and (mistake := _QUOTED.search(message)) is not None:
         if written == problem["input"] or mistake[2] in str(written):
             return shorten(message.removesuffix("."))
-        message = "its variables do not make it the URL of a queue"  # the mistake is in the content of a variable
-    if isinstance(problem["input"], str) and problem["input"]:  # the check of an environment may repeat the value
+        message = "with its variables replaced, this is not the URL of a queue"  # a variable contains the mistake
+    if isinstance(problem["input"], str) and problem["input"]:  # an environment's message may contain the value
         message = message.replace(problem["input"], hide_passwords(str(written)))
     return f"{message.removesuffix('.')}, found {found}"
 
 
 def show_written(value: Any, key_path: Sequence[str | int] = ()) -> str:
-    """Return a value of a configuration for a message: short, and without the secrets in it."""
+    """Return a value of a configuration for a message, shortened and with its secrets hidden."""
     return show_value(_without_secrets(value, str(key_path[-1]) if key_path else ""))
 
 
 def show_key(key_path: Sequence[str | int]) -> str:
-    """Return a key with dots between its parts, for a message."""
+    """Return a key for a message, with dots between its parts."""
     return shorten(".".join(hide_passwords(str(part)) for part in key_path))
 
 
 def show_override(override: str) -> str:
-    """Return a `KEY=VALUE` text without the secrets in it."""
+    """Return a `KEY=VALUE` override for a message, with its secrets hidden."""
     key, equals, value = override.partition("=")
-    if ":" in key or "@" in key:  # probably a URL without its key
+    if ":" in key or "@" in key:  # the user probably wrote a URL and forgot its key
         return HIDDEN
     if not equals:
         return hide_passwords(override)
@@ -71,7 +71,7 @@ def show_override(override: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text with its middle left out, if it is long."""
+    """Return a text; if it is long, without its middle."""
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN // 2]} … {text[-_MAX_SHOWN // 2 :]}"
 
 
@@ -86,11 +86,11 @@ def _without_secrets(value: Any, name: str) -> Any:
 
 
 def suggest_name(name: str, valid_names: Sequence[str]) -> str:
-    """Return the end of a sentence with the nearest valid name, or with all valid names if none is near."""
+    """Return the end of an error text that suggests the nearest valid name, or lists all valid names."""
     closest = difflib.get_close_matches(name[:_MAX_SHOWN], valid_names, n=1, cutoff=0.5)
     if closest:
         return f"; did you mean {closest[0]!r}?"
-    return f"; known are {', '.join(valid_names)}" if valid_names else ""
+    return f"; the valid names are {', '.join(valid_names)}" if valid_names else ""
 
 
 def _field_names_at(model: type[BaseModel], key_path: Sequence[str | int]) -> list[str]:

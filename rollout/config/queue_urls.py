@@ -1,7 +1,7 @@
-"""The URLs of queues in a configuration.
+"""Checks and fills the URLs of queues in a configuration.
 
-They are templates: {run_dir} is the run's directory, and {environment} is run.name. They are checked when the
-configuration is loaded. `rollout.rundir.queues` fills them when the run is known.
+Such a URL is a template: {run_dir} stands for the run's directory, and {environment} for run.name. It is checked when
+the configuration is loaded. `rollout.rundir.queues` fills it when the run's directory is known.
 """
 
 import re
@@ -23,7 +23,7 @@ _LOGIN_PATTERN = re.compile(r"//[^/?#]*@")
 
 
 def fill_queue_url(template: str, run_directory: Path, environment: str) -> str:
-    """Return the URL of a queue for one run and one environment."""
+    """Return the URL of a queue for one run and one environment, with the fields of the template replaced."""
     return template.replace("{run_dir}", quote(str(run_directory))).replace("{environment}", environment)
 
 

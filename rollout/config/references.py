@@ -1,6 +1,6 @@
-"""Scalars with variables, `${NAME}`. The files of a run have them as the user wrote them, not with the values.
+"""Writes values that contain variables, such as `${NAME}`, into the files of a run as the user wrote them.
 
-So no file of a run contains a secret from a variable. A reader of the file takes the value from their own environment.
+So no file of a run contains a secret from a variable. A process that reads such a file replaces the variables again.
 """
 
 import re
@@ -16,13 +16,13 @@ from rollout.config.problems import KeyPath
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A scalar with variables in it.
+    """A single value of a YAML file that contains variables.
 
     Attributes:
-        text: the scalar as the user wrote it, such as `${NAME}`.
-        value: the scalar with its variables replaced.
-        is_quoted: whether it was written in quotes, which makes it a text.
-        variables: for each `${NAME}` with a set variable, the content of the variable; defaults are left out.
+        text: the value as the user wrote it, such as `${NAME}`.
+        value: the same with its variables replaced.
+        is_quoted: whether the user wrote quotes around it, which make it a string.
+        variables: for each `${NAME}` in the text, the content of the variable; only variables that are set.
     """
 
     text: str
@@ -36,16 +36,17 @@ _PLAIN_WORDS = frozenset(("true", "false", "null", "none"))
 
 
 class _WrittenScalar(str):
-    """A reference that is written to a YAML file."""
+    """The text of a reference, for a YAML file."""
 
     is_quoted = False
 
 
 def put_all_back(values: dict[str, Any], references: Mapping[KeyPath, Reference], directory: Path) -> None:
-    """Replace the value of every reference by the reference, and other copies of a variable's value by the variable.
+    """Replace each value that came from a variable by the text that the user wrote, such as `${NAME}`.
 
-    Copies exist because an alias or a check of a section may move a value or make another value from it. A copy stays
-    if the value is very short or a common word. Nothing happens where a default or a check has removed the value.
+    An alias or a check of a section may have copied or moved such a value, or made another value from it. So every
+    other copy of the variable's content in the section is replaced, too, unless it is very short or a common word.
+    A value that a default or a check has removed stays removed.
     """
     for key_path, reference in references.items():
         _put_back(values, key_path, reference, directory)
@@ -54,13 +55,14 @@ def put_all_back(values: dict[str, Any], references: Mapping[KeyPath, Reference]
             found for key_path, found in references.items() if key_path[:1] == (section,)
         )
         if variables and section in values:
-            # One pass with the longest value first, so that no text within a new reference is replaced.
+            # Replace all values in one pass, so that no text in a new reference is replaced again. The longest value is
+            # first, so that it is not replaced in parts.
             pattern = re.compile("|".join(re.escape(value) for value in sorted(variables, key=len, reverse=True)))
             values[str(section)] = _replace_variables(values[str(section)], pattern, variables)
 
 
 def _replaceable_variables(references: Iterable[Reference]) -> dict[str, str]:
-    """Return the variable for each value that may be replaced by it."""
+    """Return the values to replace, each with the variable that replaces it, such as `${NAME}`."""
     return {
         value: written
         for reference in references
@@ -85,7 +87,7 @@ def _put_back(values: Any, key_path: KeyPath, reference: Reference, directory: P
         values = _child(values, part)
     last: str | int = key_path[-1]
     if isinstance(values, list) and _child(values, last) != reference.value and reference.value in values:
-        last = values.index(reference.value)  # a check has moved it
+        last = values.index(reference.value)  # a check has moved the value
     if (value := _child(values, last)) is None:
         return
     text = reference.text
@@ -101,7 +103,7 @@ def _written_scalar(text: str, is_quoted: bool) -> _WrittenScalar:
 
 
 def dump_yaml(values: Any) -> str:
-    """Return values as YAML. A reference is quoted if the user quoted it, because quotes decide about its type."""
+    """Return values as YAML. A reference is in quotes if the user wrote quotes, because they make it a string."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 

@@ -1,6 +1,7 @@
 """The sampling keys of `engine.sampling` in the YAML and of `chat(sampling=…)`.
 
-They have vLLM's names. Keys that change the number of answers, or the evidence in an answer, are left out.
+They have vLLM's names. Keys that change the number of answers, or which data an answer contains, are not
+allowed.
 """
 
 import json
@@ -24,14 +25,14 @@ from rollout.value_limits import ValueCounter
 TokenId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 TextList = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-"""A list of texts; a single text may be written without the list."""
+"""A list of strings; a single string may be written without the list."""
 
 _MAX_PROBLEMS_SHOWN = 5
 _ALWAYS_WRITTEN = frozenset(("temperature", "top_p", "top_k", "max_tokens", "seed"))
 
 
 class SamplingError(RolloutError):
-    """A turn has an unknown sampling key, or a value that its key does not allow."""
+    """A turn has an unknown sampling key, or a value that is not valid for its key."""
 
 
 class SamplingConfig(BaseModel):
@@ -40,37 +41,47 @@ class SamplingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     temperature: float = Field(
-        default=1.0, ge=0, description="Divides the logits before sampling. 0: the most likely token is always taken."
+        default=1.0, ge=0, description="Divides the logits before sampling. 0: always use the most likely token."
     )
     top_p: float | None = Field(
-        default=None, gt=0, le=1, description="Sample from the most likely tokens with this probability together."
+        default=None,
+        gt=0,
+        le=1,
+        description="Sample only from the most likely tokens; their probabilities add up to this value.",
     )
     top_k: int | None = Field(
-        default=None, ge=-1, description="Sample from this number of the most likely tokens. 0 and -1: from all."
+        default=None, ge=-1, description="Sample only from this number of the most likely tokens. 0 or -1: no limit."
     )
     min_p: float | None = Field(
-        default=None, ge=0, le=1, description="The least probability of a token, relative to the most likely token."
+        default=None, ge=0, le=1, description="Sample only tokens that have at least this share of the top probability."
     )
     max_tokens: int | None = Field(
-        default=512, ge=1, description="The most tokens of one answer. null: as many as fit in the model's context."
+        default=512,
+        ge=1,
+        description="The limit for the tokens of an answer. null: as many as fit in the model's context.",
     )
     min_tokens: int | None = Field(
-        default=None, ge=0, description="The least tokens of an answer before the end token or a stop text may end it."
+        default=None, ge=0, description="The number of tokens before which no end token or stop text ends an answer."
     )
     seed: int | None = Field(
         default=None, ge=0, description="The seed from which each turn of each rollout derives its own seed."
     )
     presence_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="Subtracted from the logit of each token that the answer already has."
+        default=None, ge=-2, le=2, description="Subtracted from the logit of each token that is already in the answer."
     )
     frequency_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="Like presence_penalty, times how often the answer has the token."
+        default=None,
+        ge=-2,
+        le=2,
+        description="Like presence_penalty, but for each time that the token is in the answer.",
     )
     repetition_penalty: float | None = Field(
-        default=None, gt=0, description="Values above 1 make tokens of the prompt and the answer less likely."
+        default=None,
+        gt=0,
+        description="Above 1: tokens that are already in the prompt or the answer become less likely.",
     )
     repetition_detection: dict[str, int] | None = Field(
-        default=None, description="When an answer that repeats itself ends, as vLLM's object of this name."
+        default=None, description="When to end an answer that repeats itself, as in vLLM's object of this name."
     )
     stop: TextList | None = Field(default=None, description="Texts that end an answer.")
     stop_token_ids: list[TokenId] | None = Field(
@@ -79,21 +90,23 @@ class SamplingConfig(BaseModel):
     include_stop_str_in_output: bool | None = Field(
         default=None, description="Whether the answer keeps the text that ended it."
     )
-    ignore_eos: bool | None = Field(default=None, description="Whether an answer goes on after the model's end token.")
-    bad_words: TextList | None = Field(default=None, description="Texts that no answer contains.")
+    ignore_eos: bool | None = Field(
+        default=None, description="Whether an answer continues after the model's end token."
+    )
+    bad_words: TextList | None = Field(default=None, description="Texts that no answer may contain.")
     allowed_token_ids: list[TokenId] | None = Field(
-        default=None, min_length=1, description="The only token ids that are sampled."
+        default=None, min_length=1, description="The only token ids that the engine may sample."
     )
     logit_bias: dict[TokenId, float] | None = Field(
-        default=None, description="What is added to the logit of a token, by token id."
+        default=None, description="The number that is added to the logit of each of these token ids."
     )
     structured_outputs: dict[str, Any] | None = Field(
-        default=None, description="A grammar or a schema for answers, as vLLM's object of this name."
+        default=None, description="A grammar or a schema for answers, as in vLLM's object of this name."
     )
     thinking_token_budget: int | None = Field(
-        default=None, ge=0, description="The most tokens of reasoning in one answer."
+        default=None, ge=0, description="The limit for the tokens of reasoning in one answer."
     )
-    detokenize: bool | None = Field(default=None, description="Whether the engine makes text from the tokens.")
+    detokenize: bool | None = Field(default=None, description="Whether the engine also returns text for the tokens.")
     skip_special_tokens: bool | None = Field(
         default=None, description="Whether the engine leaves special tokens out of its text."
     )
@@ -101,13 +114,13 @@ class SamplingConfig(BaseModel):
         default=None, description="Whether the engine writes spaces between special tokens in its text."
     )
     skip_reading_prefix_cache: bool | None = Field(
-        default=None, description="Whether the engine computes the whole prompt, without its prefix cache."
+        default=None, description="Whether the engine computes the whole prompt instead of using its prefix cache."
     )
     extra_args: dict[str, Any] | None = Field(default=None, description="Arguments for plugins of the engine, by name.")
 
     @model_serializer(mode="wrap")
     def _leave_out_unset_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out keys that are not set, so that a new key does not change the digest of a configuration."""
+        """Leave out keys that are not set, so that adding a key to this class changes no configuration's digest."""
         return {key: value for key, value in serialize(self).items() if value is not None or key in _ALWAYS_WRITTEN}
 
 
@@ -115,10 +128,10 @@ SAMPLING_KEYS = frozenset(SamplingConfig.model_fields)
 
 
 def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the sampling keys of one turn, and return them as they go to the engine.
+    """Check the sampling keys of one turn, and return the values to send to the engine.
 
     Raises:
-        SamplingError: a key is unknown, or does not allow its value.
+        SamplingError: a key is unknown, or its value is not valid.
     """
     if not isinstance(sampling, Mapping):
         raise SamplingError(
@@ -141,7 +154,7 @@ def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_number(value: Any) -> Any:
-    """Return a number of numpy as a number of Python, because environments often compute with numpy."""
+    """Convert a number of numpy to a number of Python; environments often compute with numpy."""
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
     raise TypeError(f"a value of the type {type(value).__name__} cannot be written as JSON")

@@ -37,7 +37,7 @@ MultimodalMode = Literal["auto", "content_parts", "mmraw"]
 """How images are sent to an engine; see `EngineConfig.multimodal`."""
 
 ConfigPath = Annotated[Path, AfterValidator(_resolve_path)]
-"""A path; a relative one is relative to the YAML file."""
+"""A path; a relative path is relative to the directory of the YAML file."""
 
 
 def _resolve_model_path(path: Path, info: ValidationInfo) -> Path:
@@ -50,7 +50,7 @@ def _resolve_model_path(path: Path, info: ValidationInfo) -> Path:
 
 
 ModelPath = Annotated[Path, AfterValidator(_resolve_model_path), PlainSerializer(written_model_path)]
-"""The directory of a model, or the name of one that this package ships."""
+"""The directory of a model, or the name of a model that this package ships."""
 
 
 class Section(BaseModel):
@@ -67,15 +67,15 @@ class ModelConfig(Section):
         description="The directory with tokenizer.json and the configuration of the image processor. builtin:tiny is"
         " the small model that the package ships."
     )
-    renderer: str = Field(description="The chat format, by its name in the package renderers.")
+    renderer: str = Field(description="The name of the model's chat format in the package renderers.")
     template: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict,
         description="Arguments of the model's chat template by name, such as enable_thinking.",
     )
     special_text: Literal["text", "refuse", "allow"] = Field(
         default="text",
-        description="What happens to text in messages that spells control tokens, such as <|im_end|>. text: it is"
-        " encoded as text. refuse: the rollout fails. allow: it is encoded as control tokens.",
+        description="What happens if the text of a message contains a control token, such as <|im_end|>. text: it is"
+        " encoded as plain text. refuse: the rollout fails. allow: it is encoded as the control token.",
     )
 
 
@@ -83,25 +83,26 @@ class EmbeddedConfig(Section):
     """The embedded engine, which starts if engine.urls is empty."""
 
     policy: str = Field(
-        default="rollout.serving.policies:ColorPolicy", description="The class that answers, as package.module:Class."
+        default="rollout.serving.policies:ColorPolicy",
+        description="The class whose object answers, as package.module:Class.",
     )
-    max_model_len: int = Field(default=32768, ge=16, description="The most tokens of a prompt and its answer together.")
-    latency_ms: float = Field(default=0.0, ge=0, description="How long each answer is delayed, in milliseconds.")
+    max_model_len: int = Field(default=32768, ge=16, description="The limit for the tokens of a prompt and its answer.")
+    latency_ms: float = Field(default=0.0, ge=0, description="Milliseconds to wait before each answer.")
 
 
 def _check_engine_url(url: str) -> str:
     if "@" in url:
         raise PydanticCustomError(
-            "secret", "a URL is logged, so it must not have a key; name the variable of the key in engine.api_key_env"
+            "secret", "a URL is logged, so it must not contain a key; engine.api_key_env names the key's variable"
         )
     try:
         parts = split_url(url)
     except QueueURLError as error:
         raise ValueError(str(error).removeprefix(f"{hide_passwords(url)}: ")) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("expected the root of a server, such as http://127.0.0.1:8000")
+        raise ValueError("expected the root URL of a server, such as http://127.0.0.1:8000")
     if parts.path.strip("/") == "v1":
-        raise ValueError("expected the root of the server, without /v1")
+        raise ValueError("expected the root URL of the server, without /v1")
     return url.rstrip("/")
 
 
@@ -113,7 +114,7 @@ def _check_variable_name(name: str) -> str:
 
 
 EngineUrl = Annotated[str, AfterValidator(_check_engine_url)]
-"""The root URL of an engine; it may have a path, such as that of a proxy."""
+"""The root URL of an engine; it may have a path, for example behind a proxy."""
 
 
 class EngineConfig(Section):
@@ -123,16 +124,17 @@ class EngineConfig(Section):
         default=(),
         description="The root URL of each engine, such as http://127.0.0.1:8000. If empty, the embedded engine starts.",
     )
-    timeout: float = Field(default=300.0, gt=0, description="Seconds for one turn with all of its tries.")
+    timeout: float = Field(default=300.0, gt=0, description="Seconds for one turn, including all tries of its request.")
     request_timeout: float | None = Field(
         default=None,
         gt=0,
-        description="Seconds for one try; then another engine is asked. null: as long as engine.timeout allows.",
+        description="Seconds for one try; then another engine gets the request. null: only engine.timeout counts.",
     )
     retries: int = Field(
         default=5,
         ge=0,
-        description="How often a request is repeated after a broken connection, 429, 502-504 or a time-out.",
+        description="How many times a request is repeated after a broken connection, the status 429 or 502-504, or a"
+        " time-out.",
     )
     affinity: bool = Field(
         default=False,
@@ -149,10 +151,10 @@ class EngineConfig(Section):
     )
     ban_placeholders: bool = Field(
         default=True,
-        description="Forbid the engines to sample the placeholder tokens of images and videos. An answer with such a"
-        " token ends its rollout.",
+        description="Forbid the engines to sample the placeholder tokens of images and videos. If an answer contains"
+        " such a token, its rollout ends.",
     )
-    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How the engines sample; vLLM's names.")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How the engines sample.")
     embedded: EmbeddedConfig = Field(default=EmbeddedConfig(), description="Settings of the embedded engine.")
 
 
@@ -169,23 +171,24 @@ class ImagesConfig(Section):
         default=DEFAULT_MAX_IMAGE_BYTES,
         ge=1,
         le=MAX_IMAGE_BYTES,
-        description="The most bytes of one encoded image. A vLLM with our plugin takes at most 67,108,864.",
+        description="The limit for the bytes of one encoded image. A vLLM with our plugin accepts at most 67,108,864.",
     )
     max_pixels: int = Field(
         default=DEFAULT_MAX_PIXELS,
         ge=1,
         le=ENGINE_MAX_PIXELS,
-        description=f"Width times height of one image, in pixels. No engine takes more than {ENGINE_MAX_PIXELS:,}.",
+        description="The limit for an image's width times height, in pixels. No engine accepts more than"
+        f" {ENGINE_MAX_PIXELS:,}.",
     )
     memory: int = Field(
         default=DEFAULT_DECODING_MEMORY,
         ge=1,
-        description="Bytes of memory that one process uses to decode images; other images wait.",
+        description="The limit for the bytes of memory in which one process decodes images; other images wait.",
     )
 
 
 class QueueConfig(Section):
-    """The URLs of the queues; {run_dir} is the run's directory, {environment} is run.name."""
+    """The URLs of the queues; {run_dir} stands for the run's directory, and {environment} for run.name."""
 
     url: QueueUrl = Field(
         default="file://{run_dir}/trajectories?retain=true",
@@ -203,11 +206,13 @@ class QueueConfig(Section):
 class WorkerConfig(Section):
     """How a worker plays rollouts, and when it gives up."""
 
-    concurrency: int = Field(default=32, ge=1, description="The most rollouts that one worker plays at the same time.")
+    concurrency: int = Field(
+        default=32, ge=1, description="The limit for the rollouts that one worker plays at the same time."
+    )
     tokens_in_flight: int | None = Field(
         default=None,
         ge=1,
-        description="No rollout starts while the rollouts that a worker plays have this many tokens. null: no limit.",
+        description="A worker starts no rollout while those that it plays have this many tokens. null: no limit.",
     )
     rollout_timeout: float = Field(default=1800.0, gt=0, description="Seconds for one attempt at a rollout.")
     turn_timeout: float = Field(
@@ -218,12 +223,12 @@ class WorkerConfig(Section):
     block_timeout: float = Field(
         default=60.0,
         gt=0,
-        description="Seconds for which one rollout may block the event loop, and so all other rollouts of its worker.",
+        description="Seconds that one rollout may block the event loop. Other rollouts of the worker wait meanwhile.",
     )
     max_attempts: int = Field(
         default=3,
         ge=1,
-        description="The most attempts at one rollout. Another attempt follows if the worker dies, if the"
+        description="The limit for the attempts at one rollout. Another attempt follows if the worker dies, if the"
         " infrastructure fails, or if the environment raises Retry.",
     )
     halt_after: int = Field(
@@ -246,10 +251,10 @@ class PolicyConfig(Section):
     max_staleness: int | None = Field(
         default=None,
         ge=0,
-        description="How many training steps before its own step a rollout may start. null: workers do not wait for the"
-        " trainer.",
+        description="How many training steps a rollout may start before the step that trains on it. null: workers do"
+        " not wait for the trainer.",
     )
-    batch: int = Field(default=64, ge=1, description="Rollouts of this environment in one training step.")
+    batch: int = Field(default=64, ge=1, description="The number of this environment's rollouts in a training step.")
     on_update: OnUpdate = Field(
         default="wait",
         description="What happens to running requests when new weights come. keep: they continue with the new weights."
@@ -266,7 +271,7 @@ class PolicyConfig(Section):
         " cut: they end as unscored. abandon: they end as abandoned.",
     )
     straggler_grace: float = Field(
-        default=120.0, gt=0, description="Seconds, counted from the moment when half of a group has ended."
+        default=120.0, gt=0, description="Seconds that the last rollouts have after half of their group has ended."
     )
     partial_groups: Literal["keep", "cancel"] = Field(
         default="keep",
@@ -287,7 +292,7 @@ class MetricsConfig(Section):
         default=0,
         ge=0,
         le=65535,
-        description="The port to listen at. 0: a free port, which RUN_DIR/metrics/*.json names. The workers of a launch"
+        description="The port to listen at. 0: a free port; RUN_DIR/metrics/*.json contains it. The workers of a launch"
         " always take free ports.",
     )
 
@@ -307,11 +312,11 @@ class RunConfig(Section):
         description="The name of the environment in the run; the run's id begins with it.",
     )
     directory: ConfigPath = Field(
-        default="runs", validate_default=True, description="The directory in which each run gets a directory."
+        default="runs", validate_default=True, description="The directory that contains the directory of each run."
     )
     max_failed: Annotated[int | float | None, BeforeValidator(_check_max_failed)] = Field(
         default=None,
         description="How many rollouts may fail before the run stops: a whole number, or a share of the rollouts that"
-        " ended. A share is checked from the 16th rollout on; 1.0 is no limit. null: the run stops if the first 16 all"
-        " fail.",
+        " ended. A share is checked from the 16th rollout on; 1.0 means no limit. null: the run stops if the first 16"
+        " all fail.",
     )

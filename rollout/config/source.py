@@ -1,7 +1,8 @@
-"""Reads a YAML file into plain data and remembers the line of every key, so that an error can name it.
+"""Reads a YAML file into plain data and remembers the line of every key, so that an error can name the line.
 
-`${VAR}` and `${VAR:-default}` are replaced inside scalars. A plain (unquoted) scalar gets its type after that, so that
-`count: ${N:-4}` is a number. The overrides of `--set key=value` come last, and are read in the same way.
+`${VAR}` and `${VAR:-default}` are replaced inside scalars. The type of a plain (unquoted) scalar is decided after
+that, so `count: ${N:-4}` is a number. The overrides of `--set key=value` are read in the same way, and replace values
+of the file.
 
 The file is untrusted input. Its size, its depth and the number of its values (with aliases replaced) have limits.
 """
@@ -34,11 +35,11 @@ _KINDS = {
     "tag:yaml.org,2002:bool": "true or false",
     "tag:yaml.org,2002:null": "null",
 }
-"""The tags that a value gets from its form, in plain words."""
+"""The tags that YAML gives a value because of its form, each in words for messages."""
 _VARIABLE_PATTERN = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _SURROGATE_PATTERN = re.compile(r"[\ud800-\udfff]")
 _NO_KEY_PATTERN = re.compile(r"[:@\ud800-\udfff]")
-"""Characters that a key after --set never has. A text with : or @ is probably a URL without its key."""
+"""Characters that no key after --set contains. With : or @, the user probably wrote a URL and forgot its key."""
 
 
 class ConfigFileError(ConfigurationError):
@@ -54,8 +55,8 @@ class ConfigDocument:
         directory: the directory of this file.
         data: the content of the file, with the overrides.
         locations: for each key, the file and the line where it is, or the override.
-        references: the scalars with variables, by their keys.
-        plain_passwords: the keys of URLs whose password is not in a variable.
+        references: the values that contain variables, such as `${NAME}`, by their keys.
+        plain_passwords: the keys where a URL contains a password instead of a variable.
     """
 
     file_name: str
@@ -66,7 +67,7 @@ class ConfigDocument:
     plain_passwords: list[KeyPath] = field(default_factory=list)
 
     def location_of(self, key_path: KeyPath) -> str:
-        """Return where a key is written; if it is not written, where the nearest section around it is."""
+        """Return the place of a key; for a missing key, the place of the nearest section around it."""
         for length in range(len(key_path), 0, -1):
             if key_path[:length] in self.locations:
                 return self.locations[key_path[:length]]
@@ -75,7 +76,7 @@ class ConfigDocument:
     def written_at(self, key_path: KeyPath) -> Any:
         """Return the value of a key, or of the nearest section around it, as the user wrote it.
 
-        Variables are not replaced, because their content may be a secret.
+        Its variables are not replaced, because their content may be a secret.
         """
         value: Any = self.data
         found: KeyPath = ()
@@ -100,7 +101,7 @@ def _is_index(value: Any, part: str | int) -> bool:
 
 
 def read_document(path: Path, overrides: Sequence[str], variables: Mapping[str, str] = os.environ) -> ConfigDocument:
-    """Read a file and apply the overrides. Raises ConfigFileError."""
+    """Read a YAML file and apply the overrides. Raises ConfigFileError if the file or an override is not valid."""
     text = _read_text(path)
     document = ConfigDocument(str(path), path.resolve().parent, {})
     try:
@@ -129,7 +130,7 @@ def _read_text(path: Path) -> str:
             content = file.read(_MAX_FILE_BYTES + 1)
         if len(content) > _MAX_FILE_BYTES:
             raise ConfigFileError(
-                f"{path}: this file has more than {_MAX_FILE_BYTES:,} bytes, the most for a configuration. Put the "
+                f"{path}: this file has more than {_MAX_FILE_BYTES:,} bytes, the limit for a configuration. Put the "
                 "data of tasks in another file, and name it in tasks.source."
             )
         return content.decode("utf-8")
@@ -142,11 +143,11 @@ def _read_text(path: Path) -> str:
 
 
 class _NestedTooDeeply(yaml.MarkedYAMLError):
-    pass
+    """Lists and keys are nested deeper than the limit."""
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Stops before the recursion of the composer reaches Python's limit."""
+    """Refuses deep nesting, before the recursive composer reaches Python's recursion limit."""
 
     _depth = 0
 
@@ -166,7 +167,7 @@ def _compose(text: str) -> yaml.Node | None:
 
 def _describe_yaml_error(error: yaml.MarkedYAMLError) -> str:
     if isinstance(error, _NestedTooDeeply):
-        return f"lists and keys are nested deeper than {_MAX_DEPTH}, the most for a configuration"
+        return f"lists and keys are nested deeper than {_MAX_DEPTH} levels, the limit for a configuration"
     return f"this is not YAML: {hide_passwords(str(error.problem))}"
 
 
@@ -177,7 +178,7 @@ def _describe_tag(node: yaml.ScalarNode) -> str:
         return f"has the tag {shorten(node.tag)}, which is not supported; remove the tag, or write the value in quotes"
     is_marked = node.tag != yaml.SafeLoader("").resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
     mark = f", without !!{node.tag.rpartition(':')[2]} before it" if is_marked or node.style else ""
-    return f"looks like {kind}, but is not valid; if it is a text, write it in quotes{mark}"
+    return f"looks like {kind}, but is not valid; if it is a string, write it in quotes{mark}"
 
 
 class _YamlReader:
@@ -190,12 +191,14 @@ class _YamlReader:
         self._measures: dict[int, tuple[int, int] | None] = {}
 
     def check_size(self, node: yaml.Node, depth: int = 0) -> None:
-        """Refuse a node that has too many values or levels when its aliases are replaced."""
+        """Raise ConfigFileError if a node has too many values or levels after its aliases are replaced."""
         values, levels = self._measure(node)
         if values > _MAX_VALUES:
-            raise self._error(node, (), f"with its aliases replaced, this has more than {_MAX_VALUES:,} values")
+            raise self._error(
+                node, (), f"with its aliases replaced, this has more than {_MAX_VALUES:,} values; use fewer"
+            )
         if depth + levels > _MAX_DEPTH:
-            raise self._error(node, (), f"with its aliases replaced, this is nested deeper than {_MAX_DEPTH}")
+            raise self._error(node, (), f"with its aliases replaced, this is nested deeper than {_MAX_DEPTH} levels")
 
     def _measure(self, node: yaml.Node) -> tuple[int, int]:
         """Return the number of values in a node, and the number of its levels. Each node is visited once."""
@@ -205,7 +208,7 @@ class _YamlReader:
             if (known := self._measures[id(node)]) is None:
                 raise self._error(node, (), "an alias contains itself")
             return known
-        self._measures[id(node)] = None  # it is being measured
+        self._measures[id(node)] = None  # None marks a node that is being measured
         items = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in node.value]
         inner = [self._measure(item) for item in items]
         values = min(1 + sum(values for values, _ in inner), _MAX_VALUES + 1)
@@ -265,14 +268,14 @@ class _YamlReader:
     def _construct(self, node: yaml.ScalarNode, key_path: KeyPath, written: str) -> Any:
         shown = repr(shorten(hide_passwords(written)))
         if node.tag in _NUMBER_TAGS and len(node.value) > _MAX_NUMBER_LENGTH:
-            raise self._error(node, key_path, f"{shown} is too long for a number; write it in quotes if it is a text")
+            raise self._error(node, key_path, f"{shown} is too long for a number; write it in quotes if it is a string")
         try:
             value = yaml.SafeLoader("").construct_object(node)
         except (yaml.YAMLError, ValueError, LookupError, AttributeError):
-            # The message of the library is not shown, because it may have the content of a variable.
+            # The message of the library is not shown, because it may contain the content of a variable.
             raise self._error(node, key_path, f"{shown} {_describe_tag(node)}") from None
         if isinstance(value, bytes):
-            raise self._error(node, key_path, "binary data is not supported; write a text")
+            raise self._error(node, key_path, "binary data is not supported; write a string")
         if isinstance(value, int) and not -_MAX_INTEGER <= value < _MAX_INTEGER:
             raise self._error(node, key_path, f"{shown} does not fit in 64 bits; write a number below 2**63")
         if isinstance(value, float) and not float("-inf") < value < float("inf"):
@@ -308,14 +311,18 @@ def _apply_override(document: ConfigDocument, override: str, variables: Mapping[
     try:
         root = _compose(text)
     except yaml.YAMLError:
-        raise ConfigFileError(f"--set {shown_key}: the value is not YAML, or is nested too deeply; quote it.") from None
+        raise ConfigFileError(
+            f"--set {shown_key}: the value is not YAML, or is nested too deeply; write it in quotes."
+        ) from None
     section: dict[str, Any] = document.data
     for depth, name in enumerate(key_path[:-1]):
         subsection = section.setdefault(name, {})
         if subsection is None:
             subsection = section[name] = {}
         if not isinstance(subsection, dict):
-            raise ConfigFileError(f"--set {shown_key}: {show_key(key_path[: depth + 1])} is not a section.")
+            raise ConfigFileError(
+                f"--set {shown_key}: {show_key(key_path[: depth + 1])} is not a section, so it has no keys."
+            )
         section = subsection
     _forget(document, key_path)
     reader = _YamlReader(document, variables, lambda _: f"--set {shown_key}")
@@ -327,7 +334,7 @@ def _apply_override(document: ConfigDocument, override: str, variables: Mapping[
 
 
 def _forget(document: ConfigDocument, key_path: KeyPath) -> None:
-    """Remove what is known about a key that an override replaces."""
+    """Remove the place, the references and the passwords of a key that an override replaces."""
 
     def is_replaced(key: KeyPath) -> bool:
         return key[: len(key_path)] == key_path

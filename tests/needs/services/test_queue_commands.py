@@ -65,4 +65,4 @@ async def test_stats_count_the_malformed_messages_that_a_hub_refused() -> None:
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
         stranger.close()
     assert "refused" in done.stdout
-    assert "1 messages; the log of the hub names the sender and why" in done.stdout
+    assert "1 messages; the log of the hub names senders and reasons" in done.stdout

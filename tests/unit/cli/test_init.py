@@ -97,7 +97,7 @@ def test_init_prints_how_to_install_gymnasium_if_it_is_missing(tmp_path: Path, m
         ("7up", "Begin with a letter"),
         ("..", "Begin with a letter"),
         ("nowhere/guess", "there is no directory nowhere. Create it first"),
-        ("taken", "taken exists already, and is not changed"),
+        ("taken", "taken already exists, and is not changed"),
         ("n" * 300, "cannot be written: File name too long"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_narrow_terminal_shows_fewer_columns_and_names_the_others() -> None:
     assert good.split() == ["000000.0", "ok", "0.500", "30", "30", "12,345"]
     assert bad.split(maxsplit=6)[6] == "ValueError: a message that is …"
     assert len(bad) <= 80
-    assert "Not shown: sampled, versions, seconds. --sort and --filter know them; a wider" in rest
+    assert "Not shown: sampled, versions, seconds. A wider terminal, a pipe or --json shows" in rest
 
 
 def test_a_name_that_is_longer_than_the_terminal_is_not_cut() -> None:
@@ -197,7 +197,7 @@ def test_rows_are_filtered_and_sorted(inspect: Inspect, filters: list[str], sort
     [
         ({"filters": ["colour=red"]}, "no column 'colour'; the columns are rollout, environment"),
         ({"filters": ["reward"]}, "expected a column, one of ="),
-        ({"filters": ["turns>many"]}, "compared with a number"),
+        ({"filters": ["turns>many"]}, "'many' is not a number, but turns is"),
         ({"sort": "-colour"}, "no column 'colour'"),
         ({"export": Path("x.csv")}, r"ends with \.jsonl or \.parquet"),
         ({"export": Path("/nowhere/x.jsonl")}, "cannot be written: No such file or directory"),

@@ -112,7 +112,7 @@ def test_the_warning_for_failed_closes_has_the_command_that_shows_them() -> None
         ({"retries": 1, "request_retries": 0, "retry_reason": None}, "1 attempt, 0 engine requests"),
         (
             {"retries": 1200, "request_retries": 1, "retry_reason": "no judge"},
-            "1,200 attempts, 1 engine request; an environment asked: no judge",
+            "1,200 attempts, 1 engine request; an environment gave the reason: no judge",
         ),
     ],
 )

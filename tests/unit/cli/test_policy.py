@@ -57,7 +57,7 @@ def test_push_repairs_an_engine_that_stopped_during_an_update(
 def test_push_and_status_need_a_published_version(
     rollout: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
-    assert "is not the directory of a run" in rollout("push").stderr
+    assert "give the directory of a run" in rollout("push").stderr
     (tmp_path / "run").mkdir()
     shown = rollout("status")
     assert shown.returncode == 1

@@ -150,13 +150,13 @@ def write_coin(directory: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> P
     [
         (
             "class Coin(Environment):\n    def run(self, task, model): return Score(1.0)",
-            "a run that is not a coroutine",
+            "a method run that is not a coroutine",
         ),
         ("class Coin(Environment):\n    pass", "does not define run"),
         (
             "class Coin(MultiTurnEnvironment):\n    def reset(self, task): return []\n"
             "    async def step(self, reply): return Turn()",
-            "a reset that is not a coroutine; write `async def reset`",
+            "a method reset that is not a coroutine; write `async def reset`",
         ),
         ("class Coins(Environment):\n    pass", "has no 'Coin'; did you mean 'Coins'?"),
         ("raise AttributeError('of its own')", 'coin_module.py", line 2, in <module>\n'),
@@ -274,7 +274,7 @@ def alias_bomb(levels: int) -> str:
 @pytest.mark.parametrize(
     ("text", "expected_text"),
     [
-        (alias_bomb(30), "env.yaml:1: with its aliases replaced, this has more than 100,000 values."),
+        (alias_bomb(30), "env.yaml:1: with its aliases replaced, this has more than 100,000 values; use fewer."),
         ("a: &a [*a]", "env.yaml:1: an alias contains itself."),
         ("a:\n  b: &a {c: [1, *a]}", "env.yaml:2: an alias contains itself."),
         (f"a: {'[' * 5000}{']' * 5000}", "env.yaml:1: lists and keys are nested deeper than 64"),
@@ -286,14 +286,17 @@ def alias_bomb(levels: int) -> str:
             "env.yaml:2: tasks.seed: '9223372036854775808' does not fit in 64 bits",
         ),
         (f"tasks: {{seed: {'9' * 5000}}}", "env.yaml:1: tasks.seed: '9"),
-        (f"tasks: {{seed: {'1:' * 60}1}}", "is too long for a number; write it in quotes if it is a text."),
+        (f"tasks: {{seed: {'1:' * 60}1}}", "is too long for a number; write it in quotes if it is a string."),
         ("a: .inf", "env.yaml:1: a: Input should be a finite number, found inf."),
         ('a: "x\\ud800"', "env.yaml:1: a: the text has a lone surrogate"),
         ('"x\\ud800": 1', "env.yaml:1: a key has a lone surrogate"),
-        ("a: !!binary aGk=", "env.yaml:1: a: binary data is not supported; write a text."),
-        ("a: !!float ''", "a: '' looks like a number, but is not valid; if it is a text, write it in quotes, without"),
+        ("a: !!binary aGk=", "env.yaml:1: a: binary data is not supported; write a string."),
+        (
+            "a: !!float ''",
+            "a: '' looks like a number, but is not valid; if it is a string, write it in quotes, without",
+        ),
         ("a: 2020-13-45", "env.yaml:1: a: '2020-13-45' looks like a date or a time, but is not valid; if it"),
-        ("a: !!timestamp b", "if it is a text, write it in quotes, without !!timestamp before it."),
+        ("a: !!timestamp b", "if it is a string, write it in quotes, without !!timestamp before it."),
         ("a: !b c", "env.yaml:1: a: 'c' has the tag !b, which is not supported; remove the tag, or write the value in"),
     ],
     ids=range(18),

@@ -80,7 +80,7 @@ def test_a_run_that_returns_a_coroutine_is_accepted_in_every_form(run: object) -
     ids=["function", "decorated", "static", "partial", "partialmethod", "object", "nothing"],
 )
 def test_a_run_that_returns_no_coroutine_is_refused_in_every_form(run: object) -> None:
-    assert class_problem(class_with(run)) == "has a run that is not a coroutine; write `async def run`"
+    assert class_problem(class_with(run)) == "has a method run that is not a coroutine; write `async def run`"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_run_that_returns_no_coroutine_is_refused_in_every_form(run: object) -
 )
 def test_a_run_with_a_yield_is_refused(run: object) -> None:
     assert class_problem(class_with(run)) == (
-        "has a run with a `yield`, which makes it a generator; use `return` instead"
+        "has a method run with a `yield`, which makes it a generator; use `return` instead"
     )
 
 
@@ -112,13 +112,13 @@ def test_a_shared_without_a_yield_is_refused() -> None:
     returning: Any = coroutine
     shared = classmethod(contextlib.asynccontextmanager(returning))
     problem = class_problem(type("Coin", (Environment,), {"run": coroutine, "shared": shared}))
-    assert problem == "has a shared without a `yield`; write `yield resources` where it has `return`"
+    assert problem == "has a method shared without a `yield`; write `yield resources` where it has `return`"
 
 
 def test_a_truncated_that_is_not_a_coroutine_is_refused() -> None:
     methods = {"reset": coroutine, "step": coroutine, "truncated": lambda self, conversation: None}
     problem = class_problem(type("Coin", (MultiTurnEnvironment,), methods))
-    assert problem == "has a truncated that is not a coroutine; write `async def truncated`"
+    assert problem == "has a method truncated that is not a coroutine; write `async def truncated`"
 
 
 class Broken(Environment):

@@ -60,7 +60,7 @@ def test_the_error_for_an_unknown_built_in_model_lists_the_built_in_ones(yaml_fi
 def test_the_error_for_a_name_of_the_hub_has_the_command_to_download_it(yaml_file: Path) -> None:
     message = missing_model(yaml_file, "Qwen/Qwen3-VL-4B-Instruct")
     directory = yaml_file.parent
-    assert f"{yaml_file}: model.path: there is no {directory}/Qwen/Qwen3-VL-4B-Instruct." in message
+    assert f"{yaml_file}: model.path: {directory}/Qwen/Qwen3-VL-4B-Instruct does not exist." in message
     command = f"hf download Qwen/Qwen3-VL-4B-Instruct --local-dir {directory}/models/Qwen3-VL-4B-Instruct"
     assert f"`{command}`, and write `path: models/Qwen3-VL-4B-Instruct`" in message
 
@@ -68,7 +68,7 @@ def test_the_error_for_a_name_of_the_hub_has_the_command_to_download_it(yaml_fil
 @pytest.mark.parametrize("path", ["../models/tiny", "tiny", "./a/b/c", "/models/tiny"])
 def test_the_error_for_a_missing_path_names_the_absolute_path(yaml_file: Path, path: str) -> None:
     message = missing_model(yaml_file, path)
-    assert f"there is no {(yaml_file.parent / path).resolve()}. A relative path is relative to the YAML" in message
+    assert f"{(yaml_file.parent / path).resolve()} does not exist. A relative path is relative to the YAML" in message
     assert "hf download" not in message
 
 

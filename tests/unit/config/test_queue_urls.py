@@ -64,7 +64,7 @@ def load_error(path: Path) -> str:
         ("tasks", "file://{run_dirr}/tasks", "unknown field '{run_dirr}'; did you mean 'run_dir'?"),
         ("tasks", "redis://h/0?stream={environ}", "unknown field '{environ}'; did you mean 'environment'?"),
         ("tasks", "file:///a/{run_id}/x@y", "unknown field '{run_id}'; did you mean 'run_dir'?"),
-        ("tasks", "redis://h/0?stream={x}", "unknown field '{x}'; known are run_dir, environment."),
+        ("tasks", "redis://h/0?stream={x}", "unknown field '{x}'; the valid names are run_dir, environment."),
         ("url", "file://data/records", "expected file:// and an absolute directory, as in file:///data/run7/trajector"),
         ("url", "file://{environment}/records", "expected file:// and an absolute directory"),
         ("url", "zmq://h", "expected a host and a port, as in zmq://10.0.0.5:5555, found 'zmq://h'."),
@@ -118,7 +118,9 @@ def test_an_error_shows_a_mistake_beside_a_variable_and_never_its_value(
     assert "unknown option 'straem'; did you mean 'stream'?" in load_error(write(tmp_path, "url: ${PLACE}?straem=x"))
     message = load_error(write(tmp_path, "url: redis://h/0?${OPTIONS}"))
     assert "hunter2" not in message
-    assert message.endswith("its variables do not make it the URL of a queue, found 'redis://h/0?${OPTIONS}'.")
+    assert message.endswith(
+        "with its variables replaced, this is not the URL of a queue, found 'redis://h/0?${OPTIONS}'."
+    )
 
 
 def test_a_directory_in_a_url_is_percent_encoded() -> None:

@@ -66,7 +66,7 @@ def test_the_yaml_and_a_turn_accept_every_key(tmp_path: Path) -> None:
     ("key", "value", "problem"),
     [
         ("temprature", 1, "temprature: unknown key; did you mean 'temperature'?"),
-        ("n", 2, "n: unknown key; known are temperature, top_p, "),
+        ("n", 2, "n: unknown key; the valid names are temperature, top_p, "),
         ("temperature", -1, "temperature: Input should be greater than or equal to 0, found -1."),
         ("temperature", math.nan, "temperature: Input should be a finite number, found nan."),
         ("temperature", "1", "temperature: Input should be a valid number, found '1'."),

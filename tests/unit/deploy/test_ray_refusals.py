@@ -20,4 +20,4 @@ def test_the_error_without_ray_names_the_extra(
 def test_ray_needs_the_number_of_workers(configs: list[Path]) -> None:
     result = run_cli("launch", str(configs[0]), "--on", "ray", "--workers", "0")
     assert result.returncode == 2
-    assert "--workers says how many" in result.stderr
+    assert "--workers (for each" in result.stderr

@@ -98,12 +98,12 @@ def test_scripts_pass_shellcheck(render: Render, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--on", "slurm", "--workers", "0"), "--workers says how many"),
+        (("--on", "slurm", "--workers", "0"), "--workers (for each"),
         (("--on", "k8s"), "--on k8s needs --image"),
-        ((*SLURM, "--image", "x"), "leave it out otherwise"),
+        ((*SLURM, "--image", "x"), "without --on k8s, leave out --image"),
         ((), "--render needs one of them"),
-        ((*SLURM, "--run", "other"), "starts a run of its own"),
-        ((*SLURM, "--resume", "other"), "starts a run of its own"),
+        ((*SLURM, "--run", "other"), "prepares a new run"),
+        ((*SLURM, "--resume", "other"), "prepares a new run"),
         (
             (*SLURM, "--set", "queue.tasks=redis://127.0.0.1/0"),
             "queue.tasks is redis://127.0.0.1/0, which other machines",

@@ -56,9 +56,9 @@ def test_a_variable_that_is_not_set_is_named(example: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "expected_text"),
     [
-        ("127.0.0.1:8000", "the root of a server"),
+        ("127.0.0.1:8000", "the root URL of a server"),
         ("http://127.0.0.1:8000/v1", "without /v1"),
-        ("ftp://host", "the root of a server"),
+        ("ftp://host", "the root URL of a server"),
         ("http://me:s3cret@host:8000", "engine.api_key_env"),
     ],
 )

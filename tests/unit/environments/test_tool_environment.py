@@ -209,7 +209,7 @@ def test_a_tool_environment_is_usable_and_its_schemas_are_checked(monkeypatch: p
 
 def test_a_score_that_is_not_a_coroutine_is_refused() -> None:
     plain = type("Plain", (Desk,), {"score": lambda self, reply: Score(1.0)})
-    assert class_problem(plain) == "has a score that is not a coroutine; write `async def score`"
+    assert class_problem(plain) == "has a method score that is not a coroutine; write `async def score`"
 
 
 def test_an_environment_without_tools_is_refused() -> None:
