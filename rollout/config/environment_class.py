@@ -12,7 +12,7 @@ from rollout.records.tools import require_tools
 
 
 class EnvironmentUnusable(ConfigurationError):
-    """An instance of an environment's class cannot be made, or declares wrong tools."""
+    """An instance of an environment's class cannot be created, or declares wrong tools."""
 
 
 def class_problem(loaded_class: object) -> str | None:
@@ -43,7 +43,7 @@ def require_usable(new_environment: Callable[[], Environment], class_path: str) 
     """Make one instance, as every rollout does, and check the tools that it declares.
 
     Raises:
-        EnvironmentUnusable: the instance cannot be made, or its tools are wrong. The message has the user's lines.
+        EnvironmentUnusable: the instance cannot be created, or its tools are wrong. The message has the user's lines.
     """
     try:
         environment = new_environment()
@@ -51,7 +51,7 @@ def require_usable(new_environment: Callable[[], Environment], class_path: str) 
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise EnvironmentUnusable(f"{class_path} cannot be made: {describe_user_error(error)}") from error
+        raise EnvironmentUnusable(f"{class_path} cannot be created: {describe_user_error(error)}") from error
     try:
         require_tools(tools, f"{class_path}.tools")
     except MessageError as error:

@@ -141,7 +141,7 @@ def check_depth(mode: str) -> None:
     if mode.startswith(("I", "F")):
         raise ImageError(
             f"the image is grey with values of more than 8 bits (mode {mode}), but engines show all values above 255 as"
-            " white; scale the values to 0 to 255, for 16 bits with"
+            " white. Scale the values to 0 to 255, for 16 bits with"
             ' Image.fromarray((numpy.asarray(image) / 256).astype("uint8"))'
         )
 

@@ -65,7 +65,7 @@ def decode_nodes(wire: Wire) -> tuple[MessageTokens, ...]:
         raise RecordError(f"'lengths' is {lengths}; expected one integer for each message")
     if len(messages) != len(lengths) or min(lengths) < 0 or sum(lengths) != len(ids):
         raise RecordError(
-            f"the record has {len(messages)} messages and {len(ids)} token ids, but 'lengths' is {lengths}; expected "
+            f"the record has {len(messages)} messages and {len(ids)} token ids, but 'lengths' is {lengths}. Expected "
             "one length for each message, and as many ids as the lengths add up to"
         )
     logprobs = _pop_logprobs(wire) if "logprobs" in wire else NO_LOGPROBS

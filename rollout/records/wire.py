@@ -314,7 +314,7 @@ def _decode_routed_experts(wire: Wire | None, token_count: int) -> RoutedExperts
     first, rows = pop_integer(wire, "first"), pop_field(wire, "rows", np.ndarray)
     if rows.ndim != 3 or rows.dtype.kind not in "iu" or first + len(rows) >= max(token_count, 1):
         raise RecordError(
-            f"'experts' has rows of {rows.dtype} with the shape {rows.shape}, from token {first} on; expected integers "
+            f"'experts' has rows of {rows.dtype} with the shape {rows.shape}, from token {first} on. Expected integers "
             f"of the shape [token, layer, choice], and no row for the last of {token_count} tokens."
         )
     return RoutedExperts(first, rows)

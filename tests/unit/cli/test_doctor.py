@@ -38,7 +38,7 @@ def test_doctor_shows_an_error_in_init_once_with_its_line(
 ) -> None:
     result = run_cli("doctor", one_line_environment("pass\n    def __init__(self, settings): raise ValueError('bug')"))
     assert result.returncode == 2
-    assert re.search(r"^bad +environment +.+:OneLine cannot be made:", result.stdout, re.MULTILINE)
+    assert re.search(r"^bad +environment +.+:OneLine cannot be created:", result.stdout, re.MULTILINE)
     assert re.search(r'File ".+\.py", line 4, in __init__', result.stdout)
     assert result.stdout.count("ValueError: bug") == 1
 

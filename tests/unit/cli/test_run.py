@@ -120,7 +120,7 @@ def test_an_error_in_init_ends_a_run_before_it_writes_a_file(
     path = one_line_environment("pass\n    def __init__(self, settings): raise ValueError('bug')")
     result = run_cli(command, path, "--set", f"run.directory={tmp_path}/runs")
     assert result.returncode == 2, result.stderr
-    assert ":OneLine cannot be made:" in result.stderr
+    assert ":OneLine cannot be created:" in result.stderr
     assert re.search(r'File ".+\.py", line 4, in __init__', result.stderr)
     assert not (tmp_path / "runs").exists()
 

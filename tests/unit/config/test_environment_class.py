@@ -138,7 +138,7 @@ def unusable(made: type[Environment]) -> str:
 
 def test_an_error_in_init_is_reported_with_its_line() -> None:
     message = unusable(Broken)
-    assert message.startswith("my:Broken cannot be made:")
+    assert message.startswith("my:Broken cannot be created:")
     assert 'test_environment_class.py", line' in message
     assert 'self.words = {"a": 1}["b"]' in message
     assert message.endswith("KeyError: 'b'")
