@@ -65,7 +65,7 @@ def test_grey_of_16_bits_is_refused_because_engines_cut_it_off(encode: Any, tmp_
         inspect_image(encode("PNG", mode="I;16"))
     for mode in ("I;16", "I", "F"):
         part = {"type": "image", "image": Image.new(mode, (2, 2))}
-        with pytest.raises(ImageError, match=rf"mode {mode}.* scale the values to 0 to 255"):
+        with pytest.raises(ImageError, match=rf"mode {mode}.* Scale the values to 0 to 255"):
             prepare_images([{"role": "user", "content": [part]}], ImagePolicy("offload", tmp_path))
 
 
