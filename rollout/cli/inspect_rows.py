@@ -116,7 +116,9 @@ def parse_condition(text: str) -> Condition:
         try:
             number = float(value)
         except ValueError:
-            raise InspectError(f"--filter {text!r}: {value!r} is not a number, but {column} is.") from None
+            raise InspectError(
+                f"--filter {text!r}: the column {column} has numbers, but {value!r} is not a number."
+            ) from None
         # A rollout without a reward never matches a condition on the reward.
         return lambda row: getattr(row, column) is not None and compare(getattr(row, column), number)
     return lambda row: compare(getattr(row, column), value)

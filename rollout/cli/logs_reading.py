@@ -85,7 +85,7 @@ class LogFile:
             self.incomplete = b""
 
     def _read_piece(self) -> tuple[float, bytes] | None:
-        """Return the time of the last write to the file, and its next bytes; None if it has no more bytes."""
+        """Return the time of the file's last write and its next bytes, or None if the file has no more bytes."""
         try:
             with self.path.open("rb", buffering=0) as file:
                 status = self.path.stat()

@@ -222,7 +222,7 @@ class _ConfigChecker:
             return None
         values = {key: value for key, value in (section or {}).items() if key not in exclude}
         try:
-            # Validate JSON, because strict mode accepts a list for a tuple, and a string for a path, only in JSON.
+            # Validate the values as JSON. Otherwise strict mode refuses a list for a tuple, and a string for a path.
             return model.model_validate_json(
                 json.dumps(values, default=str), strict=True, context={"directory": self._source.directory}
             )

@@ -44,7 +44,7 @@ _BROKEN_FIX = "read the engine's log, because the engine failed while it handled
 
 
 class _CheckSkipped(Exception):
-    """A check cannot be made; the text says why."""
+    """A check cannot be made; the message of this error says why."""
 
 
 @dataclass(frozen=True, slots=True)

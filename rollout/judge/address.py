@@ -53,8 +53,8 @@ class JudgeAddress:
             return cls(plain_url) if key is None else cls(plain_url, f"Bearer {key}", _spellings(key))
         if key is not None:
             raise ConfigurationError(
-                f"Judge: base_url {plain_url} contains a user, and api_key is set; only one of them can be sent. "
-                "Leave one of them out."
+                f"Judge: base_url {plain_url} contains a user name, and api_key is also set. Only one of them can be "
+                "sent; leave one out."
             )
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         token = base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -192,7 +192,7 @@ async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
             metrics.registry.register(OutcomeCollector(lambda: {config.run.name: state.totals}))
             export = await stack.enter_async_context(_export_metrics(config, state, metrics))
             queues = RunQueues(config, state.directory)
-            tasks_url = f"memory://{state.directory.run_id}-tasks"  # only this process plays orders of this run
+            tasks_url = f"memory://{state.directory.run_id}-tasks"  # no other process plays this run
             tasks_queue = await stack.enter_async_context(open_queue(tasks_url, lease="record"))
             trajectories_queue = await stack.enter_async_context(queues.open_trajectories())
             await _refuse_leftovers(trajectories_queue)

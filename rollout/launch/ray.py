@@ -103,7 +103,7 @@ class RayPlace:
 
     async def __aenter__(self) -> Self:
         # Ray connects in a thread, because on the main thread it would replace our Python handler of SIGTERM. It still
-        # sets a C handler, which aborts the process. The next line replaces this one: it sets our handler again.
+        # sets a C handler, which aborts the process. The next line sets our handler again.
         await anyio.to_thread.run_sync(self._connect)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         placement_groups = import_module("ray.util.placement_group")

@@ -93,7 +93,7 @@ class WaitWatcher:
         return None
 
     def _note(self, found: Wait | None, now: float) -> None:
-        """Report a wait that has lasted a moment, repeat it each minute, and report its end."""
+        """Report a wait that has lasted a moment, repeat the report each minute, and report when the wait ends."""
         if found is None or self._pending is None or found.waited_for is not self._pending.waited_for:
             if self._environment.wait is not None and not self._state.stopping_early:
                 self._report(f"continues after {now - self._wait_began:.0f} s", "launch continues", is_wait=False)

@@ -263,7 +263,7 @@ class RolloutFinished:
         digest: the digest of all steps as they were sent; it shows the reader whether a step was lost.
         seconds: the duration of the attempt, in seconds.
         limit: the limit that stopped the rollout.
-        rewards: the named rewards. `reward` is their weighted sum. Empty if the score had a single reward.
+        rewards: the named rewards; empty if the score had a single reward. `reward` is their weighted sum.
         turn_rewards: the rewards of single answers, by `Step.turn`; `reward` does not contain them.
         extra: fields that only a newer minor version of the schema has; usually empty.
     """

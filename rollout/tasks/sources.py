@@ -169,7 +169,7 @@ def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _may_be_endless(source: str) -> bool:
-    """Whether the source exists and is not a regular file, such as a named pipe."""
+    """Whether the source exists but is something other than a regular file, for example a named pipe."""
     path = Path(source)
     try:
         return not source.startswith("hf://") and path.exists() and not (path.is_file() or path.is_dir())

@@ -4,9 +4,9 @@
     assert played.turns[1].new_messages[-1]["content"] == "Lower."
     assert played.reward == 1.0
 
-Everything except the answers is real: they are rendered, tokenized and parsed, and an embedded engine sends them over
-HTTP. The records go through a queue to the trainer's reader. `replay` plays a recorded rollout again, with its recorded
-answers.
+Only the answers come from the test; everything else is real. The answers are rendered, tokenized and parsed, and an
+embedded engine sends them over HTTP. The records go through a queue to the trainer's reader. `replay` plays a recorded
+rollout again, with its recorded answers.
 """
 
 from rollout.testing.answers import Answer, AnswerUnusable, OutOfAnswers

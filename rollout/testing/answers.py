@@ -54,8 +54,8 @@ class AnswerScript:
     def __init__(self, answers: Answers) -> None:
         if isinstance(answers, str) or not (callable(answers) or isinstance(answers, Sequence)):
             raise TypeError(
-                f"answers is {describe_wrong_type(answers)}; expected a list of answers, or a function of the "
-                "conversation that returns the next one"
+                f"answers is {describe_wrong_type(answers)}; expected a list of answers, or a function that "
+                "takes the conversation and returns the next answer"
             )
         self._function = answers if callable(answers) else None
         self._answers = (

@@ -77,7 +77,7 @@ def read_array(extension: bytes, take_frame: Callable[[int], memoryview]) -> Arr
     buffer: bytes | memoryview = extension
     if frame:
         if len(extension) > data_start:
-            raise MalformedRecord("an array has bytes in the head and in a frame, too")
+            raise MalformedRecord("an array has bytes both in the head and in a frame; only one is allowed")
         buffer, data_start = take_frame(frame), 0
     dtype = _WIRE_DTYPES[code]
     # math.prod uses Python's integers, which do not overflow for a large shape.

@@ -235,7 +235,7 @@ class AckLog:
         try:
             self.append(initial_entries)
             self._initial_bytes = self._end
-            # Sync before the rename: the log must appear complete, because older logs are then removed.
+            # The log must be complete on the disk when it gets its final name: older logs are removed after that.
             os.fsync(self._fd)
             temporary_file.rename(directory / self.name)
         except BaseException:

@@ -1,7 +1,8 @@
 """Reads and discards the dead letters of a queue, in any process.
 
-Dead letters are stored in segments, as other records are, with the reason as their first frame. `discard` acks a letter
-in a log in the same directory. A segment is removed when all its letters are discarded and its writer has closed.
+Dead letters are stored in segments, as other records are, with the reason as their first frame. `discard` writes
+the ack of a letter to a log in the same directory. A segment is removed when all its letters are discarded and the
+process that wrote it has closed the queue.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class PartitionConsumer:
         try:
             return _LeasedPartition(self._settings, self._index, lease)
         except BaseException:
-            lease.release()  # the heartbeat of this process continues, so the lease would not expire
+            lease.release()  # without this, the heartbeat of this process would keep the lease
             raise
 
 

@@ -123,7 +123,7 @@ class FileQueue(Queue):
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
-        # One put at a time: a small record must not overtake a large one, which a thread writes.
+        # Only one put at a time. A thread writes each large record, and a later small record must not overtake it.
         async with self._put_lock:
             self._check_open()
             self._sync.raise_pending_error()

@@ -148,7 +148,7 @@ class Batcher:
 
 
 def _count_fitting(lengths: Sequence[int]) -> int:
-    """Return the number of first prompts that are computed together."""
+    """Return how many prompts, counted from the first one, are computed together."""
     longest = 0
     for count, length in enumerate(lengths):
         longest = max(longest, length)

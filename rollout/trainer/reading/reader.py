@@ -311,7 +311,7 @@ class TrajectoryReader:
             self._settle(key)
 
     def _is_wanted(self, header: RecordHeader) -> bool:
-        """Whether the record's rollout is pending, or neither it nor its group is consumed."""
+        """Whether the record's rollout is pending, or else both the rollout and its group are not consumed."""
         if header.identity in self._pending_rollouts:
             return True
         return not (

@@ -197,7 +197,7 @@ def test_rows_are_filtered_and_sorted(inspect: Inspect, filters: list[str], sort
     [
         ({"filters": ["colour=red"]}, "no column 'colour'; the columns are rollout, environment"),
         ({"filters": ["reward"]}, "expected a column, one of ="),
-        ({"filters": ["turns>many"]}, "'many' is not a number, but turns is"),
+        ({"filters": ["turns>many"]}, "the column turns has numbers, but 'many' is not a number"),
         ({"sort": "-colour"}, "no column 'colour'"),
         ({"export": Path("x.csv")}, r"ends with \.jsonl or \.parquet"),
         ({"export": Path("/nowhere/x.jsonl")}, "cannot be written: No such file or directory"),
