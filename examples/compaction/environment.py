@@ -32,14 +32,17 @@ SYSTEM = {"role": "system", "content": f"You look at squares. Name colours only,
 class CompactionSettings(EnvironmentSettings):
     """The keys of `environment`."""
 
-    keep: int = Field(default=3, ge=1, description="After how many pictures the history is replaced by a summary.")
-    look: ColorCodewordSettings = Field(default=ColorCodewordSettings(image_size=64), description="The pictures.")
+    keep: int = Field(default=3, ge=1)
+    """After how many pictures the history is replaced by a summary."""
+    look: ColorCodewordSettings = ColorCodewordSettings(image_size=64)
+    """The pictures."""
 
 
 class CompactionTasks(TaskSettings):
     """The keys of `tasks`."""
 
-    pictures: int = Field(default=8, ge=1, description="How many pictures a rollout has.")
+    pictures: int = Field(default=8, ge=1)
+    """How many pictures a rollout has."""
 
 
 class Compaction(Environment):

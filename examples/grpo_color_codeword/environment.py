@@ -43,13 +43,15 @@ def color_ids() -> tuple[int, ...]:
 class CodewordSettings(EnvironmentSettings):
     """The keys of `environment`."""
 
-    ask: Literal["along", "at_end"] = Field(default="along", description="Whether the answer of each turn counts.")
+    ask: Literal["along", "at_end"] = "along"
+    """Whether the answer of each turn counts."""
 
 
 class CodewordTasks(TaskSettings):
     """The keys of `tasks`."""
 
-    pictures: int = Field(default=3, ge=1, description="How many pictures a codeword has.")
+    pictures: int = Field(default=3, ge=1)
+    """How many pictures a codeword has."""
 
 
 class LearnedCodeword(Environment):

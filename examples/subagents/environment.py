@@ -35,14 +35,17 @@ HELPER = {"role": "system", "content": f"You help. Answer with one colour, of th
 class SubagentsSettings(EnvironmentSettings):
     """The keys of `environment`."""
 
-    votes: int = Field(default=3, ge=1, description="How often the lead is asked to look again, at the same time.")
-    look: ColorCodewordSettings = Field(default=ColorCodewordSettings(image_size=64), description="The pictures.")
+    votes: int = Field(default=3, ge=1)
+    """How often the lead is asked to look again, at the same time."""
+    look: ColorCodewordSettings = ColorCodewordSettings(image_size=64)
+    """The pictures."""
 
 
 class SubagentsTasks(TaskSettings):
     """The keys of `tasks`."""
 
-    pictures: int = Field(default=4, ge=1, description="How many pictures, and helpers, a rollout has.")
+    pictures: int = Field(default=4, ge=1)
+    """How many pictures, and helpers, a rollout has."""
 
 
 class Subagents(Environment):

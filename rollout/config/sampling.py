@@ -40,83 +40,56 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    temperature: float = Field(
-        default=1.0, ge=0, description="Divides the logits before sampling. 0: always use the most likely token."
-    )
-    top_p: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Sample only from the most likely tokens; their probabilities add up to this value.",
-    )
-    top_k: int | None = Field(
-        default=None, ge=-1, description="Sample only from this number of the most likely tokens. 0 or -1: no limit."
-    )
-    min_p: float | None = Field(
-        default=None, ge=0, le=1, description="Sample only tokens that have at least this share of the top probability."
-    )
-    max_tokens: int | None = Field(
-        default=512,
-        ge=1,
-        description="The limit for the tokens of an answer. null: as many as fit in the model's context.",
-    )
-    min_tokens: int | None = Field(
-        default=None, ge=0, description="The number of tokens before which no end token or stop text ends an answer."
-    )
-    seed: int | None = Field(
-        default=None, ge=0, description="The seed from which each turn of each rollout derives its own seed."
-    )
-    presence_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="Subtracted from the logit of each token that is already in the answer."
-    )
-    frequency_penalty: float | None = Field(
-        default=None,
-        ge=-2,
-        le=2,
-        description="Like presence_penalty, but for each time that the token is in the answer.",
-    )
-    repetition_penalty: float | None = Field(
-        default=None,
-        gt=0,
-        description="Above 1: tokens that are already in the prompt or the answer become less likely.",
-    )
-    repetition_detection: dict[str, int] | None = Field(
-        default=None, description="When to end an answer that repeats itself, as in vLLM's object of this name."
-    )
-    stop: TextList | None = Field(default=None, description="Texts that end an answer.")
-    stop_token_ids: list[TokenId] | None = Field(
-        default=None, description="Token ids that end an answer, in addition to the end tokens of the model."
-    )
-    include_stop_str_in_output: bool | None = Field(
-        default=None, description="Whether the answer keeps the text that ended it."
-    )
-    ignore_eos: bool | None = Field(
-        default=None, description="Whether an answer continues after the model's end token."
-    )
-    bad_words: TextList | None = Field(default=None, description="Texts that no answer may contain.")
-    allowed_token_ids: list[TokenId] | None = Field(
-        default=None, min_length=1, description="The only token ids that the engine may sample."
-    )
-    logit_bias: dict[TokenId, float] | None = Field(
-        default=None, description="The number that is added to the logit of each of these token ids."
-    )
-    structured_outputs: dict[str, Any] | None = Field(
-        default=None, description="A grammar or a schema for answers, as in vLLM's object of this name."
-    )
-    thinking_token_budget: int | None = Field(
-        default=None, ge=0, description="The limit for the tokens of reasoning in one answer."
-    )
-    detokenize: bool | None = Field(default=None, description="Whether the engine also returns text for the tokens.")
-    skip_special_tokens: bool | None = Field(
-        default=None, description="Whether the engine leaves special tokens out of its text."
-    )
-    spaces_between_special_tokens: bool | None = Field(
-        default=None, description="Whether the engine writes spaces between special tokens in its text."
-    )
-    skip_reading_prefix_cache: bool | None = Field(
-        default=None, description="Whether the engine computes the whole prompt instead of using its prefix cache."
-    )
-    extra_args: dict[str, Any] | None = Field(default=None, description="Arguments for plugins of the engine, by name.")
+    temperature: float = Field(default=1.0, ge=0)
+    """Divides the logits before sampling. 0: always use the most likely token."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Sample only from the most likely tokens; their probabilities add up to this value."""
+    top_k: int | None = Field(default=None, ge=-1)
+    """Sample only from this number of the most likely tokens. 0 or -1: no limit."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Sample only tokens that have at least this share of the top probability."""
+    max_tokens: int | None = Field(default=512, ge=1)
+    """The limit for the tokens of an answer. null: as many as fit in the model's context."""
+    min_tokens: int | None = Field(default=None, ge=0)
+    """The number of tokens before which no end token or stop text ends an answer."""
+    seed: int | None = Field(default=None, ge=0)
+    """The seed from which each turn of each rollout derives its own seed."""
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    """Subtracted from the logit of each token that is already in the answer."""
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    """Like presence_penalty, but for each time that the token is in the answer."""
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    """Above 1: tokens that are already in the prompt or the answer become less likely."""
+    repetition_detection: dict[str, int] | None = None
+    """When to end an answer that repeats itself, as in vLLM's object of this name."""
+    stop: TextList | None = None
+    """Texts that end an answer."""
+    stop_token_ids: list[TokenId] | None = None
+    """Token ids that end an answer, in addition to the end tokens of the model."""
+    include_stop_str_in_output: bool | None = None
+    """Whether the answer keeps the text that ended it."""
+    ignore_eos: bool | None = None
+    """Whether an answer continues after the model's end token."""
+    bad_words: TextList | None = None
+    """Texts that no answer may contain."""
+    allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
+    """The only token ids that the engine may sample."""
+    logit_bias: dict[TokenId, float] | None = None
+    """The number that is added to the logit of each of these token ids."""
+    structured_outputs: dict[str, Any] | None = None
+    """A grammar or a schema for answers, as in vLLM's object of this name."""
+    thinking_token_budget: int | None = Field(default=None, ge=0)
+    """The limit for the tokens of reasoning in one answer."""
+    detokenize: bool | None = None
+    """Whether the engine also returns text for the tokens."""
+    skip_special_tokens: bool | None = None
+    """Whether the engine leaves special tokens out of its text."""
+    spaces_between_special_tokens: bool | None = None
+    """Whether the engine writes spaces between special tokens in its text."""
+    skip_reading_prefix_cache: bool | None = None
+    """Whether the engine computes the whole prompt instead of using its prefix cache."""
+    extra_args: dict[str, Any] | None = None
+    """Arguments for plugins of the engine, by name."""
 
     @model_serializer(mode="wrap")
     def _leave_out_unset_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -62,32 +62,29 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The model that the engines serve."""
 
-    name: str = Field(description="The name under which the engines serve the model.")
-    path: ModelPath = Field(
-        description="The directory with tokenizer.json and the configuration of the image processor. builtin:tiny is"
-        " the small model that the package ships."
-    )
-    renderer: str = Field(description="The name of the model's chat format in the package renderers.")
-    template: dict[str, str | int | float | bool | None] = Field(
-        default_factory=dict,
-        description="Arguments of the model's chat template by name, such as enable_thinking.",
-    )
-    special_text: Literal["text", "refuse", "allow"] = Field(
-        default="text",
-        description="What happens if the text of a message contains a control token, such as <|im_end|>. text: it is"
-        " encoded as plain text. refuse: the rollout fails. allow: it is encoded as the control token.",
-    )
+    name: str
+    """The name under which the engines serve the model."""
+    path: ModelPath
+    """The directory with tokenizer.json and the configuration of the image processor. builtin:tiny is the small model
+    that the package ships."""
+    renderer: str
+    """The name of the model's chat format in the package renderers."""
+    template: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    """Arguments of the model's chat template by name, such as enable_thinking."""
+    special_text: Literal["text", "refuse", "allow"] = "text"
+    """What happens if the text of a message contains a control token, such as <|im_end|>. text: it is encoded as plain
+    text. refuse: the rollout fails. allow: it is encoded as the control token."""
 
 
 class EmbeddedConfig(Section):
     """The embedded engine, which starts if engine.urls is empty."""
 
-    policy: str = Field(
-        default="rollout.serving.policies:ColorPolicy",
-        description="The class whose object answers, as package.module:Class.",
-    )
-    max_model_len: int = Field(default=32768, ge=16, description="The limit for the tokens of a prompt and its answer.")
-    latency_ms: float = Field(default=0.0, ge=0, description="Milliseconds to wait before each answer.")
+    policy: str = "rollout.serving.policies:ColorPolicy"
+    """The class whose object answers, as package.module:Class."""
+    max_model_len: int = Field(default=32768, ge=16)
+    """The limit for the tokens of a prompt and its answer."""
+    latency_ms: float = Field(default=0.0, ge=0)
+    """Milliseconds to wait before each answer."""
 
 
 def _check_engine_url(url: str) -> str:
@@ -120,59 +117,40 @@ EngineUrl = Annotated[str, AfterValidator(_check_engine_url)]
 class EngineConfig(Section):
     """The engines, and how the workers call them."""
 
-    urls: tuple[EngineUrl, ...] = Field(
-        default=(),
-        description="The root URL of each engine, such as http://127.0.0.1:8000. If empty, the embedded engine starts.",
-    )
-    timeout: float = Field(default=300.0, gt=0, description="Seconds for one turn, including all tries of its request.")
-    request_timeout: float | None = Field(
-        default=None,
-        gt=0,
-        description="Seconds for one try; then another engine gets the request. null: only engine.timeout counts.",
-    )
-    retries: int = Field(
-        default=5,
-        ge=0,
-        description="How many times a request is repeated after a broken connection, the status 429 or 502-504, or a"
-        " time-out.",
-    )
-    affinity: bool = Field(
-        default=False,
-        description="Send all requests of a rollout to the same engine while it is healthy, to use its prefix cache.",
-    )
-    api_key_env: Annotated[str, AfterValidator(_check_variable_name)] | None = Field(
-        default=None,
-        description="The name of the environment variable with the engines' API key. No file contains the key.",
-    )
-    multimodal: MultimodalMode = Field(
-        default="auto",
-        description="How images are sent. content_parts: in a form that any vLLM reads. mmraw: as references, for"
-        " engines with our plugin. auto: mmraw to the engines that resolve references, content_parts to the others.",
-    )
-    ban_placeholders: bool = Field(
-        default=True,
-        description="Forbid the engines to sample the placeholder tokens of images and videos. If an answer contains"
-        " such a token, its rollout ends.",
-    )
-    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How the engines sample.")
-    embedded: EmbeddedConfig = Field(default=EmbeddedConfig(), description="Settings of the embedded engine.")
+    urls: tuple[EngineUrl, ...] = ()
+    """The root URL of each engine, such as http://127.0.0.1:8000. If empty, the embedded engine starts."""
+    timeout: float = Field(default=300.0, gt=0)
+    """Seconds for one turn, including all tries of its request."""
+    request_timeout: float | None = Field(default=None, gt=0)
+    """Seconds for one try; then another engine gets the request. null: only engine.timeout counts."""
+    retries: int = Field(default=5, ge=0)
+    """How many times a request is repeated after a broken connection, the status 429 or 502-504, or a time-out."""
+    affinity: bool = False
+    """Send all requests of a rollout to the same engine while it is healthy, to use its prefix cache."""
+    api_key_env: Annotated[str, AfterValidator(_check_variable_name)] | None = None
+    """The name of the environment variable with the engines' API key. No file contains the key."""
+    multimodal: MultimodalMode = "auto"
+    """How images are sent. content_parts: in a form that any vLLM reads. mmraw: as references, for engines with our
+    plugin. auto: mmraw to the engines that resolve references, content_parts to the others."""
+    ban_placeholders: bool = True
+    """Forbid the engines to sample the placeholder tokens of images and videos. If an answer contains such a token, its
+    rollout ends."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the engines sample."""
+    embedded: EmbeddedConfig = EmbeddedConfig()
+    """Settings of the embedded engine."""
 
 
 class ImagesConfig(Section):
     """Which images a run accepts, and where it keeps them."""
 
-    mode: Literal["offload", "inline"] = Field(
-        default="offload",
-        description="Where images are kept. offload: each becomes a file in the run's directory. inline: data: URIs"
-        " stay in the messages.",
-    )
-    allow: tuple[ConfigPath, ...] = Field(default=(), description="The directories from which file:// images are read.")
-    max_bytes: int = Field(
-        default=DEFAULT_MAX_IMAGE_BYTES,
-        ge=1,
-        le=MAX_IMAGE_BYTES,
-        description="The limit for the bytes of one encoded image. A vLLM with our plugin accepts at most 67,108,864.",
-    )
+    mode: Literal["offload", "inline"] = "offload"
+    """Where images are kept. offload: each becomes a file in the run's directory. inline: data: URIs stay in the
+    messages."""
+    allow: tuple[ConfigPath, ...] = ()
+    """The directories from which file:// images are read."""
+    max_bytes: int = Field(default=DEFAULT_MAX_IMAGE_BYTES, ge=1, le=MAX_IMAGE_BYTES)
+    """The limit for the bytes of one encoded image. A vLLM with our plugin accepts at most 67,108,864."""
     max_pixels: int = Field(
         default=DEFAULT_MAX_PIXELS,
         ge=1,
@@ -180,121 +158,80 @@ class ImagesConfig(Section):
         description="The limit for an image's width times height, in pixels. No engine accepts more than"
         f" {ENGINE_MAX_PIXELS:,}.",
     )
-    memory: int = Field(
-        default=DEFAULT_DECODING_MEMORY,
-        ge=1,
-        description="The limit for the bytes of memory in which one process decodes images; other images wait.",
-    )
+    memory: int = Field(default=DEFAULT_DECODING_MEMORY, ge=1)
+    """The limit for the bytes of memory in which one process decodes images; other images wait."""
 
 
 class QueueConfig(Section):
     """The URLs of the queues; {run_dir} stands for the run's directory, and {environment} for run.name."""
 
-    url: QueueUrl = Field(
-        default="file://{run_dir}/trajectories?retain=true",
-        description="The queue to which workers send the records of rollouts.",
-    )
-    tasks: QueueUrl = Field(
-        default="file://{run_dir}/tasks/{environment}", description="The queue from which workers take orders."
-    )
-    control: QueueUrl = Field(
-        default="file://{run_dir}/control/{environment}",
-        description="The queue on which the trainer publishes its progress and its policy version.",
-    )
+    url: QueueUrl = "file://{run_dir}/trajectories?retain=true"
+    """The queue to which workers send the records of rollouts."""
+    tasks: QueueUrl = "file://{run_dir}/tasks/{environment}"
+    """The queue from which workers take orders."""
+    control: QueueUrl = "file://{run_dir}/control/{environment}"
+    """The queue on which the trainer publishes its progress and its policy version."""
 
 
 class WorkerConfig(Section):
     """How a worker plays rollouts, and when it gives up."""
 
-    concurrency: int = Field(
-        default=32, ge=1, description="The limit for the rollouts that one worker plays at the same time."
-    )
-    tokens_in_flight: int | None = Field(
-        default=None,
-        ge=1,
-        description="A worker starts no rollout while those that it plays have this many tokens. null: no limit.",
-    )
-    rollout_timeout: float = Field(default=1800.0, gt=0, description="Seconds for one attempt at a rollout.")
-    turn_timeout: float = Field(
-        default=600.0,
-        gt=0,
-        description="Seconds from one turn of a rollout to the next, with the work of the environment between them.",
-    )
-    block_timeout: float = Field(
-        default=60.0,
-        gt=0,
-        description="Seconds that one rollout may block the event loop. Other rollouts of the worker wait meanwhile.",
-    )
-    max_attempts: int = Field(
-        default=3,
-        ge=1,
-        description="The limit for the attempts at one rollout. Another attempt follows if the worker dies, if the"
-        " infrastructure fails, or if the environment raises Retry.",
-    )
-    halt_after: int = Field(
-        default=3, ge=1, description="A worker ends after this many infrastructure failures in a row."
-    )
-    grace: float = Field(
-        default=60.0, ge=0, description="Seconds that a worker has to finish its rollouts when it is stopped."
-    )
-    restarts: int = Field(
-        default=8,
-        ge=0,
-        description="How many dead workers `rollout launch` restarts within an hour before it gives up.",
-    )
+    concurrency: int = Field(default=32, ge=1)
+    """The limit for the rollouts that one worker plays at the same time."""
+    tokens_in_flight: int | None = Field(default=None, ge=1)
+    """A worker starts no rollout while those that it plays have this many tokens. null: no limit."""
+    rollout_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds for one attempt at a rollout."""
+    turn_timeout: float = Field(default=600.0, gt=0)
+    """Seconds from one turn of a rollout to the next, with the work of the environment between them."""
+    block_timeout: float = Field(default=60.0, gt=0)
+    """Seconds that one rollout may block the event loop. Other rollouts of the worker wait meanwhile."""
+    max_attempts: int = Field(default=3, ge=1)
+    """The limit for the attempts at one rollout. Another attempt follows if the worker dies, if the infrastructure
+    fails, or if the environment raises Retry."""
+    halt_after: int = Field(default=3, ge=1)
+    """A worker ends after this many infrastructure failures in a row."""
+    grace: float = Field(default=60.0, ge=0)
+    """Seconds that a worker has to finish its rollouts when it is stopped."""
+    restarts: int = Field(default=8, ge=0)
+    """How many dead workers `rollout launch` restarts within an hour before it gives up."""
 
 
 class PolicyConfig(Section):
     """The policy, and how workers keep up with its new weights."""
 
-    version: str = Field(default="0", description="The name of the weights with which the engines start.")
-    max_staleness: int | None = Field(
-        default=None,
-        ge=0,
-        description="How many training steps a rollout may start before the step that trains on it. null: workers do"
-        " not wait for the trainer.",
-    )
-    batch: int = Field(default=64, ge=1, description="The number of this environment's rollouts in a training step.")
-    on_update: OnUpdate = Field(
-        default="wait",
-        description="What happens to running requests when new weights come. keep: they continue with the new weights."
-        " wait: they finish first. abort: their turns start again.",
-    )
-    update_timeout: float = Field(
-        default=600.0,
-        gt=0,
-        description="Seconds for loading new weights into all engines. It includes the wait for running requests.",
-    )
-    stragglers: Literal["finish", "cut", "abandon"] = Field(
-        default="finish",
-        description="What happens to the last rollouts of a group after policy.straggler_grace. finish: they continue."
-        " cut: they end as unscored. abandon: they end as abandoned.",
-    )
-    straggler_grace: float = Field(
-        default=120.0, gt=0, description="Seconds that the last rollouts have after half of their group has ended."
-    )
-    partial_groups: Literal["keep", "cancel"] = Field(
-        default="keep",
-        description="What happens to a group after one of its rollouts has failed for good. keep: the others are"
-        " played. cancel: the others are abandoned.",
-    )
+    version: str = "0"
+    """The name of the weights with which the engines start."""
+    max_staleness: int | None = Field(default=None, ge=0)
+    """How many training steps a rollout may start before the step that trains on it. null: workers do not wait for the
+    trainer."""
+    batch: int = Field(default=64, ge=1)
+    """The number of this environment's rollouts in a training step."""
+    on_update: OnUpdate = "wait"
+    """What happens to running requests when new weights come. keep: they continue with the new weights. wait: they
+    finish first. abort: their turns start again."""
+    update_timeout: float = Field(default=600.0, gt=0)
+    """Seconds for loading new weights into all engines. It includes the wait for running requests."""
+    stragglers: Literal["finish", "cut", "abandon"] = "finish"
+    """What happens to the last rollouts of a group after policy.straggler_grace. finish: they continue. cut: they end
+    as unscored. abandon: they end as abandoned."""
+    straggler_grace: float = Field(default=120.0, gt=0)
+    """Seconds that the last rollouts have after half of their group has ended."""
+    partial_groups: Literal["keep", "cancel"] = "keep"
+    """What happens to a group after one of its rollouts has failed for good. keep: the others are played. cancel: the
+    others are abandoned."""
 
 
 class MetricsConfig(Section):
     """Where a process serves its metrics."""
 
-    serve: bool = Field(default=True, description="Whether /metrics, /healthz and /readyz are served.")
-    host: str = Field(
-        default="127.0.0.1",
-        description="The address to listen at. 0.0.0.0: other machines can read the metrics, too.",
-    )
-    port: int = Field(
-        default=0,
-        ge=0,
-        le=65535,
-        description="The port to listen at. 0: a free port; RUN_DIR/metrics/*.json contains it. The workers of a launch"
-        " always take free ports.",
-    )
+    serve: bool = True
+    """Whether /metrics, /healthz and /readyz are served."""
+    host: str = "127.0.0.1"
+    """The address to listen at. 0.0.0.0: other machines can read the metrics, too."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """The port to listen at. 0: a free port; RUN_DIR/metrics/*.json contains it. The workers of a launch always take
+    free ports."""
 
 
 def _check_max_failed(value: Any) -> Any:
@@ -306,17 +243,10 @@ def _check_max_failed(value: Any) -> Any:
 class RunConfig(Section):
     """The run: its name, its directory, and when it gives up."""
 
-    name: str = Field(
-        default="run",
-        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
-        description="The name of the environment in the run; the run's id begins with it.",
-    )
-    directory: ConfigPath = Field(
-        default="runs", validate_default=True, description="The directory that contains the directory of each run."
-    )
-    max_failed: Annotated[int | float | None, BeforeValidator(_check_max_failed)] = Field(
-        default=None,
-        description="How many rollouts may fail before the run stops: a whole number, or a share of the rollouts that"
-        " ended. A share is checked from the 16th rollout on; 1.0 means no limit. null: the run stops if the first 16"
-        " all fail.",
-    )
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
+    """The name of the environment in the run; the run's id begins with it."""
+    directory: ConfigPath = Field(default="runs", validate_default=True)
+    """The directory that contains the directory of each run."""
+    max_failed: Annotated[int | float | None, BeforeValidator(_check_max_failed)] = None
+    """How many rollouts may fail before the run stops: a whole number, or a share of the rollouts that ended. A share
+    is checked from the 16th rollout on; 1.0 means no limit. null: the run stops if the first 16 all fail."""

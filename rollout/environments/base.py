@@ -71,18 +71,14 @@ class TaskSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Annotated[str | None, AfterValidator(_resolve_source)] = Field(
-        default=None,
-        description="Where tasks come from, if not from the environment: .jsonl, .parquet, hf://owner/name, queue.",
-    )
-    count: Annotated[int, AfterValidator(_check_count)] = Field(
-        default_factory=_default_count,
-        description="The number of tasks (default: 16). With a source: the limit for its rows (default: 0, all rows).",
-    )
-    group_size: int = Field(
-        default=4, ge=1, le=MAX_GROUP_SIZE, description="The number of rollouts of each task; they are one group."
-    )
-    seed: int = Field(default=0, ge=0, description="The seed from which the seed of each task is computed.")
+    source: Annotated[str | None, AfterValidator(_resolve_source)] = None
+    """Where tasks come from, if not from the environment: .jsonl, .parquet, hf://owner/name, queue."""
+    count: Annotated[int, AfterValidator(_check_count)] = Field(default_factory=_default_count)
+    """The number of tasks (default: 16). With a source: the limit for its rows (default: 0, all rows)."""
+    group_size: int = Field(default=4, ge=1, le=MAX_GROUP_SIZE)
+    """The number of rollouts of each task; they are one group."""
+    seed: int = Field(default=0, ge=0)
+    """The seed from which the seed of each task is computed."""
 
 
 class ContextExhausted(RolloutError):

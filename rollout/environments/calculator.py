@@ -44,13 +44,15 @@ _NUMBER = re.compile(r"-?\d+")
 class CalculatorSettings(EnvironmentSettings):
     """The keys of the section `environment`: how many turns a rollout may take."""
 
-    max_turns: int = Field(default=16, ge=1, description="The limit for answers; without a result, the reward is 0.")
+    max_turns: int = Field(default=16, ge=1)
+    """The limit for answers; without a result, the reward is 0."""
 
 
 class CalculatorTasks(TaskSettings):
     """The keys of the section `tasks`: how long the chain of operations is."""
 
-    operations: int = Field(default=3, ge=1, description="The number of operations in a task.")
+    operations: int = Field(default=3, ge=1)
+    """The number of operations in a task."""
 
 
 class Calculator(MultiTurnEnvironment):

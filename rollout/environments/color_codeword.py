@@ -36,24 +36,19 @@ _JPEG_QUALITY = 85
 class ColorCodewordSettings(EnvironmentSettings):
     """The keys of the section `environment`: how the images look."""
 
-    image_size: int = Field(
-        default=128,
-        ge=32,
-        le=4096,
-        description="Mean side of an image in pixels; sides differ by up to a quarter.",
-    )
-    square_share: float = Field(
-        default=0.4, ge=0.25, le=1, description="Side of the square as a share of the image's shorter side."
-    )
-    image_format: Literal["png", "jpeg", "mixed"] = Field(
-        default="mixed", description="How images are encoded; with `mixed`, each image is PNG or JPEG at random."
-    )
+    image_size: int = Field(default=128, ge=32, le=4096)
+    """Mean side of an image in pixels; sides differ by up to a quarter."""
+    square_share: float = Field(default=0.4, ge=0.25, le=1)
+    """Side of the square as a share of the image's shorter side."""
+    image_format: Literal["png", "jpeg", "mixed"] = "mixed"
+    """How images are encoded; with `mixed`, each image is PNG or JPEG at random."""
 
 
 class ColorCodewordTasks(TaskSettings):
     """The keys of the section `tasks`: how long the codeword is."""
 
-    turns: int = Field(default=4, ge=1, description="The number of images per rollout and of colours in the codeword.")
+    turns: int = Field(default=4, ge=1)
+    """The number of images per rollout and of colours in the codeword."""
 
 
 class ColorCodeword(Environment):

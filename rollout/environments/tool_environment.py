@@ -49,11 +49,12 @@ from rollout.records.wrong_types import describe_wrong_type
 class ToolSettings(EnvironmentSettings):
     """The keys of a tool environment's section `environment`. Subclass it to add keys."""
 
-    max_turns: int = Field(default=10, ge=1, description="The limit for answers of the model; then it is scored.")
-    tool_timeout: float = Field(default=60.0, gt=0, description="The time limit for one tool call, in seconds.")
-    max_result_chars: int = Field(
-        default=20_000, ge=1, description="The limit for the characters of a tool's result; the rest is cut off."
-    )
+    max_turns: int = Field(default=10, ge=1)
+    """The limit for answers of the model; then it is scored."""
+    tool_timeout: float = Field(default=60.0, gt=0)
+    """The time limit for one tool call, in seconds."""
+    max_result_chars: int = Field(default=20_000, ge=1)
+    """The limit for the characters of a tool's result; the rest is cut off."""
 
 
 class ToolEnvironment(MultiTurnEnvironment):
