@@ -9,7 +9,7 @@ TURN = re.compile(r"(\d+)\.<\|im_end\|>\s*<\|im_start\|>user\s*(Higher|Lower)")
 
 
 class Halving:
-    """Guesses the middle of the range; at a temperature above 0, it sometimes guesses another number."""
+    """Guesses the middle; at a temperature above 0, sometimes another number."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
         """Return the possible answers; an answer with a greater logit is likelier."""
