@@ -95,7 +95,7 @@ async def test_a_user_and_a_password_are_sent_and_shown_nowhere(caplog: pytest.L
 
 
 def test_a_user_in_the_url_and_a_key_are_refused_together() -> None:
-    with pytest.raises(ConfigurationError, match="only one of them") as refused:
+    with pytest.raises(ConfigurationError, match="Only one of them") as refused:
         Judge("http://u:hunter2@h/v1", "m", api_key=KEY)
     assert PASSWORD not in str(refused.value)
     assert KEY not in str(refused.value)
