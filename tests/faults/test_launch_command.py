@@ -279,4 +279,4 @@ def test_a_launch_whose_workers_cannot_reach_the_queue_exits_with_2(color_codewo
     settings = set_options(("queue.url=memory://here", f"run.directory={tmp_path}"))
     result = run_cli("launch", color_codeword, *settings)
     assert result.returncode == 2
-    assert "queue.url is memory://here, and no other process can reach a memory queue" in result.stderr
+    assert "queue.url is memory://here, but workers are other processes" in result.stderr
