@@ -19,10 +19,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/rollout run configs/color_codeword.yaml --set engine.sampling.temperature=0
 
-# 1.5 processes for each core, because many tests wait for other processes.
+# Two processes for each core, because many tests wait for other processes.
 test: $(READY)
 	@cores=$$(getconf _NPROCESSORS_ONLN || echo 2); \
-	 $(BIN)/python -m pytest --numprocesses $$((cores + cores / 2)) --dist worksteal
+	 $(BIN)/python -m pytest --numprocesses $$((2 * cores)) --dist worksteal
 
 # The tests against a real vLLM on CPU. vLLM is installed into .venv-vllm, which takes 2 GB.
 test-engine: $(READY)
