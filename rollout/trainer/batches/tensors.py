@@ -105,6 +105,7 @@ def collate(
     *,
     advantages: Sequence[float | npt.NDArray[Any]] | None = None,
     packing: int | None = None,
+    min_rows: int = 0,
 ) -> Batch:
     """Make one batch of all samples.
 
@@ -113,17 +114,20 @@ def collate(
         advantages: for each sample, one number for all tokens, or an array with a number for each token, as
             `align_advantages` returns it. Only tokens that train get an advantage.
         packing: the maximum number of tokens in a row, which several samples may share. None: one row for each sample.
+        min_rows: the minimum number of rows. Rows of padding are added to reach it, so that all ranks have equally
+            many rows.
 
     Raises:
         SampleTooLong: a sample has more tokens than a row may have.
         ValueError: an array of advantages does not have one entry for each token.
     """
-    rows = [[at] for at in range(len(given))] if packing is None else _pack_rows(given, packing)
+    rows = [[at] for at in range(len(given))] if packing is None else pack_rows(given, packing)
     order = tuple(at for row in rows for at in row)
-    length = max((sum(len(given[at].token_ids) for at in row) for row in rows), default=0)
+    row_count = max(len(rows), min_rows)
+    length = max((sum(len(given[at].token_ids) for at in row) for row in rows), default=min(1, row_count))
     version_indices: dict[str, int] = {}
-    batch_arrays = _BatchArrays(len(rows), length)
-    token_advantages = np.zeros((len(rows), length), np.float32)
+    batch_arrays = _BatchArrays(row_count, length)
+    token_advantages = np.zeros((row_count, length), np.float32)
     spans, placeholders = np.zeros((len(given), 3), np.int64), []
     sample_number = 0
     for row, row_samples in enumerate(rows):
@@ -177,6 +181,17 @@ def batch_of(
         SampleTooLong: a sample has more tokens than a row may have.
         ValueError: `credit` has an unknown value.
     """
+    chosen, advantages = samples_with_advantages(groups, estimator=estimator, credit=credit, max_length=max_length)
+    return collate(chosen, advantages=advantages, packing=packing) if chosen else None
+
+
+def samples_with_advantages(
+    groups: Sequence[Group], *, estimator: Estimator, credit: Credit, max_length: int | None
+) -> tuple[list[TrainingSample], list[float | npt.NDArray[Any]]]:
+    """Return the samples of the groups that have tokens to train, and for each the advantage that `collate` takes.
+
+    The arguments are those of `batch_of`. Raises ValueError if `credit` has an unknown value.
+    """
     if credit not in get_args(Credit):
         raise ValueError(f"credit is {credit!r}; expected one of {', '.join(map(repr, get_args(Credit)))}")
     training_samples: list[TrainingSample] = []
@@ -191,7 +206,7 @@ def batch_of(
                     training_samples.append(sample)
                     name = trajectory.rollout
                     advantages.append(by_rollout[name] if by_rollout else align_advantages(sample, by_turn[name]))
-    return collate(training_samples, advantages=advantages, packing=packing) if training_samples else None
+    return training_samples, advantages
 
 
 class _BatchArrays:
@@ -241,7 +256,7 @@ def _trained_advantages(sample: TrainingSample, advantage: float | npt.NDArray[A
     return np.asarray(advantage)[sample.mask]
 
 
-def _pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> list[list[int]]:
+def pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> list[list[int]]:
     """Return the samples' indices for each row. Assign long samples first, each to the first row with enough space."""
     rows: list[list[int]] = []
     free_tokens: list[int] = []
