@@ -113,7 +113,8 @@ class QwenVLImageProcessor(ImageProcessor):
 
     family = "qwen_vl"
     model_types: ClassVar[tuple[str, ...]] = (
-        *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+        *("qwen2_vl", "qwen2_5_vl"),
+        *("qwen3_vl", "qwen3_vl_moe"),
         *("qwen3_5", "qwen3_5_moe"),
     )
     position_axes = 3
