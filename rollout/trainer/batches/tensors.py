@@ -141,8 +141,8 @@ def collate(
         packing: the maximum number of tokens in a row, which several samples may share. None: one row for each sample.
         min_rows: the minimum number of rows. Rows of padding are added to reach it, so that all ranks have equally
             many rows.
-        materializer: makes the pixels of the samples' images, and the positions that a model with images needs. None:
-            the batch has neither.
+        materializer: makes the pixels of the samples' images, and the positions that a model with images needs. Such a
+            model needs them also if these samples have no images. None: the batch has neither.
 
     Raises:
         SampleTooLong: a sample has more tokens than a row may have.

@@ -191,6 +191,18 @@ def test_packed_samples_have_the_logprobs_of_each_sample_alone(
         assert (in_one_row[id(sample)] - theirs).abs().max() < CLOSE
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_samples_without_images_have_the_logprobs_of_each_sample_alone(
+    checkpoint: Checkpoint, family: str
+) -> None:
+    model, given_samples = model_of(checkpoint(family)), [sample_of([length]) for length in (9, 30, 4)]
+    materializer = Materializer.from_pretrained(checkpoint(family), backend="pil")
+    packed = forward(model, collate(given_samples, packing=50, materializer=materializer))
+    alone = forward(model, collate(given_samples, materializer=materializer))
+    for sample in given_samples:
+        assert (packed[id(sample)] - alone[id(sample)]).abs().max() < CLOSE
+
+
 def test_packed_samples_of_a_text_only_model_have_the_logprobs_of_each_sample_alone(checkpoint: Checkpoint) -> None:
     model = model_of(checkpoint("text"))
     given_samples = [sample_of([length]) for length in (9, 30, 4)]
