@@ -52,38 +52,36 @@ class EndFinder:
         """Remember that a record has arrived."""
         self._silent_since, self._next_report_after = None, _REPORT_AFTER_SECONDS
 
-    def find(self, launches: KnownLaunches, incomplete: Callable[[], str]) -> End:
+    def find(self, launches: KnownLaunches, *, has_incomplete: Callable[[], bool], describe: Callable[[], str]) -> End:
         """Return whether more records can arrive. Call it when `Queue.receive` has returned None.
 
         Args:
             launches: what the reader knows about launches.
-            incomplete: returns a sentence about the rollouts and groups that the reader has not received completely;
-                empty if there are none.
+            has_incomplete: returns whether the reader has received some rollouts or groups only in part.
+            describe: returns sentences that say for what the reader waits. They are logged after a long silence.
         """
         if self._queue.ends:
             return End.COMPLETE
-        now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        silence, partitions = now - self._silent_since, self._queue.consumed_partitions
-        if not self._wait_for_more and launches.all_ended(partitions):
+        silence = self._silence(time.monotonic())
+        if not self._wait_for_more and launches.all_ended(self._queue.consumed_partitions):
             if not launches.all_done:
                 return End.STOPPED if silence >= _SILENT_SECONDS else End.NOT_YET
-            return End.COMPLETE if silence >= (self._gap_timeout if incomplete() else _SILENT_SECONDS) else End.NOT_YET
+            needed_silence = self._gap_timeout if has_incomplete() else _SILENT_SECONDS
+            return End.COMPLETE if silence >= needed_silence else End.NOT_YET
         if silence >= self._next_report_after:
             self._next_report_after += _REPORT_EVERY_SECONDS
-            log.warning("%s", self.describe_wait(launches, incomplete()))
+            log.warning("%s", describe())
         return End.NOT_YET
 
-    def describe_wait(self, launches: KnownLaunches, incomplete: str) -> str:
-        """Return sentences that say for what the reader waits."""
+    def describe_silence(self, launches: KnownLaunches) -> str:
+        """Return sentences that say how long no record has arrived, and which launch may send more."""
         silence = 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
-        return " ".join(
-            filter(
-                None,
-                [
-                    f"{self._queue.url}: no record has arrived for {silence:.0f} s.",
-                    launches.describe(self._queue.consumed_partitions),
-                    incomplete,
-                ],
-            )
+        return (
+            f"{self._queue.url}: no record has arrived for {silence:.0f} s. "
+            f"{launches.describe(self._queue.consumed_partitions)}"
         )
+
+    def _silence(self, now: float) -> float:
+        """Return the seconds since the first time that no record was there."""
+        self._silent_since = now if self._silent_since is None else self._silent_since
+        return now - self._silent_since

@@ -177,7 +177,17 @@ class TrajectoryReader:
 
     def describe_wait(self) -> str:
         """Return sentences that say for what the reader waits: a launch, unfinished rollouts, or incomplete groups."""
-        return self._end_finder.describe_wait(self._consumed_rollouts.launches, self._describe_incomplete())
+        unfinished, grouped = self._pending_rollouts.unfinished(), self._group_assembler.waiting
+        sentences = [self._end_finder.describe_silence(self._consumed_rollouts.launches)]
+        if unfinished or grouped:
+            example = f", such as {unfinished[0].identity}" if unfinished else ""
+            sentences.append(
+                f"{len(unfinished)} rollouts are unfinished{example}, and {grouped} finished rollouts wait for the "
+                "rest of their group."
+            )
+        if self._counters.stale:
+            sentences.append(f"{self._counters.stale} trajectories were dropped, because they were too stale.")
+        return " ".join(sentences)
 
     def stats(self) -> ReaderStats:
         """Return the reader's counters and the amount of data that it holds; may be called from any thread."""
@@ -224,7 +234,9 @@ class TrajectoryReader:
             self._end_finder.note_record()
             self._handle_delivery(delivery)
         else:
-            self._end = self._end_finder.find(self._consumed_rollouts.launches, self._describe_incomplete)
+            self._end = self._end_finder.find(
+                self._consumed_rollouts.launches, has_incomplete=self._has_incomplete, describe=self.describe_wait
+            )
         if delivery is None or self._waited_seconds - self._timeouts_checked_at > _POLL_SECONDS:
             self._timeouts_checked_at = self._waited_seconds
             self._ready_rollouts += self._pending_rollouts.fail_stalled(
@@ -299,16 +311,9 @@ class TrajectoryReader:
         else:
             self._settle(key)
 
-    def _describe_incomplete(self) -> str:
-        """Return a sentence about what the reader has not received completely; empty if there is nothing."""
-        unfinished, grouped = self._pending_rollouts.unfinished(), self._group_assembler.waiting
-        if not (unfinished or grouped):
-            return ""
-        example = f", such as {unfinished[0].identity}" if unfinished else ""
-        return (
-            f"{len(unfinished)} rollouts are unfinished{example}, and {grouped} finished rollouts wait for the rest of "
-            "their group."
-        )
+    def _has_incomplete(self) -> bool:
+        """Whether the reader holds rollouts or groups that it has not received completely."""
+        return bool(self._pending_rollouts.unfinished() or self._group_assembler.waiting)
 
     def _is_wanted(self, header: RecordHeader) -> bool:
         """Whether the record's rollout is pending, or else both the rollout and its group are not consumed."""
