@@ -1,5 +1,6 @@
 """The loop from the guide ends by itself: after a launch, after a drain, and after a kill and a resume."""
 
+import asyncio
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 
 from tests.faults.launched import LaunchHarness, LaunchProcess
 from tests.needs.services.redis_server import RedisServer
+from transports import open_queue
 
 MISBEHAVING = Path(__file__).parent / "misbehaving.yaml"
 GUIDE = Path(__file__).parents[2] / "docs" / "trainer.md"
@@ -52,6 +54,11 @@ class GuideTrainer:
         assert (self.process.returncode, out) == (0, f"trained {rollouts} rollouts\n"), err[-3000:]
         trained = Counter(json.loads(self._checkpoint.read_text("utf-8"))["weights"]["trained"])
         assert set(trained.values()) == {1}
+        assert asyncio.run(self._backlog()) == 0
+
+    async def _backlog(self) -> int:
+        async with open_queue(self._url) as queue:
+            return (await queue.stats()).backlog_records
 
 
 def trajectories_url(world: LaunchHarness, redis: RedisServer | None) -> str:

@@ -47,6 +47,7 @@ class EndFinder:
         self._gap_timeout = gap_timeout
         self._silent_since: float | None = None
         self._next_report_after = _REPORT_AFTER_SECONDS
+        self._warned_of_empty_end = False
 
     def note_record(self) -> None:
         """Remember that a record has arrived."""
@@ -72,6 +73,17 @@ class EndFinder:
             self._next_report_after += _REPORT_EVERY_SECONDS
             log.warning("%s", describe())
         return End.NOT_YET
+
+    def warn_of_empty_end(self, launches: KnownLaunches) -> None:
+        """Log once that the queue has ended before this reader has returned anything."""
+        if not self._warned_of_empty_end:
+            self._warned_of_empty_end = True
+            log.warning(
+                "%s: %s, and this reader has received no finished rollout. If another launch will write to this queue, "
+                "use ReaderSettings(wait_for_more=True), or start the launch before the trainer.",
+                self._queue.url,
+                launches.describe_ended(),
+            )
 
     def describe_silence(self, launches: KnownLaunches) -> str:
         """Return sentences that say how long no record has arrived, and which launch may send more."""

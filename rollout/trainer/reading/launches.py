@@ -84,6 +84,11 @@ class KnownLaunches:
             f"ended. It runs on {status.host} as process {status.pid}. {advice}"
         )
 
+    def describe_ended(self) -> str:
+        """Return the beginning of a sentence that says which environments have ended, such as the last three."""
+        names = list(self._statuses)
+        return f"{', '.join(names[-3:])}{f' and {len(names) - 3} more' if len(names) > 3 else ''} ended"
+
     def _forget_oldest(self) -> None:
         ended = [name for name, statuses in self._statuses.items() if _has_ended(statuses, None)]
         for name in ended[: max(0, len(ended) - _MAX_ENVIRONMENTS)]:

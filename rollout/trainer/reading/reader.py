@@ -237,6 +237,8 @@ class TrajectoryReader:
             self._end = self._end_finder.find(
                 self._consumed_rollouts.launches, has_incomplete=self._has_incomplete, describe=self.describe_wait
             )
+            if self._end is not End.NOT_YET and not (self.queue.ends or self._counters.trajectories):
+                self._end_finder.warn_of_empty_end(self._consumed_rollouts.launches)
         if delivery is None or self._waited_seconds - self._timeouts_checked_at > _POLL_SECONDS:
             self._timeouts_checked_at = self._waited_seconds
             self._ready_rollouts += self._pending_rollouts.fail_stalled(

@@ -261,3 +261,10 @@ async def test_a_blocking_reader_ends_too(queue: Queue) -> None:
 
     with anyio.fail_after(DEADLINE):
         assert await anyio.to_thread.run_sync(read) == ["0"]
+
+
+async def test_an_end_without_any_rollout_is_reported(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
+    async with reader_of() as reader:
+        await put_in_every_partition(queue, DONE)
+        assert await read_to_the_end(reader) == []
+    assert f"{QUEUE}: run/Scripted ended, and this reader has received no finished rollout." in caplog.text
