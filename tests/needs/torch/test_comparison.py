@@ -1,5 +1,6 @@
 """The comparison of log-probs counts every trained token, and a loop that compares nothing is never found correct."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -77,6 +78,14 @@ def test_names_that_are_off_by_one_are_an_error_with_both_versions(version: int)
     found = compare_logprobs(batch, batch.logprobs, version).findings()
     assert (found[0].severity, found[0].kind) == ("error", "nothing compared")
     assert f"the trainer's version is {version}, and the 2 trained tokens are from version '3' (2)" in found[0].text
+
+
+def test_a_comparison_of_nothing_has_no_difference() -> None:
+    batch = batch_of_answers(["3"])
+    nothing = compare_logprobs(batch, batch.logprobs, 4)
+    for comparison in (nothing, LogprobComparison.merged([nothing, nothing])):
+        assert math.isnan(comparison.max_difference)
+        assert math.isnan(comparison.mean_difference)
 
 
 def test_an_engine_that_reports_no_version_is_an_error() -> None:
