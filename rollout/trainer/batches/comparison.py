@@ -39,7 +39,7 @@ class ComparisonThresholds:
     Attributes:
         max_difference: the largest difference of a single token; above it is an error. None: no limit, because in
             bfloat16 the log-probs of single tokens differ a lot. Set 1e-3 if both sides compute in float32.
-        mean_difference: the largest mean difference; above it is an error. The default fits bfloat16 too.
+        mean_difference: the largest mean difference; above it is an error. The default leaves room for bfloat16.
         published_share: the smallest share of the trained tokens that the trainer's version sampled. Below it is a
             warning, and 0 tokens are an error, because nothing is compared. If rollouts may be stale
             (`policy.max_staleness` above 0), set the share that you expect; 0 if a step may have no such token.
@@ -165,9 +165,10 @@ class LogprobComparison:
             yield ComparisonFinding(
                 "error",
                 "nothing compared",
-                f"no log-prob was compared: {self._sampled_by()}. The names of the versions must be those that the "
-                "trainer publishes, so compare with the version that was published before the rollouts began. If "
-                "rollouts may be stale (policy.max_staleness above 0), set ComparisonThresholds.published_share to 0.",
+                f"no log-prob was compared: {self._sampled_by()}. An answer is compared only if the trainer's version "
+                "sampled all of it. Pass the number of the version that was published before the rollouts began, and "
+                "check that the engine names its weights after it. If rollouts may be stale (policy.max_staleness "
+                "above 0), set ComparisonThresholds.published_share to 0.",
             )
         if limits.max_difference is not None and self.max_difference > limits.max_difference:
             yield self._difference("max difference", f"{self.max_difference:.1e}", limits.max_difference)

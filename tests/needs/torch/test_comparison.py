@@ -1,6 +1,7 @@
 """The comparison of log-probs counts every trained token, and a loop that compares nothing is never found correct."""
 
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -205,6 +206,12 @@ def test_the_merged_comparisons_of_ranks_equal_the_comparison_of_their_whole_bat
     merged = LogprobComparison.merged(comparisons)
     assert replace(merged, total_difference=0.0) == replace(expected, total_difference=0.0)
     assert merged.total_difference == pytest.approx(expected.total_difference)
+
+
+def test_a_comparison_can_be_sent_to_another_rank() -> None:
+    batch = batch_of_answers(["3"], ["2"])
+    comparison = compare_logprobs(batch, batch.logprobs, 3)
+    assert pickle.loads(pickle.dumps(comparison)) == comparison
 
 
 def test_comparisons_of_different_versions_are_not_merged() -> None:
