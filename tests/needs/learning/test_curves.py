@@ -1,6 +1,8 @@
 """The curves of a run, in a terminal and as a picture."""
 
 import io
+import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from rich.console import Console
@@ -8,15 +10,19 @@ from rich.console import Console
 from examples.grpo_color_codeword.curves import CURVES, svg, table
 from examples.grpo_color_codeword.grpo import UpdateStats
 from examples.grpo_color_codeword.training import TrainingStep
+from rollout.trainer import LogprobComparison
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+def compared(number: int) -> LogprobComparison:
+    difference = 10.0**-number
+    return LogprobComparison(number, {str(number): 64}, 64, 64, 64, 0, 0, 0.2, difference, 64 * difference)
+
+
 def steps(count: int) -> list[TrainingStep]:
     return [
-        TrainingStep(
-            number, number / 8, UpdateStats(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number)
-        )
+        TrainingStep(number, number / 8, UpdateStats(0.1, compared(number)), 0, 20.0, 0, 0, float(number))
         for number in range(1, count + 1)
     ]
 
@@ -34,6 +40,18 @@ def test_a_long_run_fits_the_terminal() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(table(steps(500), "step 500"))
     assert max(map(len, console.file.getvalue().splitlines())) <= 120  # type: ignore[attr-defined]
+
+
+def test_a_step_that_compared_nothing_leaves_a_gap() -> None:
+    first, *others = steps(4)
+    nothing = replace(first.update_stats.comparison, compared_tokens=0, max_difference=math.nan)
+    drawn = [replace(first, update_stats=replace(first.update_stats, comparison=nothing)), *others]
+    picture = ElementTree.fromstring(svg(drawn, "four steps"))
+    lines = [line.get("points", "").split() for line in picture.iter(f"{SVG}polyline")]
+    assert sorted(map(len, lines)) == [3, 4, 4, 4]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table(drawn, "step 4"))
+    assert " █▅▁" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_picture_has_a_line_for_every_curve_within_its_frame() -> None:
