@@ -210,7 +210,10 @@ class Queue(ABC):
         return self._options
 
     async def partition_count(self) -> int:
-        """Return the number of partitions with which the queue was created."""
+        """Return the number of partitions with which the queue was created.
+
+        A transport whose queues have more than one partition must override this method.
+        """
         return self._options.partitions or 1
 
     @property

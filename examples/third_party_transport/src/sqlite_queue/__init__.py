@@ -50,6 +50,10 @@ class SqliteQueue(Queue):
         self._partitions = partitions
         self._requested_partitions = consume
 
+    async def partition_count(self) -> int:
+        """See `Queue.partition_count`."""
+        return self._partitions
+
     async def put(self, frames: Frames, *, key: str, tag: str = "") -> None:
         """See `Queue.put`."""
         nbytes = self._check_record_size(frames)
