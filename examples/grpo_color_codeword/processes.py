@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rollout.errors import RolloutError
-from rollout.launch.local import ReaperProcess
+from rollout.reaper import ReaperProcess
 from rollout.serving.vllm import VllmServer, VllmSettings
 
 _START_TIMEOUT = 120.0
