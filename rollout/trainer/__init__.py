@@ -8,6 +8,7 @@ from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.check import Violation, check
 from rollout.trainer.errors import (
+    EvaluationFailed,
     ImagesUnreadable,
     LeaseLost,
     NoArchive,
@@ -17,6 +18,7 @@ from rollout.trainer.errors import (
     SampleTooLong,
     SpillError,
 )
+from rollout.trainer.evaluation import Evaluation, evaluate
 from rollout.trainer.reading.archive import open_archive
 from rollout.trainer.reading.consumed import merge_states
 from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
@@ -58,6 +60,8 @@ __all__ = [
     "Batch",
     "BlockingReader",
     "Consumption",
+    "Evaluation",
+    "EvaluationFailed",
     "Group",
     "GroupAssembler",
     "GroupPolicy",
@@ -90,6 +94,7 @@ __all__ = [
     "batch_of",
     "check",
     "collate",
+    "evaluate",
     "grpo",
     "merge_states",
     "open_archive",

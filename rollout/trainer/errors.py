@@ -42,3 +42,7 @@ class NoArchive(ConfigurationError):
 
 class RolloutNotFound(ConfigurationError):
     """The run has no rollout with the given name, or several rollouts with this name."""
+
+
+class EvaluationFailed(RolloutError):
+    """An evaluation did not end in time, or it has no result."""
