@@ -30,6 +30,12 @@ from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 from rollout.trainer.weights.directory import WeightsError, WeightsHeld
 
 if TYPE_CHECKING:
+    from rollout.trainer.batches.comparison import (
+        ComparisonFinding,
+        ComparisonThresholds,
+        LogprobComparison,
+        compare_logprobs,
+    )
     from rollout.trainer.batches.materialize import Materializer
     from rollout.trainer.batches.tensors import Batch, batch_of, collate
     from rollout.trainer.batches.torch_data import Portion, TrajectoryDataset
@@ -47,6 +53,10 @@ _LAZY_EXPORTS = {
         ("AsyncPolicyPublisher", "Consumption", "PolicyPublisher", "PublisherSettings", "Pushed", "PushFailed"),
         "rollout.trainer.weights.publisher",
     ),
+    **dict.fromkeys(
+        ("ComparisonFinding", "ComparisonThresholds", "LogprobComparison", "compare_logprobs"),
+        "rollout.trainer.batches.comparison",
+    ),
     "Batch": "rollout.trainer.batches.tensors",
     "batch_of": "rollout.trainer.batches.tensors",
     "collate": "rollout.trainer.batches.tensors",
@@ -59,6 +69,8 @@ __all__ = [
     "AsyncPolicyPublisher",
     "Batch",
     "BlockingReader",
+    "ComparisonFinding",
+    "ComparisonThresholds",
     "Consumption",
     "Evaluation",
     "EvaluationFailed",
@@ -67,6 +79,7 @@ __all__ = [
     "GroupPolicy",
     "ImagesUnreadable",
     "LeaseLost",
+    "LogprobComparison",
     "Materializer",
     "NoArchive",
     "NothingArrived",
@@ -94,6 +107,7 @@ __all__ = [
     "batch_of",
     "check",
     "collate",
+    "compare_logprobs",
     "evaluate",
     "grpo",
     "merge_states",
