@@ -40,7 +40,7 @@ CURVES = (
     Curve("reward, mean of the batch", lambda step: step.reward, "{:.3f}", "#2563eb"),
     Curve(
         "largest |sampler − trainer| log-prob",
-        lambda step: step.update_stats.max_logprob_difference,
+        lambda step: step.update_stats.comparison.max_difference,
         "{:.1e}",
         "#dc2626",
         1e-8,

@@ -1,5 +1,6 @@
 """GRPO: log-probs of the sampled tokens, an advantage for each answer, and one clipped step for each batch.
 
+Before a step changes the weights, it compares its log-probs with those of the engine. It ends training if they differ.
 Every sampled token is one answer (see `environment`). The advantage of an answer is how many standard deviations it is
 above the mean of the same answer in its group.
 """
@@ -12,10 +13,27 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from rollout.trainer import Batch, Group, Materializer, TrainingSample, Trajectory, collate, samples
+from rollout.errors import RolloutError
+from rollout.trainer import (
+    Batch,
+    ComparisonFinding,
+    ComparisonThresholds,
+    Group,
+    LogprobComparison,
+    Materializer,
+    TrainingSample,
+    Trajectory,
+    collate,
+    compare_logprobs,
+    samples,
+)
 
 CLIP = 0.2
 LEARNING_RATE = 1e-3
+
+
+class WrongLogprobs(RolloutError):
+    """The log-probs of the engine and of the trainer show that training would learn from wrong data."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +42,13 @@ class UpdateStats:
 
     Attributes:
         loss: the clipped loss of the batch.
-        max_logprob_difference: the largest difference between the sampler's and our log-prob of a compared token.
-        compared_tokens: how many tokens were compared: those that the trainer's version sampled.
+        comparison: the log-probs of the engine and of the trainer for all sampled tokens.
+        warnings: what is unusual about the comparison.
     """
 
     loss: float
-    max_logprob_difference: float
-    compared_tokens: int
+    comparison: LogprobComparison
+    warnings: tuple[ComparisonFinding, ...] = ()
 
 
 class Learner:
@@ -40,14 +58,25 @@ class Learner:
         model: the policy.
     """
 
-    def __init__(self, checkpoint: Path, materializer: Materializer, allowed_tokens: Sequence[int]) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        materializer: Materializer,
+        allowed_tokens: Sequence[int],
+        thresholds: ComparisonThresholds,
+    ) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
         self._materializer = materializer
+        self._thresholds = thresholds
         self._allowed_tokens = torch.tensor(allowed_tokens)
 
-    def step(self, groups: Sequence[Group], version: str) -> UpdateStats:
-        """Learn from whole groups. `version` is the name of the weights before this step."""
+    def step(self, groups: Sequence[Group], version: int) -> UpdateStats:
+        """Learn from whole groups. `version` is the version of the weights before this step.
+
+        Raises:
+            WrongLogprobs: the log-probs differ from those of the engine, or none can be compared; nothing is learned.
+        """
         training_samples = [
             sample for group in groups for trajectory in trainable_trajectories(group) for sample in samples(trajectory)
         ]
@@ -57,6 +86,10 @@ class Learner:
             self.logprobs(batch, training_samples),
             at_sampled_tokens(batch, batch.logprobs),
         )
+        comparison = compare_logprobs(batch, trainer_logprobs.flatten(), version, clip=CLIP)
+        findings = comparison.findings(self._thresholds)
+        if error := next((finding for finding in findings if finding.severity == "error"), None):
+            raise WrongLogprobs(f"step {version + 1} changed no weights: {error.text}")
         scored_answers = slice(-advantages.shape[1], None)
         ratio = (trainer_logprobs - sampler_logprobs)[:, scored_answers].exp()
         clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
@@ -65,10 +98,7 @@ class Learner:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
-        is_same_version = [name == version for name in batch.versions]
-        comparable = torch.tensor(is_same_version)[at_sampled_tokens(batch, batch.version_index).long()]
-        differences = (trainer_logprobs.detach() - sampler_logprobs).abs()[comparable]
-        return UpdateStats(loss.item(), max(differences.tolist(), default=0.0), differences.numel())
+        return UpdateStats(loss.item(), comparison, tuple(findings))
 
     def logprobs(self, batch: Batch, training_samples: Sequence[TrainingSample]) -> torch.Tensor:
         """Return the log-probs of the sampled tokens, (samples, answers), among the allowed tokens."""

@@ -4,7 +4,8 @@
     python -m examples.grpo_color_codeword.train --sampler vllm --set environment.ask=at_end
 
 At least five processes run: this trainer, an engine, `rollout launch` and its workers. Training ends when the mean
-reward of five batches reaches the target. It writes its curves as a picture into the run's directory.
+reward of five batches reaches the target. It writes its curves as a picture into the run's directory. If engine and
+trainer disagree about the log-probs of a step, training says what is wrong, and ends with 1.
 """
 
 import argparse
@@ -90,15 +91,22 @@ def copy_missing_files(weights: Path, checkpoint: Path) -> None:
 def train_with_display(training: Training, options: argparse.Namespace) -> list[TrainingStep]:
     """Train until the target is reached, and draw the curves."""
     steps: list[TrainingStep] = []
+    printed_warnings: set[str] = set()
     console = Console(stderr=True)
     with Live(console=console, auto_refresh=False) as live:
         while smoothed_reward(steps) < options.target and len(steps) < options.steps:
             step = training.step()
             steps.append(step)
             if console.is_terminal:
-                live.update(table(steps, f"step {step.number}, {step.seconds:.0f} s"), refresh=True)
+                live.update(
+                    table(steps, f"step {step.number}, {step.seconds:.0f} s, {comparison_text(step)}"), refresh=True
+                )
             else:
                 console.print(step_line(step), highlight=False, soft_wrap=True)
+            for warning in step.update_stats.warnings:
+                if warning.kind not in printed_warnings:
+                    printed_warnings.add(warning.kind)
+                    console.print(f"warning: step {step.number}: {warning.text}", markup=False, soft_wrap=True)
     return steps
 
 
@@ -111,19 +119,32 @@ def step_line(step: TrainingStep) -> str:
     """Return a line about a step, for a log."""
     return (
         f"step {step.number:3}  {step.seconds:5.1f} s  reward {step.reward:.3f}  "
-        f"difference {step.update_stats.max_logprob_difference:.1e}  staleness {step.staleness}  "
-        f"{step.rollouts_per_second:.1f} rollouts/s"
+        f"difference {step.update_stats.comparison.max_difference:.1e}  {comparison_text(step)}  "
+        f"staleness {step.staleness}  {step.rollouts_per_second:.1f} rollouts/s"
+    )
+
+
+def comparison_text(step: TrainingStep) -> str:
+    """Return what was compared in a step, and which tokens the newest version sampled or the loss clips."""
+    comparison = step.update_stats.comparison
+    return (
+        f"{comparison.compared_tokens} tokens compared, {comparison.published_share:.0%} by the newest version, "
+        f"{comparison.clipped_share:.0%} clipped"
     )
 
 
 def summary(steps: Sequence[TrainingStep]) -> str:
     """Return a line about all steps."""
-    no_stale_token = all(step.versions == {str(step.number - 1)} for step in steps)
+    comparisons = [step.update_stats.comparison for step in steps]
+    trained = sum(comparison.trained_tokens for comparison in comparisons)
+    newest = sum(comparison.published_tokens for comparison in comparisons)
+    clipped = sum(comparison.clipped_tokens for comparison in comparisons)
     return (
         f"first batch {steps[0].reward:.3f}, {len(steps)} steps, "
-        f"largest log-prob difference {max(step.update_stats.max_logprob_difference for step in steps):.1e}, "
-        f"{sum(step.violations for step in steps)} violations, {sum(step.failed for step in steps)} failed rollouts, "
-        f"every token sampled by the newest version: {'yes' if no_stale_token else 'no'}"
+        f"largest log-prob difference {max(comparison.max_difference for comparison in comparisons):.1e} "
+        f"in {sum(comparison.compared_tokens for comparison in comparisons)} compared tokens of {trained}, "
+        f"{newest / trained:.1%} sampled by the newest version, {clipped / trained:.1%} clipped, "
+        f"{sum(step.violations for step in steps)} violations, {sum(step.failed for step in steps)} failed rollouts"
     )
 
 

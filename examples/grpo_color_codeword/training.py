@@ -16,7 +16,17 @@ from renderers_adapter.adapter import load_processor_config
 from rollout.log import log_to_json_file
 from rollout.rundir.manifest import create_run
 from rollout.rundir.queues import RunQueues
-from rollout.trainer import BlockingReader, Consumption, Group, Materializer, PolicyPublisher, check, staleness
+from rollout.trainer import (
+    BlockingReader,
+    ComparisonThresholds,
+    Consumption,
+    Group,
+    ImagesUnreadable,
+    Materializer,
+    PolicyPublisher,
+    check,
+    staleness,
+)
 from rollout.trainer.weights.from_config import publisher_settings
 
 CONFIG = Path(__file__).with_name("codeword.yaml")
@@ -36,7 +46,6 @@ class TrainingStep:
         staleness: the highest staleness of a rollout in the batch, in versions.
         rollouts_per_second: rollouts per second of the whole step, with learning and publishing.
         violations: how many violations `rollout.trainer.check` found in the batch.
-        versions: the versions that sampled its tokens.
         failed: how many rollouts of the batch have no score.
         seconds: seconds since training started.
     """
@@ -47,7 +56,6 @@ class TrainingStep:
     staleness: int
     rollouts_per_second: float
     violations: int
-    versions: frozenset[str]
     failed: int
     seconds: float
 
@@ -74,7 +82,7 @@ class Training:
         )
         self.run, self._config, self._workers = run, launch_config.config, workers
         materializer = Materializer("qwen_vl", load_processor_config(checkpoint), images=run.images_path, backend="pil")
-        self.learner = Learner(checkpoint, materializer, color_ids())
+        self.learner = Learner(checkpoint, materializer, color_ids(), thresholds_for(self._config.policy.max_staleness))
         self._publisher = PolicyPublisher(publisher_settings([self._config], run.path))
         self._reader = BlockingReader(RunQueues(self._config, run).trajectories)
         self._consumption = Consumption()
@@ -100,7 +108,7 @@ class Training:
         version, started_at = self._version, time.monotonic()
         self._reader.version = version
         groups = gather_batch(self._reader, self._launch, launch_log(self.run.path), rollouts=self._config.policy.batch)
-        update_stats = self.learner.step([group for group in groups if trainable_trajectories(group)], str(version))
+        update_stats = self.learner.step([group for group in groups if trainable_trajectories(group)], version)
         trained_count = sum(len(trainable_trajectories(group)) for group in groups)
         total_count = sum(len(group.trajectories) for group in groups)
         self._version += 1
@@ -124,6 +132,14 @@ class Training:
         self._publisher.publish(self._version, self.learner.model.save_pretrained, consumption)
 
 
+def thresholds_for(max_staleness: int | None) -> ComparisonThresholds:
+    """Return what the log-probs of a step must keep: engine and trainer compute them in float32.
+
+    Without staleness, the trainer's version samples every token. With staleness, a step may have no such token.
+    """
+    return ComparisonThresholds(max_difference=1e-3, published_share=1.0 if max_staleness == 0 else 0.0)
+
+
 def gather_batch(
     reader: BlockingReader, launch: subprocess.Popen[bytes], launch_log: Path, *, rollouts: int
 ) -> list[Group]:
@@ -131,6 +147,7 @@ def gather_batch(
 
     Raises:
         TrainingProcessEnded: the launch ended, the batch did not come in time, or all of its rollouts failed.
+        ImagesUnreadable: this process cannot read the images of a rollout.
     """
     groups: list[Group] = []
     deadline = time.monotonic() + _BATCH_TIMEOUT_SECONDS
@@ -145,6 +162,9 @@ def gather_batch(
             raise TrainingProcessEnded(
                 f"the batch was not complete within {_BATCH_TIMEOUT_SECONDS:g} s. {log_excerpt(launch_log)}"
             )
+    for error in (trajectory.error for group in groups for trajectory in group.trajectories):
+        if error and error["type"] == ImagesUnreadable.__name__:
+            raise ImagesUnreadable(error["message"])
     if failures := _failures_of(groups):
         raise TrainingProcessEnded(failures)
     return groups
@@ -172,7 +192,6 @@ def measure_step(
         staleness=max(staleness(trajectory, version) or 0 for trajectory in scored),
         rollouts_per_second=rollouts_per_second,
         violations=sum(len(check(trajectory)) for trajectory in all_trajectories),
-        versions=frozenset(span.version for t in scored for step in t.steps for span in step.versions),
         failed=len(all_trajectories) - len(scored),
         seconds=seconds,
     )

@@ -15,7 +15,8 @@ elif not FULL:
     collect_ignore = ["test_two_servers.py"]
 
 _ROWS = pytest.StashKey[list[tuple[str, ...]]]()
-_COLUMNS = ("broken", "largest log-prob difference", "steps", "failed rollouts", "caught by")
+_COLUMNS = ("broken", "step", "what the example says")
+_TEXT_WIDTH = 120
 
 AddTableRow = Callable[..., None]
 
@@ -26,10 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def add_row(pytestconfig: pytest.Config) -> AddTableRow:
-    """Add a row to the table of faults, and what caught them."""
+    """Add a row to the table of faults, and what the example says about them."""
 
     def row(*cells: object) -> None:
-        pytestconfig.stash[_ROWS].append(tuple(map(str, cells)))
+        pytestconfig.stash[_ROWS].append(tuple(str(cell)[:_TEXT_WIDTH] for cell in cells))
 
     return row
 
@@ -39,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    terminalreporter.section("what was broken, and what caught it")
+    terminalreporter.section("what was broken, and what the example says")
     for row in (_COLUMNS, *rows):
         terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 

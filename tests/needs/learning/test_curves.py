@@ -8,15 +8,19 @@ from rich.console import Console
 from examples.grpo_color_codeword.curves import CURVES, svg, table
 from examples.grpo_color_codeword.grpo import UpdateStats
 from examples.grpo_color_codeword.training import TrainingStep
+from rollout.trainer import LogprobComparison
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+def compared(number: int) -> LogprobComparison:
+    difference = 10.0**-number
+    return LogprobComparison(number, {str(number): 64}, 64, 64, 64, 0, 0, 0.2, difference, 64 * difference)
+
+
 def steps(count: int) -> list[TrainingStep]:
     return [
-        TrainingStep(
-            number, number / 8, UpdateStats(0.1, 10.0**-number, 64), 0, 20.0, 0, frozenset({"0"}), 0, float(number)
-        )
+        TrainingStep(number, number / 8, UpdateStats(0.1, compared(number)), 0, 20.0, 0, 0, float(number))
         for number in range(1, count + 1)
     ]
 

@@ -1,49 +1,78 @@
-"""Runs with one fault each: every fault is detected.
+"""The example with one fault each: it tells every fault by itself within three steps, and ends with 1.
 
-Each fault is where it would occur in practice, and changes nothing else. The difference between the log-probs of the
-sampler and of the trainer shows it within a step or two. The reward would show it only after a whole run, or never.
+Each fault is where it would occur in practice, and changes nothing else. The reward would show it only after a whole
+run, or never.
 """
 
 import importlib
 import random
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from examples.grpo_color_codeword import grpo
+from examples.grpo_color_codeword import grpo, train
 from examples.grpo_color_codeword.grpo import Learner
-from examples.grpo_color_codeword.processes import TrainingProcessEnded
-from examples.grpo_color_codeword.training import Training, TrainingStep
+from examples.grpo_color_codeword.training import Training
 from rollout.serving.network.engine import NetworkEngine
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.server import EngineServer
-from rollout.trainer import TrainingSample, collate
+from rollout.trainer import Group, TrainingSample, Trajectory, collate
+from rollout.trainer.reading.image_access import ImageAccessCheck
 
 torch: Any = importlib.import_module("torch")
 transformers: Any = importlib.import_module("transformers")
 
-CAUGHT = 1e-2
-SMALL = ("engine.sampling.seed=0", "policy.batch=32", "tasks.count=64", "tasks.group_size=8")
+STEPS = 3
+SMALL = ("policy.batch=32", "tasks.count=96", "tasks.group_size=8")
+DIFFERENCE = r"the log-probs of engine and trainer differ by (\S+), but by at most 0\.001"
 Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
 AddTableRow = Callable[..., None]
 
 
-def steps_of(checkpoint: Path, runs: Path, engine: str, count: int = 1, *settings: str) -> list[TrainingStep]:
-    """Play and train the first steps of a run."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    with Training(checkpoint, runs, engine, seed=0, workers=1, overrides=[*SMALL, *settings]) as training:
-        return [training.step() for _ in range(count)]
+@dataclass(frozen=True)
+class Ending:
+    """How the example ended: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def trained_steps(self) -> int:
+        """The number of steps that changed the weights."""
+        return len(re.findall(r"^step +\d+ ", self.err, re.MULTILINE))
+
+    @property
+    def failure(self) -> str:
+        """What the example says about its end; empty if it trained to its last step."""
+        return self.err.partition("training failed: ")[2].strip()
 
 
-def report(add_row: AddTableRow, name: str, steps: Sequence[TrainingStep], caught_by: str) -> float:
-    largest = max(step.update_stats.max_logprob_difference for step in steps)
-    add_row(name, f"{largest:.1e}", len(steps), sum(step.failed for step in steps), caught_by)
-    return largest
+@pytest.fixture
+def run_example(monkeypatch: Patch, capsys: Capture, runs: Path) -> Callable[..., Ending]:
+    """Run the example's command with an engine that runs already."""
+
+    def run(engine: str, *settings: str) -> Ending:
+        options = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+        arguments = ["train", "--runs", str(runs), "--workers", "1", "--steps", str(STEPS), *options]
+        monkeypatch.setattr("sys.argv", arguments)
+        monkeypatch.setattr(train, "start_sampler", lambda *_: nullcontext(engine))
+        monkeypatch.setattr(train, "exit_on_signals", lambda: None)
+        code = train.main()
+        printed = capsys.readouterr()
+        return Ending(code, printed.out, printed.err)
+
+    return run
+
+
+RunExample = Callable[..., Ending]
 
 
 def shuffle_images(patch: Patch) -> None:
@@ -90,27 +119,34 @@ def keep_newest_pixels(patch: Patch) -> None:
         ("only the newest image's pixels kept", keep_newest_pixels),
     ],
 )
-def test_a_trainer_that_reads_wrongly_disagrees_with_the_sampler_at_once(
-    checkpoint: Path,
-    runs: Path,
+def test_a_trainer_that_reads_wrongly_is_told_in_the_first_step(
     engine: str,
+    run_example: RunExample,
     monkeypatch: Patch,
     add_row: AddTableRow,
     name: str,
-    fault: Callable[[Patch], None],
+    fault: Callable[..., None],
 ) -> None:
     fault(monkeypatch)
-    assert report(add_row, name, steps_of(checkpoint, runs, engine), "log-prob difference, first step") > CAUGHT
+    ending = run_example(engine)
+    add_row(name, 1, ending.failure)
+    assert ending.code == 1
+    assert re.match(f"step 1 changed no weights: {DIFFERENCE}", ending.failure)
+    assert ending.trained_steps == 0
 
 
-def test_nothing_is_caught_where_nothing_is_broken(
-    checkpoint: Path, runs: Path, engine: str, add_row: AddTableRow
-) -> None:
-    assert report(add_row, "nothing", steps_of(checkpoint, runs, engine, 2), "–") < 1e-3
+def test_nothing_is_told_where_nothing_is_broken(engine: str, run_example: RunExample, add_row: AddTableRow) -> None:
+    ending = run_example(engine)
+    add_row("nothing", "–", ending.failure)
+    assert ending.failure == ""
+    assert "warning" not in ending.err
+    assert ending.trained_steps == STEPS
+    tokens = STEPS * 32 * 6
+    assert f"in {tokens} compared tokens of {tokens}, 100.0% sampled by the newest version, 0.0% clipped" in ending.out
 
 
-def test_weights_that_are_never_pushed_are_caught_in_the_second_step(
-    checkpoint: Path, runs: Path, engine: str, monkeypatch: Patch, add_row: AddTableRow
+def test_weights_that_are_never_pushed_are_told_in_the_second_step(
+    checkpoint: Path, engine: str, run_example: RunExample, monkeypatch: Patch, add_row: AddTableRow
 ) -> None:
     publish = Training._publish
     untrained = SimpleNamespace(model=transformers.AutoModelForImageTextToText.from_pretrained(checkpoint))
@@ -121,9 +157,93 @@ def test_weights_that_are_never_pushed_are_caught_in_the_second_step(
             publish(self)
 
     monkeypatch.setattr(Training, "_publish", first_weights)
-    first, second = steps_of(checkpoint, runs, engine, 2)
-    assert first.update_stats.max_logprob_difference < 1e-3
-    assert report(add_row, "weights never pushed", [first, second], "log-prob difference, second step") > CAUGHT
+    ending = run_example(engine)
+    add_row("weights never pushed", 2, ending.failure)
+    assert ending.code == 1
+    assert re.match(f"step 2 changed no weights: {DIFFERENCE}", ending.failure)
+    assert ending.trained_steps == 1
+
+
+def publish_the_next_name(patch: Patch) -> None:
+    publish = Training._publish
+
+    def early(self: Training) -> None:
+        self._version += 1
+        publish(self)
+        self._version -= 1
+
+    patch.setattr(Training, "_publish", early)
+
+
+def count_ahead(patch: Patch) -> None:
+    step = Learner.step
+    patch.setattr(Learner, "step", lambda self, groups, version: step(self, groups, version + 1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "versions"),
+    [
+        (publish_the_next_name, "the trainer's version is 0, and the 192 trained tokens are from version '1' (192)"),
+        (count_ahead, "the trainer's version is 1, and the 192 trained tokens are from version '0' (192)"),
+    ],
+    ids=["newer", "older"],
+)
+def test_version_names_off_by_one_are_told_in_the_first_step(
+    engine: str,
+    run_example: RunExample,
+    monkeypatch: Patch,
+    add_row: AddTableRow,
+    fault: Callable[..., None],
+    versions: str,
+) -> None:
+    fault(monkeypatch)
+    ending = run_example(engine)
+    add_row("version names off by one", 1, ending.failure)
+    assert ending.code == 1
+    assert f"no log-prob was compared: {versions}." in ending.failure
+    assert ending.trained_steps == 0
+
+
+def delete_images(trajectory: Trajectory) -> None:
+    assert trajectory.started is not None
+    for descriptor in trajectory.images.values():
+        Path(trajectory.started.assets, descriptor["raw_image_id"]).unlink(missing_ok=True)
+
+
+def test_a_missing_image_of_the_trainer_is_named(
+    engine: str, run_example: RunExample, monkeypatch: Patch, add_row: AddTableRow
+) -> None:
+    step = Learner.step
+
+    def without_images(self: Learner, groups: Sequence[Group], version: int) -> Any:
+        delete_images(groups[-1].trajectories[-1])
+        return step(self, groups, version)
+
+    monkeypatch.setattr(Learner, "step", without_images)
+    ending = run_example(engine)
+    add_row("an image of the trainer missing", 1, ending.failure)
+    assert ending.code == 1
+    assert re.match(r"rollout \S+, branch of node \d+, image \w+\.png: ", ending.failure)
+    assert ending.trained_steps == 0
+
+
+def test_an_image_that_is_missing_when_its_rollout_arrives_is_named(
+    engine: str, run_example: RunExample, monkeypatch: Patch, add_row: AddTableRow
+) -> None:
+    problem = ImageAccessCheck.problem
+    first: list[str] = []
+
+    def problem_without_images(self: ImageAccessCheck, trajectory: Trajectory) -> str | None:
+        if not first:
+            first.append(trajectory.rollout)
+            delete_images(trajectory)
+        return problem(self, trajectory)
+
+    monkeypatch.setattr(ImageAccessCheck, "problem", problem_without_images)
+    ending = run_example(engine)
+    add_row("an image missing when its rollout arrives", 1, ending.failure)
+    assert ending.code == 1
+    assert re.match(r"\S+: this process cannot read \S+\.png: No such file", ending.failure)
 
 
 class ForgetfulEngine(NetworkEngine):
@@ -137,20 +257,22 @@ class ForgetfulEngine(NetworkEngine):
         return (replace(first, image_hash="lost", processed=black), *others)
 
 
-def test_an_engine_that_loses_a_prior_image_is_caught_at_once(
-    checkpoint: Path, runs: Path, add_row: AddTableRow
+def test_an_engine_that_loses_an_earlier_image_is_told_in_the_first_step(
+    checkpoint: Path, runs: Path, run_example: RunExample, add_row: AddTableRow
 ) -> None:
     broken = ForgetfulEngine(NetworkSettings(checkpoint, model_name="policy", allowed_directories=(runs,)))
     with EngineServer(broken, weight_version="0") as url:
-        steps = steps_of(checkpoint, runs, url)
-    assert report(add_row, "a prior image lost in the engine", steps, "log-prob difference, first step") > CAUGHT
+        ending = run_example(url)
+    add_row("an earlier image lost in the engine", 1, ending.failure)
+    assert ending.code == 1
+    assert re.match(f"step 1 changed no weights: {DIFFERENCE}", ending.failure)
 
 
 def test_a_request_with_a_dropped_reference_reaches_no_engine(
-    checkpoint: Path, runs: Path, engine: str, add_row: AddTableRow
+    engine: str, run_example: RunExample, add_row: AddTableRow
 ) -> None:
     dropping = "environment.class=tests.needs.learning.dropping:DropsAPriorReference"
-    with pytest.raises(TrainingProcessEnded, match="every rollout of the batch failed") as refused:
-        steps_of(checkpoint, runs, engine, 1, dropping, "run.max_failed=1.0")
-    assert "RequestRefusedLocally" in str(refused.value)
-    add_row("a prior reference dropped from requests", "–", 0, "all", "our client, before the engine is asked")
+    ending = run_example(engine, dropping, "run.max_failed=1.0")
+    add_row("an earlier reference dropped from requests", 1, ending.failure)
+    assert ending.code == 1
+    assert ending.failure.startswith("every rollout of the batch failed; the first error is RequestRefusedLocally")

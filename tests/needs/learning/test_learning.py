@@ -29,9 +29,11 @@ def test_a_random_policy_learns_through_the_whole_pipeline(
     assert steps[0].reward <= 0.45
     assert smoothed_reward(steps) >= 0.95
     for step in steps:
-        assert step.update_stats.max_logprob_difference < 1e-3
-        assert step.update_stats.compared_tokens == 64 * 6
-        assert step.versions == {str(step.number - 1)}
+        comparison = step.update_stats.comparison
+        assert comparison.max_difference < 1e-3
+        assert dict(comparison.tokens_by_version) == {str(step.number - 1): 64 * 6}
+        assert (comparison.compared_tokens, comparison.clipped_tokens) == (64 * 6, 0)
+        assert step.update_stats.warnings == ()
         assert (step.violations, step.failed, step.staleness) == (0, 0, 0)
     [picture] = tmp_path.glob("codeword-*/learning.svg")
     assert ElementTree.fromstring(picture.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
