@@ -102,7 +102,7 @@ class Learner:
 
     def logprobs(self, batch: Batch, training_samples: Sequence[TrainingSample]) -> torch.Tensor:
         """Return the log-probs of the sampled tokens, (samples, answers), among the allowed tokens."""
-        images, grids = self._encode_images(image_names_of(batch.ordered(training_samples)), training_samples)
+        images, grids = self._encode_images(image_names_of(batch.samples), training_samples)
         positions, _ = self.model.model.get_rope_index(batch.token_ids, batch.token_types.int(), image_grid_thw=grids)
         logits = self.model(
             input_ids=batch.token_ids, position_ids=positions, mm_encoder_outputs={"image": images}, use_cache=False
@@ -143,7 +143,7 @@ def align_logits_with_tokens(logits: torch.Tensor) -> torch.Tensor:
 
 def at_sampled_tokens(batch: Batch, values: torch.Tensor) -> torch.Tensor:
     """Return the values at the sampled tokens, (samples, answers, …). All rollouts of a batch sample equally many."""
-    return values[batch.mask].unflatten(0, (len(batch.rollouts), -1))
+    return values[batch.mask].unflatten(0, (len(batch.samples), -1))
 
 
 def trainable_trajectories(group: Group) -> list[Trajectory]:

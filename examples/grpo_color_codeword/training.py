@@ -12,7 +12,6 @@ from typing import Self
 from examples.grpo_color_codeword.environment import color_ids
 from examples.grpo_color_codeword.grpo import Learner, UpdateStats, trainable_trajectories
 from examples.grpo_color_codeword.processes import TrainingProcessEnded, launch_log, log_excerpt, running_launch
-from renderers_adapter.adapter import load_processor_config
 from rollout.log import log_to_json_file
 from rollout.rundir.manifest import create_run
 from rollout.rundir.queues import RunQueues
@@ -81,7 +80,7 @@ class Training:
             [CONFIG], [*(f"{key}={value}" for key, value in run_settings.items()), *overrides]
         )
         self.run, self._config, self._workers = run, launch_config.config, workers
-        materializer = Materializer("qwen_vl", load_processor_config(checkpoint), images=run.images_path, backend="pil")
+        materializer = Materializer.from_pretrained(checkpoint, backend="pil")
         self.learner = Learner(checkpoint, materializer, color_ids(), thresholds_for(self._config.policy.max_staleness))
         self._publisher = PolicyPublisher(publisher_settings([self._config], run.path))
         self._reader = BlockingReader(RunQueues(self._config, run).trajectories)

@@ -2,18 +2,22 @@
 
 The caller names the resize backend; the checkpoint's configuration decides everything else. Two backends differ in the
 last bit of many pixels, so the trainer must use the engine's backend. There is no fallback to another backend.
+A family also says which positions its models need.
 
 A package can add a family with an entry point in the group `rollout.image_processors`. The name of the entry point is
 the family, and its object is a subclass of `ImageProcessor`.
 """
 
 import importlib
+import importlib.util
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +27,7 @@ from PIL import Image
 from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.geometry.kimi_k25 import KimiK25Geometry
 from rollout.errors import ConfigurationError
+from rollout.images.rope import rope_positions
 
 ENTRY_POINT_GROUP = "rollout.image_processors"
 
@@ -50,6 +55,8 @@ class ImageProcessor(ABC):
 
     Attributes:
         family: the name of the processor's geometry family.
+        model_types: the `model_type` of the family's checkpoints, in their `config.json`.
+        position_axes: the number of positions that the models need for each token: 1, or 3 for time, height and width.
         grid_input: the name of the model's input for the grids.
         config: the configuration of the image processor, from the checkpoint.
         backend: the library that resizes the images.
@@ -58,6 +65,8 @@ class ImageProcessor(ABC):
     """
 
     family: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]] = ()
+    position_axes: ClassVar[int] = 1
     grid_input: ClassVar[str] = "image_grid_thw"
 
     def __init__(self, config: Mapping[str, Any], *, backend: ResizeBackend, pixels: PixelKind) -> None:
@@ -73,6 +82,18 @@ class ImageProcessor(ABC):
     @abstractmethod
     def patch_shape(self) -> tuple[int, ...]:
         """Return the shape of one patch in `ProcessedImage.patches`."""
+
+    def positions(
+        self, length: int, placeholders: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]]
+    ) -> npt.NDArray[np.int64]:
+        """Return the positions of the tokens of one sample, as an array of the shape (`position_axes`, `length`).
+
+        Args:
+            length: the number of tokens.
+            placeholders: the first token and the number of tokens of each image, in order.
+            grids: the number of patches of each image in time, height and width.
+        """
+        return np.arange(length)[None]
 
     @property
     def dtype(self) -> type[np.float32] | type[np.uint8]:
@@ -91,6 +112,12 @@ class QwenVLImageProcessor(ImageProcessor):
     """The image processor of the Qwen-VL families, from transformers. Every patch is a flat row of numbers."""
 
     family = "qwen_vl"
+    model_types: ClassVar[tuple[str, ...]] = (
+        *("qwen2_vl", "qwen2_5_vl"),
+        *("qwen3_vl", "qwen3_vl_moe"),
+        *("qwen3_5", "qwen3_5_moe"),
+    )
+    position_axes = 3
 
     @cached_property
     def _processor(self) -> Any:
@@ -107,11 +134,18 @@ class QwenVLImageProcessor(ImageProcessor):
         knobs = self.geometry.knobs
         return (3 * knobs["temporal_patch_size"] * knobs["patch_size"] ** 2,)
 
+    def positions(
+        self, length: int, placeholders: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]]
+    ) -> npt.NDArray[np.int64]:
+        """See `ImageProcessor.positions`."""
+        return rope_positions(length, placeholders, grids, self.geometry.knobs["merge_size"])
+
 
 class KimiK25ImageProcessor(ImageProcessor):
     """The image processor of Kimi K2.5. `torchvision` uses transformers; `pil` computes as the engine does."""
 
     family = "kimi_k25"
+    model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
 
     @property
     def _kimi_geometry(self) -> KimiK25Geometry:
@@ -192,6 +226,55 @@ def image_processor_for(
             f"install a package that adds one by an entry point in the group {ENTRY_POINT_GROUP}"
         )
     return processor_class(config, backend=backend, pixels=pixels)
+
+
+def family_of_checkpoint(directory: Path) -> str:
+    """Return the family of the image processor that belongs to a checkpoint's `model_type`.
+
+    Raises:
+        ConfigurationError: the directory has no valid `config.json`, or no family is known for its `model_type`.
+    """
+    path = directory / "config.json"
+    try:
+        model_type = json.loads(path.read_text("utf-8"))["model_type"]
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}. Give the directory of a checkpoint that save_pretrained() wrote."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} is not a JSON object with the key model_type. Copy it from the checkpoint again."
+        ) from error
+    processor_classes = dict(_BUILT_IN_PROCESSORS)
+    if not any(model_type in processor_class.model_types for processor_class in processor_classes.values()):
+        processor_classes |= {point.name: point.load() for point in entry_points(group=ENTRY_POINT_GROUP)}
+    for family, processor_class in processor_classes.items():
+        if model_type in processor_class.model_types:
+            return family
+    known = [name for processor_class in processor_classes.values() for name in processor_class.model_types]
+    raise ConfigurationError(
+        f"{path} has the model_type {model_type!r}, but images are known only for {', '.join(known)}. A text-only "
+        "model needs no materializer. For another model with images, name its family: one of "
+        f"{', '.join(processor_classes)}."
+    )
+
+
+def installed_backend() -> ResizeBackend:
+    """Return `torchvision` if it is installed, because vLLM's processors then use it too; `pil` otherwise.
+
+    Raises:
+        ConfigurationError: torchvision is installed, but cannot be imported.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return "pil"
+    try:
+        importlib.import_module("torchvision.transforms.v2")
+    except (ImportError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"torchvision is installed, but cannot be imported ({str(error).strip()[:200]}). Install the version that "
+            "belongs to your torch, or name the backend that the engine uses, such as backend='pil'."
+        ) from error
+    return "torchvision"
 
 
 def patch_count(grid: tuple[int, int, int]) -> int:

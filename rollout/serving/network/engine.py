@@ -6,12 +6,13 @@ from pathlib import Path
 
 from renderers_adapter.adapter import load_processor_config
 from rollout.images.processors import ProcessedImage, ResizeBackend, image_processor_for
+from rollout.images.rope import rope_positions
 from rollout.images.single_flight import SingleFlightCache
 from rollout.serving.engine import Answer, Job, ModelCard
 from rollout.serving.gate import PauseGate
 from rollout.serving.network.batching import Batcher
 from rollout.serving.network.model import Network
-from rollout.serving.network.prompts import NetworkPrompt, PromptImage, rope_positions
+from rollout.serving.network.prompts import NetworkPrompt, PromptImage
 from rollout.serving.network.settings import NetworkSettings
 from rollout.serving.protocol import GenerateBody, RequestRefused
 from rollout.serving.request_reader import ParsedRequest, RequestReader

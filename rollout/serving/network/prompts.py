@@ -43,25 +43,3 @@ class NetworkPrompt:
     images: tuple[PromptImage, ...]
     sampling_params: SamplingParams
     rng: random.Random
-
-
-def rope_positions(
-    prompt_length: int, placeholders: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]], merge_size: int
-) -> Positions:
-    """Return the position of each token in time, height and width. Text has the same position on all three axes.
-
-    An image is a plane that starts at the current position. The text after it continues after the longer side of the
-    plane, so a position is not the index of a token.
-    """
-    positions = np.empty((3, prompt_length), np.int64)
-    token_index = position = 0
-    for (offset, token_count), (frames, rows, columns) in zip(placeholders, grids, strict=True):
-        text_length = offset - token_index
-        positions[:, token_index:offset] = np.arange(position, position + text_length)
-        position += text_length
-        plane = np.indices((frames, rows // merge_size, columns // merge_size)).reshape(3, -1)
-        positions[:, offset : offset + token_count] = position + plane
-        position += max(rows, columns) // merge_size
-        token_index = offset + token_count
-    positions[:, token_index:] = np.arange(position, position + prompt_length - token_index)
-    return positions

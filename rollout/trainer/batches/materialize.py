@@ -1,9 +1,8 @@
 """Makes pixels from raw descriptors, just before the forward pass.
 
-    materializer = Materializer(
-        "qwen_vl", load_processor_config(checkpoint), images=run_directory / "assets" / "images", backend="pil"
-    )
-    model(input_ids=..., **materializer.inputs([sample]))
+    materializer = Materializer.from_pretrained(checkpoint)
+    batch = batch_of(groups, materializer=materializer)
+    model(**batch.model_inputs())
 
 Each image is checked: its layout must be that of the checkpoint, its bytes must have its hash, and its patches must
 fill its placeholder. Otherwise, an error names the rollout, the node and the file.
@@ -12,11 +11,14 @@ fill its placeholder. Otherwise, an error names the rollout, the node and the fi
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
+from renderers_adapter.adapter import load_processor_config
 from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY, shared_decoding_memory
 from renderers_adapter.descriptors import RawMMItem, parse_raw_mm_item
 from renderers_adapter.errors import AdapterError
@@ -25,16 +27,20 @@ from rollout.errors import RolloutError
 from rollout.images import AssetError, ImageError, decode_data_uri, decoded_image, read_asset
 from rollout.images.policy import WIDEST_LIMITS
 from rollout.images.processors import (
+    ImageProcessor,
     PixelKind,
     ProcessedImage,
     ResizeBackend,
+    family_of_checkpoint,
     image_processor_for,
     import_trainer_extra,
+    installed_backend,
     patch_count,
 )
 from rollout.images.single_flight import SingleFlightCache
 from rollout.trainer.batches.samples import TrainingSample
 
+DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
 _PATCH_COPIES = 3
 """The measured peak memory of transformers' image processors, divided by the size of the patches as float32."""
 
@@ -60,31 +66,95 @@ class MaterializeError(RolloutError):
 class Materializer:
     """Makes the pixel inputs of training samples. It is thread-safe.
 
+    It can be pickled, so that the processes of a data loader can make the pixels. The cache is not pickled with it.
+
     Args:
-        family: the model family that defines the geometry, such as `qwen_vl`.
-        processor_config: the processor configuration of the checkpoint that is trained.
-        images: the run's image directory.
-        backend: the library that resizes images; it must be the one that the engine uses.
-        pixels: `normalised` for pixels as the model needs them, or `uint8` for pixels that are not normalised yet.
+        processor: the image processor of the checkpoint that is trained. `from_pretrained` creates it.
+        images: the directory with the image files of all samples. None: each sample names its directory.
         cache_bytes: the maximum bytes of patches to keep for later samples, such as those of the same group.
         memory: the maximum bytes that this process may use to decode and process images.
     """
 
     def __init__(
         self,
-        family: str,
-        processor_config: Mapping[str, Any],
+        processor: ImageProcessor,
         *,
-        images: Path | str,
-        backend: ResizeBackend,
-        pixels: PixelKind = "normalised",
-        cache_bytes: int = 256 * 1024 * 1024,
+        images: Path | str | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
         memory: int = DEFAULT_DECODING_MEMORY,
     ) -> None:
+        self._processor = processor
+        self._images = images
+        self._cache_bytes = cache_bytes
         self._memory = shared_decoding_memory(memory)
-        self._images = Path(images)
-        self._processor = image_processor_for(family, processor_config, backend=backend, pixels=pixels)
         self._cache = SingleFlightCache[ProcessedImage](cache_bytes, lambda processed: processed.patches.nbytes)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: Path | str,
+        *,
+        family: str | None = None,
+        images: Path | str | None = None,
+        backend: ResizeBackend | None = None,
+        pixels: PixelKind = "normalised",
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        memory: int = DEFAULT_DECODING_MEMORY,
+    ) -> Self:
+        """Return the materializer for a checkpoint with images. A text-only checkpoint needs none, and is refused.
+
+        Args:
+            checkpoint: the directory of the checkpoint that is trained.
+            family: the family of its images, such as `qwen_vl`. None: the one that belongs to the `model_type` in the
+                checkpoint's `config.json`.
+            images: the directory with the image files of all samples, if it is mounted under another path here than on
+                the workers. None: each sample names its directory.
+            backend: the library that resizes images; it must be the one that the engine uses. None: torchvision if it
+                is installed, because vLLM then uses it too; Pillow otherwise.
+            pixels: `normalised` for pixels as the model needs them, or `uint8` for pixels that are not normalised yet.
+            cache_bytes: the maximum bytes of patches to keep for later samples, such as those of the same group.
+            memory: the maximum bytes that this process may use to decode and process images.
+
+        Raises:
+            ConfigurationError: no family is known for the checkpoint, or torchvision is installed but broken.
+            AdapterError: the configuration of the checkpoint's image processor is missing or invalid.
+        """
+        directory = Path(checkpoint)
+        processor = image_processor_for(
+            family or family_of_checkpoint(directory),
+            load_processor_config(directory),
+            backend=backend or installed_backend(),
+            pixels=pixels,
+        )
+        return cls(processor, images=images, cache_bytes=cache_bytes, memory=memory)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(
+            type(self),
+            self._processor,
+            images=self._images,
+            cache_bytes=self._cache_bytes,
+            memory=self._memory.limit,
+        )
+        return make, ()
+
+    @property
+    def position_axes(self) -> int:
+        """The number of positions that the model needs for each token: 1, or 3 for time, height and width."""
+        return self._processor.position_axes
+
+    def positions(self, sample: TrainingSample) -> npt.NDArray[np.int64]:
+        """Return the positions of a sample's tokens, as an array of the shape (`position_axes`, tokens).
+
+        Raises:
+            MaterializeError: the descriptor of an image does not fit the sample or the checkpoint.
+        """
+        grids = [
+            self._checked_grid(sample, placeholder, descriptor)
+            for placeholder, descriptor in zip(sample.placeholders, sample.images, strict=True)
+        ]
+        ranges = [(placeholder.offset, placeholder.length) for placeholder in sample.placeholders]
+        return self._processor.positions(len(sample.token_ids), ranges, grids)
 
     def inputs(self, samples: Sequence[TrainingSample]) -> dict[str, Any]:
         """Return `pixel_values` and the grids of all images of these samples, in order, as torch tensors.
@@ -158,7 +228,7 @@ class Materializer:
         """Return the patches of an image from the cache, or read and process the image."""
 
         def read_and_process() -> ProcessedImage:
-            data = self._read_image(parse_raw_mm_item(descriptor))
+            data = self._read_image(sample, parse_raw_mm_item(descriptor))
             if hashlib.sha256(data).hexdigest()[: len(placeholder.hash)] != placeholder.hash:
                 raise ImageError(f"its bytes do not have the hash {placeholder.hash}")
             processing_bytes = _PATCH_COPIES * patch_count(grid) * math.prod(self._processor.patch_shape()) * 4
@@ -178,9 +248,10 @@ class Materializer:
         except AdapterError as error:
             raise _mismatch_error(sample, descriptor, str(error)) from error
 
-    def _read_image(self, item: RawMMItem) -> bytes:
+    def _read_image(self, sample: TrainingSample, item: RawMMItem) -> bytes:
         if item.raw_image_id is not None:
-            return read_asset(self._images, item.raw_image_id)
+            directory = sample.image_directory if self._images is None else self._images
+            return read_asset(Path(directory), item.raw_image_id)
         assert item.raw_uri is not None
         return decode_data_uri(item.raw_uri, WIDEST_LIMITS.max_bytes)
 

@@ -48,6 +48,7 @@ class TrainingSample:
             chat template.
         placeholders: the range of each image's pad tokens, in order.
         images: the raw descriptor of the image at each placeholder; `Materializer` makes the pixels from it.
+        image_directory: the directory with the image files, under the path that the worker wrote to.
         banned_ids: the ids of the tokens that were banned in every turn of the branch. With `--logprobs-mode
             processed_logprobs`, vLLM computes log-probs without these tokens. Set their logits to -inf before you
             compare. With `raw_logprobs`, vLLM's log-probs include these tokens.
@@ -69,6 +70,7 @@ class TrainingSample:
     content: npt.NDArray[np.uint8]
     placeholders: tuple[Placeholder, ...]
     images: tuple[Mapping[str, Any], ...]
+    image_directory: str
     banned_ids: tuple[int, ...] = ()
 
     def content_mask(self, *roles: str) -> npt.NDArray[np.bool_]:
@@ -165,5 +167,6 @@ def _make_sample(
         content=content,
         placeholders=expanded.placeholders,
         images=tuple(trajectory.images[placeholder.hash] for placeholder in expanded.placeholders),
+        image_directory=trajectory.started.assets if trajectory.started else "",
         banned_ids=tuple(sorted(set.intersection(*bans))) if bans else (),
     )

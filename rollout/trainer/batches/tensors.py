@@ -1,24 +1,23 @@
 """Makes torch tensors from training samples. Each sample has its own row, or several samples are packed into one row.
 
 samples_of_group = [sample for trajectory in group.trajectories for sample in samples(trajectory)]
-batch = collate(samples_of_group, advantages=[…], packing=32768)    # a number or an array for each sample
-model(batch.token_ids, position_ids=batch.position_ids, **materializer.inputs(batch.ordered(samples_of_group)))
+batch = collate(samples_of_group, advantages=[…], packing=32768, materializer=materializer)
+logits = model(**batch.model_inputs()).logits
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self, TypeVar, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rollout.trainer.batches.advantages import Estimator, advantages_of, align_advantages, grpo, turn_advantages_of
+from rollout.trainer.batches.materialize import Materializer
 from rollout.trainer.batches.samples import TOKEN_ARRAYS, TrainingSample, samples
 from rollout.trainer.errors import SampleTooLong
 from rollout.trainer.reading.groups import Group
-
-T = TypeVar("T")
 
 Credit = Literal["outcome", "turns"]
 """The basis of a token's advantage. "outcome": the reward of its rollout. "turns": the return of its turn."""
@@ -28,13 +27,17 @@ Credit = Literal["outcome", "turns"]
 class Batch:
     """The samples of one training step, as tensors of the shape (rows, tokens), unless a field has another shape.
 
-    Samples and images have numbers from 0, row by row.
+    Samples and images have numbers from 0, row by row. `token_ids` and `position_ids` are the inputs of a text-only
+    model; `model_inputs` returns the inputs of every model.
     """
 
     token_ids: torch.Tensor
     """int64: the expanded ids of the samples; 0 in the padding."""
     position_ids: torch.Tensor
     """int64: the position of the token in its sample; it starts at 0, and is 0 in the padding."""
+    rope_positions: torch.Tensor | None
+    """int64 of the shape (3, rows, tokens): the position of the token in time, height and width; 0 in the padding. None
+    if the model does not need these positions, or if `collate` got no materializer."""
     sample_index: torch.Tensor
     """int32: the number of the token's sample; -1 in the padding. The attention must not mix the packed samples."""
     mask: torch.Tensor
@@ -60,16 +63,39 @@ class Batch:
     """int64 of the shape (samples, 3): the row, the first token and the number of tokens of each sample."""
     placeholders: torch.Tensor
     """int64 of the shape (images, 4): the sample, the row, the first token and the number of tokens of each image."""
-    images: tuple[Mapping[str, Any], ...]
-    """The raw descriptor of each image."""
+    cu_seqlens: torch.Tensor
+    """int32 of the shape (sequences + 1,): the boundaries of the sequences if all rows are laid end to end, from 0 to
+    rows × tokens. Attention kernels for sequences of different lengths take it. Each sample is a sequence, and so is
+    the padding at the end of a row."""
+    max_seqlen: int
+    """The number of tokens of the longest sequence in `cu_seqlens`."""
     versions: tuple[str, ...]
     """The policy versions that sampled the tokens of the batch."""
-    rollouts: tuple[str, ...]
-    """The id of each sample's rollout."""
-    order: tuple[int, ...]
-    """For each sample, its index in the argument of `collate`."""
-    banned_ids: tuple[tuple[int, ...], ...] = ()
-    """For each sample, the ids of the banned tokens; see `TrainingSample.banned_ids`."""
+    samples: tuple[TrainingSample, ...]
+    """The samples, in the order of their numbers."""
+    pixels: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The pixels of all images in order, and their grids, by the names of the model's inputs, such as `pixel_values`.
+    Empty if there are no images, or if `collate` got no materializer."""
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Return the arguments of a forward pass of a transformers model: `model(**batch.model_inputs())`.
+
+        Transformers keeps the samples of a row apart by their positions. It does so only without an attention mask and
+        without a cache. So there is no `attention_mask`, and `use_cache` is False. With flash attention, transformers
+        does so only in a batch of one row.
+
+        Raises:
+            ValueError: the batch has images, but no pixels.
+        """
+        if len(self.placeholders) and not self.pixels:
+            raise ValueError(
+                f"the batch has {len(self.placeholders)} images, but no pixels. Give `materializer` to batch_of() or "
+                "collate()."
+            )
+        position_ids = self.position_ids
+        if self.rope_positions is not None:
+            position_ids = torch.cat([position_ids[None], self.rope_positions])
+        return {"input_ids": self.token_ids, "position_ids": position_ids, "use_cache": False, **self.pixels}
 
     def without_banned(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the logits (rows, tokens, vocabulary) with -inf for the banned tokens of each sample.
@@ -77,18 +103,15 @@ class Batch:
         With these logits, log-probs can be compared with those of an engine that excludes banned tokens. vLLM does this
         with `--logprobs-mode processed_logprobs`.
         """
-        if not any(self.banned_ids):
+        banned_ids = [sample.banned_ids for sample in self.samples]
+        if not any(banned_ids):
             return logits
-        if len(set(self.banned_ids)) == 1:
-            return logits.index_fill(-1, torch.tensor(self.banned_ids[0], device=logits.device), float("-inf"))
+        if len(set(banned_ids)) == 1:
+            return logits.index_fill(-1, torch.tensor(banned_ids[0], device=logits.device), float("-inf"))
         without = logits.clone()
-        for ids, (row, start, length) in zip(self.banned_ids, self.spans.tolist(), strict=True):
+        for ids, (row, start, length) in zip(banned_ids, self.spans.tolist(), strict=True):
             without[row, start : start + length, list(ids)] = float("-inf")
         return without
-
-    def ordered(self, given: Sequence[T]) -> list[T]:
-        """Return items in the order of this batch. `given` has one item for each sample passed to `collate`."""
-        return [given[at] for at in self.order]
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on another device."""
@@ -97,7 +120,8 @@ class Batch:
             for tensor_field in fields(self)
             if isinstance(value := getattr(self, tensor_field.name), torch.Tensor)
         }
-        return replace(self, **moved)
+        pixels = {name: value.to(device, non_blocking=True) for name, value in self.pixels.items()}
+        return replace(self, **moved, pixels=pixels)
 
 
 def collate(
@@ -106,6 +130,7 @@ def collate(
     advantages: Sequence[float | npt.NDArray[Any]] | None = None,
     packing: int | None = None,
     min_rows: int = 0,
+    materializer: Materializer | None = None,
 ) -> Batch:
     """Make one batch of all samples.
 
@@ -116,13 +141,15 @@ def collate(
         packing: the maximum number of tokens in a row, which several samples may share. None: one row for each sample.
         min_rows: the minimum number of rows. Rows of padding are added to reach it, so that all ranks have equally
             many rows.
+        materializer: makes the pixels of the samples' images, and the positions that a model with images needs. Such a
+            model needs them also if these samples have no images. None: the batch has neither.
 
     Raises:
         SampleTooLong: a sample has more tokens than a row may have.
+        MaterializeError: an image is missing, or does not fit its sample or the checkpoint.
         ValueError: an array of advantages does not have one entry for each token.
     """
     rows = [[at] for at in range(len(given))] if packing is None else pack_rows(given, packing)
-    order = tuple(at for row in rows for at in row)
     row_count = max(len(rows), min_rows)
     length = max((sum(len(given[at].token_ids) for at in row) for row in rows), default=min(1, row_count))
     version_indices: dict[str, int] = {}
@@ -143,18 +170,25 @@ def collate(
                 for placeholder in sample.placeholders
             ]
             start, sample_number = start + len(sample.token_ids), sample_number + 1
-    ordered = [given[at] for at in order]
+    ordered = tuple(given[at] for row in rows for at in row)
+    cu_seqlens = _sequence_boundaries(spans, row_count, length)
+    rope_positions = None
+    if materializer is not None and materializer.position_axes > 1:
+        rope_positions = np.zeros((materializer.position_axes, row_count, length), np.int64)
+        for sample, (row, start, size) in zip(ordered, spans, strict=True):
+            rope_positions[:, row, start : start + size] = materializer.positions(sample)
     return Batch(
         **{name: torch.from_numpy(values) for name, values in batch_arrays.arrays.items()},
         advantages=None if advantages is None else torch.from_numpy(token_advantages),
         rewards=torch.tensor([sample.reward for sample in ordered], dtype=torch.float32),
         spans=torch.from_numpy(spans),
         placeholders=torch.tensor(placeholders, dtype=torch.int64).reshape(-1, 4),
-        images=tuple(image for sample in ordered for image in sample.images),
+        rope_positions=None if rope_positions is None else torch.from_numpy(rope_positions),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
         versions=tuple(version_indices),
-        rollouts=tuple(sample.rollout for sample in ordered),
-        order=order,
-        banned_ids=tuple(sample.banned_ids for sample in ordered),
+        samples=ordered,
+        pixels={} if materializer is None else materializer.inputs(ordered),
     )
 
 
@@ -165,6 +199,7 @@ def batch_of(
     credit: Credit = "outcome",
     max_length: int | None = None,
     packing: int | None = None,
+    materializer: Materializer | None = None,
 ) -> Batch | None:
     """Make one batch of the groups' samples, with their advantages within each group; None if no token trains.
 
@@ -176,13 +211,15 @@ def batch_of(
         max_length: the maximum number of tokens of a sample. Longer samples are truncated, and samples without a
             token that trains are left out. None: no maximum.
         packing: the maximum number of tokens in a row; see `collate`.
+        materializer: makes the pixels of the images; see `collate`.
 
     Raises:
         SampleTooLong: a sample has more tokens than a row may have.
+        MaterializeError: an image is missing, or does not fit its sample or the checkpoint.
         ValueError: `credit` has an unknown value.
     """
     chosen, advantages = samples_with_advantages(groups, estimator=estimator, credit=credit, max_length=max_length)
-    return collate(chosen, advantages=advantages, packing=packing) if chosen else None
+    return collate(chosen, advantages=advantages, packing=packing, materializer=materializer) if chosen else None
 
 
 def samples_with_advantages(
@@ -242,6 +279,13 @@ class _BatchArrays:
         self.arrays["position_ids"][token_slice] = np.arange(length)
         self.arrays["sample_index"][token_slice] = sample_number
         return token_slice
+
+
+def _sequence_boundaries(spans: npt.NDArray[np.int64], row_count: int, length: int) -> npt.NDArray[np.int32]:
+    """Return the sorted boundaries of the samples and of the padding, with all rows laid end to end."""
+    starts = spans[:, 0] * length + spans[:, 1]
+    row_starts = np.arange(row_count + 1) * length
+    return np.unique(np.concatenate([row_starts, starts, starts + spans[:, 2]])).astype(np.int32)
 
 
 def _trained_advantages(sample: TrainingSample, advantage: float | npt.NDArray[Any]) -> Any:

@@ -28,29 +28,19 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText
 
-from renderers_adapter.adapter import load_processor_config
-from rollout.trainer import BlockingReader, Materializer, batch_of, samples
+from rollout.trainer import BlockingReader, Materializer, batch_of
 
 checkpoint, run = Path(sys.argv[1]), Path(sys.argv[2])
 torch.manual_seed(0)
 model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-materializer = Materializer(
-    "qwen_vl", load_processor_config(checkpoint), images=run / "assets" / "images", backend="pil"
-)
+materializer = Materializer.from_pretrained(checkpoint, backend="pil")
 with BlockingReader(f"file://{run}/trajectories?retain=true") as reader:
     groups = [group for _, group in zip(range(2), reader.groups())]
-    given = [sample for group in groups for trajectory in group.trajectories for sample in samples(trajectory)]
-    batch = batch_of(groups)
-    pixels = materializer.inputs(batch.ordered(given))
+    batch = batch_of(groups, materializer=materializer)
 
     def logprobs():
-        output = model(
-            input_ids=batch.token_ids,
-            mm_token_type_ids=batch.token_types.int(),
-            use_cache=False,
-            **pixels,
-        )
+        output = model(**batch.model_inputs())
         logits = batch.without_banned(output.logits).roll(1, dims=1)
         tokens = logits.log_softmax(-1).gather(-1, batch.token_ids[..., None]).squeeze(-1)
         return tokens[batch.mask]

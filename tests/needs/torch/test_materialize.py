@@ -5,9 +5,12 @@ import contextlib
 import hashlib
 import importlib
 import io
+import os
+import pickle
 import threading
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from renderers_adapter.geometry import geometry_for
 from renderers_adapter.geometry.kimi_k25 import KimiK25Geometry
 from renderers_adapter.tokens import ExpandedIds, Placeholder
 from rollout.images import ImagePolicy, prepare_images
+from rollout.images.processors import PixelKind, image_processor_for
 from rollout.trainer.batches.materialize import MaterializeError, Materializer
 from rollout.trainer.batches.samples import TrainingSample
 from tests.needs.torch.processors import QWEN
@@ -142,6 +146,7 @@ def sample_of(placeholders: Sequence[Placeholder], items: Sequence[dict[str, Any
         content=none.astype(np.uint8),
         placeholders=tuple(placeholders),
         images=tuple(items),
+        image_directory="/nonexistent",
     )
 
 
@@ -150,7 +155,13 @@ def changed(sample: TrainingSample, **changes: Any) -> TrainingSample:
 
 
 def qwen(directory: Path, **options: Any) -> Materializer:
-    return Materializer("qwen_vl", QWEN, images=directory, backend="pil", **options)
+    return materializer("qwen_vl", QWEN, images=directory, **options)
+
+
+def materializer(
+    family: str, config: dict[str, Any], *, pixels: PixelKind = "normalised", **options: Any
+) -> Materializer:
+    return Materializer(image_processor_for(family, config, backend="pil", pixels=pixels), **options)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -207,9 +218,8 @@ def by_hand(image: Image.Image, config: dict[str, Any]) -> tuple[Any, tuple[int,
 def test_kimis_patches_are_those_of_the_engine(name: str, directory: Path, sampled: Sampled) -> None:
     sample = sampled([FILES[name]], family="kimi_k25", config=KIMI)
     canvas, (rows, columns) = by_hand(as_the_engine_loads(FILES[name]), KIMI)
-    options: dict[str, Any] = {"images": directory, "backend": "pil"}
-    raw = Materializer("kimi_k25", KIMI, pixels="uint8", **options).inputs([sample])
-    normalised = Materializer("kimi_k25", KIMI, **options).inputs([sample])["pixel_values"].numpy()
+    raw = materializer("kimi_k25", KIMI, pixels="uint8", images=directory).inputs([sample])
+    normalised = materializer("kimi_k25", KIMI, images=directory).inputs([sample])["pixel_values"].numpy()
     assert raw["image_grid_thw"].tolist() == [[1, rows, columns]]
     assert normalised.dtype == np.float32
     mean, std = np.float32(KIMI["media_proc_cfg"]["image_mean"]), np.float32(KIMI["media_proc_cfg"]["image_std"])
@@ -292,6 +302,27 @@ def test_an_uri_that_does_not_decode_is_refused(directory: Path) -> None:
     refused(qwen(directory), sample_of([placeholder], [item]), "not an accepted image")
 
 
+def test_a_link_in_the_image_directory_is_refused(directory: Path, sampled: Sampled) -> None:
+    sample = sampled([FILES["RGB png"]])
+    file = directory / str(sample.images[0]["raw_image_id"])
+    file.symlink_to(file.rename(directory / "elsewhere"))
+    refused(materializer("qwen_vl", QWEN), replace(sample, image_directory=str(directory)), "cannot be read")
+
+
+def test_an_image_directory_that_is_a_pipe_is_refused(directory: Path, sampled: Sampled, tmp_path: Path) -> None:
+    sample = sampled([FILES["RGB png"]])
+    os.mkfifo(tmp_path / "pipe")
+    refused(materializer("qwen_vl", QWEN), replace(sample, image_directory=str(tmp_path / "pipe")), "Not a directory")
+
+
+def test_a_pickled_materializer_makes_the_same_pixels(directory: Path, sampled: Sampled) -> None:
+    sample, used = sampled([FILES["RGB png"]]), qwen(directory, memory=50_000_000)
+    expected = used.inputs([sample])["pixel_values"]
+    assert torch.equal(pickle.loads(pickle.dumps(used)).inputs([sample])["pixel_values"], expected)
+    with pytest.raises(MaterializeError, match="allows 1,000,000"):
+        pickle.loads(pickle.dumps(qwen(directory, memory=1_000_000))).inputs([sample])
+
+
 def test_threads_that_want_the_same_image_process_it_once(
     directory: Path, sampled: Sampled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,10 +378,10 @@ def test_peak_memory_is_that_of_the_requested_pixels(directory: Path, sampled: S
 
 def test_an_image_that_takes_too_much_memory_is_refused(sampled: Sampled, directory: Path) -> None:
     sample = sampled([FILES["large"]])
-    materializer = Materializer("qwen_vl", QWEN, images=directory, backend="pil", memory=4_000_000)
+    materializer = qwen(directory, memory=4_000_000)
     with pytest.raises(MaterializeError, match=r"rollout-7.* but Materializer\(memory=…\) allows 4,000,000"):
         materializer.inputs([sample])
-    assert len(Materializer("qwen_vl", QWEN, images=directory, backend="pil").inputs([sample])["pixel_values"])
+    assert len(qwen(directory).inputs([sample])["pixel_values"])
 
 
 def test_a_bomb_under_the_right_name_is_refused_before_it_is_decoded(sampled: Sampled, directory: Path) -> None:
@@ -361,6 +392,6 @@ def test_a_bomb_under_the_right_name_is_refused_before_it_is_decoded(sampled: Sa
     (directory / f"{sha256}.png").write_bytes(file.getvalue())
     sample = changed(sampled([FILES["large"]]), raw_image_id=f"{sha256}.png")
     placeholder = Placeholder(sha256[:32], 0, sample.placeholders[0].length)
-    materializer = Materializer("qwen_vl", QWEN, images=directory, backend="pil")
+    materializer = qwen(directory)
     with pytest.raises(MaterializeError, match="a decompression bomb"):
         materializer.inputs([sample_of([placeholder], [dict(sample.images[0])])])

@@ -110,7 +110,7 @@ def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
         steps.append(step_of(draw, turn, len(nodes) - 1, len(nodes[-1].run.logprobs)))
     hashes = {slot.hash for node in nodes for slot in node.run.images}
     header = RecordHeader("run", "Env", "g", rollout, 1, 0)
-    started = RolloutStarted(header, {}, 0, 1, "3", "c", "m", PAD, "", {})
+    started = RolloutStarted(header, {}, 0, 1, "3", "c", "m", PAD, "/images", {})
     return Trajectory(
         run="run",
         environment="Env",
@@ -199,16 +199,21 @@ def test_a_batch_contains_its_conversations_and_padding(
 
     rows, length = batch.token_ids.shape
     assert length == longest if packing is None else length <= packing
-    assert sorted(batch.order) == list(range(len(wanted)))
+    order = [given_samples.index(sample) for sample in batch.samples]
+    assert sorted(order) == list(range(len(wanted)))
     covered = np.zeros((rows, length), bool)
-    pictures = list(zip(batch.placeholders.tolist(), batch.images, strict=True))
+    items = [item for sample in batch.samples for item in sample.images]
+    pictures = list(zip(batch.placeholders.tolist(), items, strict=True))
     for number, (row, start, size) in enumerate(batch.spans.tolist()):
-        conversation = wanted[batch.order[number]]
+        conversation = wanted[order[number]]
         cells = [(row, start + at) for at in range(size)]
         assert not any(covered[cell] for cell in cells)
         for cell in cells:
             covered[cell] = True
-        assert (batch.rollouts[number], batch.rewards[number].item()) == (conversation.rollout, conversation.reward)
+        assert (batch.samples[number].rollout, batch.rewards[number].item()) == (
+            conversation.rollout,
+            conversation.reward,
+        )
         assert [read(batch, cell) for cell in cells] == [
             (
                 token.id,
@@ -226,7 +231,7 @@ def test_a_batch_contains_its_conversations_and_padding(
         ]
         if batch.advantages is not None and weights is not None:
             assert [batch.advantages[cell].item() for cell in cells] == [
-                np.broadcast_to(weights[batch.order[number]], size)[at] if token.trains else 0.0
+                np.broadcast_to(weights[order[number]], size)[at] if token.trains else 0.0
                 for at, token in enumerate(conversation.tokens)
             ]
         mine = [(item["raw_image_id"][:32], offset - start, n) for (s, _, offset, n), item in pictures if s == number]
@@ -270,6 +275,27 @@ def test_packing_needs_at_most_half_as_many_rows_and_keeps_the_row_length(member
     assert packed.token_ids.shape[1] <= limit
 
 
+@given(groups, st.sampled_from([None, 0, 20]), st.integers(0, 6))
+def test_the_sequences_are_the_samples_and_the_padding_of_all_rows(
+    members: tuple[Trajectory, ...], spare: int | None, min_rows: int
+) -> None:
+    given_samples = [sample for trajectory in members for sample in samples(trajectory)]
+    packing = None if spare is None else spare + max(len(sample.token_ids) for sample in given_samples)
+    batch = collate(given_samples, packing=packing, min_rows=min_rows)
+    rows, length = batch.token_ids.shape
+    numbers = batch.sample_index.flatten().tolist()
+    starts = [at for at in range(rows * length) if at % length == 0 or numbers[at] != numbers[at - 1]]
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch.cu_seqlens.tolist() == [*starts, rows * length]
+    assert batch.max_seqlen == max(batch.cu_seqlens.diff().tolist())
+
+
+def test_a_batch_without_rows_has_no_sequences() -> None:
+    batch = collate([])
+    assert batch.cu_seqlens.tolist() == [0]
+    assert batch.max_seqlen == 0
+
+
 @given(trajectories())
 def test_a_sample_longer_than_a_row_is_refused_by_name(trajectory: Trajectory) -> None:
     (sample, *_) = samples(trajectory)
@@ -283,9 +309,9 @@ def test_a_group_becomes_one_batch_with_the_advantages_of_its_rollouts(members: 
     assert batch is not None
     assert batch.advantages is not None
     wanted = dict(zip((m.rollout for m in members), rloo(np.array([m.reward for m in members])).tolist(), strict=True))
-    for number, rollout in enumerate(batch.rollouts):
+    for number, sample in enumerate(batch.samples):
         values = batch.advantages[batch.mask & (batch.sample_index == number)]
-        assert values.tolist() == pytest.approx([wanted[rollout]] * len(values))
+        assert values.tolist() == pytest.approx([wanted[sample.rollout]] * len(values))
 
 
 @given(groups, st.sampled_from([None, 12]), st.sampled_from([None, 60]))
@@ -299,7 +325,7 @@ def test_a_group_becomes_one_batch_in_which_an_answer_has_the_advantage_of_its_t
     assert batch.advantages is not None
     by_turn = {name: values.tolist() for name, values in turn_advantages_of(group, rloo).items()}
     for cell in zip(*(places.tolist() for places in batch.mask.nonzero(as_tuple=True)), strict=True):
-        rollout = batch.rollouts[int(batch.sample_index[cell])]
+        rollout = batch.samples[int(batch.sample_index[cell])].rollout
         turns = sorted(step.turn for member in members if member.rollout == rollout for step in member.steps)
         expected = by_turn[rollout][turns.index(int(batch.turn_index[cell]))]
         assert batch.advantages[cell].item() == pytest.approx(expected)
@@ -351,7 +377,7 @@ def test_logits_of_banned_tokens_are_minus_infinity_in_the_rows_of_their_samples
     batch = collate(given_samples, packing=packing)
     logits = torch.zeros((*batch.token_ids.shape, 5))
     without = batch.without_banned(logits)
-    for sample, (row, start, length) in zip(batch.ordered(given_samples), batch.spans.tolist(), strict=True):
+    for sample, (row, start, length) in zip(batch.samples, batch.spans.tolist(), strict=True):
         banned = without[row, start : start + length] == float("-inf")
         expected = torch.zeros(5, dtype=torch.bool)
         expected[list(sample.banned_ids)] = True

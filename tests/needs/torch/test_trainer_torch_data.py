@@ -59,7 +59,7 @@ def loader_of(dataset: TrajectoryDataset[Batch], workers: int) -> Iterator[Porti
 
 
 def rollouts_of(portions: Sequence[Portion[Batch]]) -> list[str]:
-    return [rollout for portion in portions for rollout in portion.batch.rollouts]
+    return [sample.rollout for portion in portions for sample in portion.batch.samples]
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (2, 2), (2, 0), (0, 2)])
@@ -152,7 +152,7 @@ def test_a_replayed_run_ends(url: str) -> None:
     settings = ReaderSettings(groups=GroupPolicy(keep_partial=1))
     dataset = TrajectoryDataset(f"{url}&replay=true", batch_of, groups_per_batch=5, settings=settings)
     portions = list(loader_of(dataset, 0))
-    assert [len(set(portion.batch.rollouts)) for portion in portions] == [10, 10, 4]
+    assert [len({sample.rollout for sample in portion.batch.samples}) for portion in portions] == [10, 10, 4]
 
 
 def test_a_state_of_another_kind_is_refused_at_once(url: str) -> None:
