@@ -14,6 +14,7 @@ from rollout.trainer.errors import (
     NoArchive,
     NothingArrived,
     RankError,
+    RankFailed,
     ReaderStateError,
     SampleTooLong,
     SpillError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rollout.trainer.batches.materialize import Materializer
     from rollout.trainer.batches.tensors import Batch, batch_of, collate
     from rollout.trainer.batches.torch_data import Portion, TrajectoryDataset
+    from rollout.trainer.ranks.batches import RankBatches, RankStep, open_batches
     from rollout.trainer.weights.publisher import (
         AsyncPolicyPublisher,
         Consumption,
@@ -61,6 +63,7 @@ _LAZY_EXPORTS = {
     "batch_of": "rollout.trainer.batches.tensors",
     "collate": "rollout.trainer.batches.tensors",
     "Materializer": "rollout.trainer.batches.materialize",
+    **dict.fromkeys(("RankBatches", "RankStep", "open_batches"), "rollout.trainer.ranks.batches"),
     "Portion": "rollout.trainer.batches.torch_data",
     "TrajectoryDataset": "rollout.trainer.batches.torch_data",
 }
@@ -88,7 +91,10 @@ __all__ = [
     "PublisherSettings",
     "PushFailed",
     "Pushed",
+    "RankBatches",
     "RankError",
+    "RankFailed",
+    "RankStep",
     "ReaderSettings",
     "ReaderStateError",
     "ReaderStats",
@@ -112,6 +118,7 @@ __all__ = [
     "grpo",
     "merge_states",
     "open_archive",
+    "open_batches",
     "open_reader",
     "partitions_of",
     "rloo",
