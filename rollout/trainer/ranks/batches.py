@@ -43,12 +43,10 @@ _WAITING_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class RankStep(StepSummary):
-    """One training step of one rank. All fields but `batch` and `pixels` are the same on every rank."""
+    """One training step of one rank. All fields but `batch` are the same on every rank."""
 
     batch: Batch
     """This rank's samples. A rank without samples has rows of padding only."""
-    pixels: Mapping[str, Any]
-    """The pixel inputs of this rank's images; empty without images or without a materializer."""
 
 
 def open_batches(
@@ -291,10 +289,15 @@ class RankBatches:
         return step
 
     def _make_step(self, part: StepPart) -> RankStep:
-        batch = collate(part.samples, advantages=part.advantages, packing=self._options.packing, min_rows=part.rows)
-        pixels = {} if self._materializer is None else self._materializer.inputs(batch.ordered(part.samples))
+        batch = collate(
+            part.samples,
+            advantages=part.advantages,
+            packing=self._options.packing,
+            min_rows=part.rows,
+            materializer=self._materializer,
+        )
         summary = {field.name: getattr(part.summary, field.name) for field in fields(part.summary)}
-        return RankStep(**summary, batch=batch, pixels=pixels)
+        return RankStep(**summary, batch=batch)
 
     def _leave(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
