@@ -36,6 +36,8 @@ from rollout.trainer.weights.from_config import publisher_settings
 _GROUPS_PER_STEP = 8
 _GROUP_SIZE = 8
 _POLL_SECONDS = 0.2
+_TORCHRUN_VARIABLES = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Every restart needs a new store: in the old one, torch 2.13 finds the addresses of the ranks that have died."""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,7 +67,10 @@ def train(options: argparse.Namespace) -> None:
         with transformers_sampler(checkpoint, runs, runs / "engine.log") as engine:
             run = create_training_run(options, checkpoint, runs, engine)
             print(f"run {run.path}", flush=True)
-            with running_process(torchrun(run, options)) as ranks, running_launch(run.path, options.workers) as launch:
+            with (
+                running_process(torchrun(run, options), variables=_TORCHRUN_VARIABLES) as ranks,
+                running_launch(run.path, options.workers) as launch,
+            ):
                 while (code := ranks.poll()) is None:
                     if launch.poll():
                         raise TrainingProcessEnded(

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from examples.fsdp.checkpoints import Progress, load_checkpoint, save_checkpoint
-from examples.fsdp.learner import ShardedLearner, gather
+from examples.fsdp.learner import ShardedLearner
 from examples.grpo_color_codeword.environment import color_ids
 from examples.grpo_color_codeword.training import thresholds_for
 from rollout.errors import RolloutError
@@ -29,11 +29,21 @@ from rollout.log import log_to_json_file
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig, resume_run
 from rollout.rundir.queues import RunQueues
-from rollout.trainer import Consumption, Materializer, PolicyPublisher, RankStep, evaluate, open_batches
+from rollout.trainer import (
+    Consumption,
+    LogprobComparison,
+    Materializer,
+    PolicyPublisher,
+    RankStep,
+    evaluate,
+    open_batches,
+)
 from rollout.trainer.weights.from_config import publisher_settings
 
 STEPS_FILE = "steps.jsonl"
-"""The file in the run's directory with a report of each step. A step that is repeated has another line."""
+"""The file in the run's directory with a report of each step. If a step is repeated, its last line counts."""
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""The file in the run's directory with the result of each evaluation."""
 _HELD_OUT_SETTINGS = ("tasks.count=16", "tasks.group_size=1", "run.name=held-out")
 _EVALUATION_TIMEOUT = 300.0
 _COLLECTIVE_TIMEOUT = timedelta(seconds=120)
@@ -55,9 +65,10 @@ class RankTrainer:
 
     def train(self) -> None:
         """Continue from the last checkpoint, and train until all rollouts of the run are used."""
+        groups_per_step = self._config.policy.batch // self._config.tasks.group_size
         batches = open_batches(
             RunQueues(self._config, self._run).trajectories,
-            groups_per_step=self._config.policy.batch // self._config.tasks.group_size,
+            groups_per_step=groups_per_step,
             packing=None,
             materializer=Materializer.from_pretrained(self._config.model.path, backend="pil"),
         )
@@ -73,20 +84,17 @@ class RankTrainer:
             self._publish()  # before the first rollout is read
             batches.version = self._version
             for step in batches:
-                started_at = time.monotonic()
                 comparison = self._learner.step(step, self._version)
                 self._version += 1
+                self._report(step, comparison)
                 save_checkpoint(self._checkpoints, self._learner, Progress(self._version, batches.state_dict()))
                 batches.commit()
                 self._publish()
                 batches.version = self._version
-                self._report(
-                    step,
-                    max_difference=comparison.max_difference,
-                    compared_tokens=comparison.compared_tokens,
-                    clipped_share=comparison.clipped_share,
-                    seconds=round(time.monotonic() - started_at, 3),
-                )
+                if self._publisher is not None and self._version % self._evaluate_every == 0:
+                    self._evaluate()
+                if self._version == self._config.tasks.count // groups_per_step:
+                    break
 
     def _publish(self) -> None:
         """Gather the weights on the first rank, which publishes them."""
@@ -99,38 +107,44 @@ class RankTrainer:
             self._version, lambda directory: self._learner.save_pretrained(directory, weights), consumption
         )
 
-    def _report(self, step: RankStep, **measured: float) -> None:
-        """Print and save a line about a step, with an evaluation at every `evaluate_every` steps."""
-        samples_of_ranks = gather([sample.rollout for sample in step.batch.samples])
-        if dist.get_rank() != 0:
+    def _report(self, step: RankStep, comparison: LogprobComparison) -> None:
+        """Print and save a line about a step, on the first rank. The checkpoint of the step does not exist yet."""
+        if self._publisher is None:
             return
-        held_out = self._evaluate() if self._version % self._evaluate_every == 0 else None
         print(
-            f"step {self._version:3}  reward {step.reward:.3f}  difference {measured['max_difference']:.1e}  "
-            f"compared {measured['compared_tokens']}/{step.trained_tokens} tokens"
-            + ("" if held_out is None else f"  held-out reward {held_out:.3f}"),
+            f"step {self._version:3}  reward {step.reward:.3f}  difference {comparison.max_difference:.1e}  "
+            f"compared {comparison.compared_tokens}/{comparison.trained_tokens} tokens",
             flush=True,
         )
-        report: Mapping[str, Any] = {
-            "step": self._version,
-            "reward": step.reward,
-            "held_out_reward": held_out,
-            "trained_tokens": step.trained_tokens,
-            "rollouts": samples_of_ranks,
-            **measured,
-        }
-        with (self._run.path / STEPS_FILE).open("a") as file:
-            file.write(json.dumps(report) + "\n")
+        self._append(
+            STEPS_FILE,
+            {
+                "step": self._version,
+                "reward": step.reward,
+                "groups": step.groups,
+                "samples": step.samples,
+                "trained_tokens": comparison.trained_tokens,
+                "compared_tokens": comparison.compared_tokens,
+                "max_difference": comparison.max_difference,
+                "clipped_share": comparison.clipped_share,
+            },
+        )
 
-    def _evaluate(self) -> float:
-        """Return the mean reward of tasks that are not trained on. The other ranks wait in their next step."""
+    def _evaluate(self) -> None:
+        """Play tasks that are not trained on, and report the result. The other ranks wait in their next step."""
         overrides = [
             *self._launch_config.overrides,
             *_HELD_OUT_SETTINGS,
             f"tasks.seed={self._config.tasks.seed + 1}",
             f"run.directory={self._run.path / 'evaluations'}",
         ]
-        return evaluate(self._launch_config.file, overrides=overrides, timeout=_EVALUATION_TIMEOUT).reward
+        evaluation = evaluate(self._launch_config.file, overrides=overrides, timeout=_EVALUATION_TIMEOUT)
+        print(f"held-out reward {evaluation.reward:.3f} of version {self._version}", flush=True)
+        self._append(EVALUATIONS_FILE, {"version": self._version, "reward": evaluation.reward})
+
+    def _append(self, file_name: str, report: Mapping[str, Any]) -> None:
+        with (self._run.path / file_name).open("a") as file:
+            file.write(json.dumps(report) + "\n")
 
 
 def end_with_parent() -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -131,16 +131,23 @@ def rollout_command(
 
 @contextmanager
 def running_process(
-    command: Sequence[str], *, stdout: IO[bytes] | int | None = None, stderr: IO[bytes] | None = None
+    command: Sequence[str],
+    *,
+    stdout: IO[bytes] | int | None = None,
+    stderr: IO[bytes] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in its own session, so that Ctrl-C reaches only this process, which then stops it."""
+    """Run a command in its own session, so that Ctrl-C reaches only this process, which then stops it.
+
+    `variables` are added to its environment.
+    """
     with _reaper() as reaper:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
-            env=_ENVIRONMENT,
+            env={**_ENVIRONMENT, **(variables or {})},
             start_new_session=True,
         )
         try:
