@@ -21,16 +21,20 @@ from rollout.trainer import Batch, ComparisonThresholds, LogprobComparison, Rank
 
 
 class ShardedLearner:
-    """A policy and its optimiser, of which each rank has a part. Every rank must call each method."""
+    """A policy and its optimiser, of which each rank has a part. Every rank must call each method.
+
+    Attributes:
+        model: the policy.
+    """
 
     def __init__(self, checkpoint: Path, allowed_tokens: Sequence[int], thresholds: ComparisonThresholds) -> None:
-        self._model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+        self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        for layer in self._model.model.language_model.layers:
+        for layer in self.model.model.language_model.layers:
             fully_shard(layer, mesh=mesh)
         # The rest, with the vision tower, is one unit. It stays whole until the backward pass; see `_unused_tower`.
-        fully_shard(self._model, mesh=mesh, reshard_after_forward=False)
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
+        fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
         self._allowed_tokens = torch.tensor(allowed_tokens)
         self._thresholds = thresholds
 
@@ -57,13 +61,13 @@ class ShardedLearner:
         loss = (token_losses.sum() + unused) * dist.get_world_size() / step.trained_tokens
         self._optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         return comparison
 
     def _logprobs(self, batch: Batch, *, any_images: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the log-probs of the trained tokens among the allowed tokens, and a zero to add to the loss."""
-        logits = self._model(**batch.model_inputs()).logits
+        logits = self.model(**batch.model_inputs()).logits
         logprobs = align_logits_with_tokens(logits)[batch.mask][:, self._allowed_tokens].log_softmax(-1)
         is_sampled_token = batch.token_ids[batch.mask][:, None] == self._allowed_tokens
         unused = self._unused_tower() if any_images and not batch.pixels else torch.zeros(())
@@ -75,10 +79,10 @@ class ShardedLearner:
         All ranks must have gradients for the same weights, because FSDP sums them in one operation. A rank without
         images would have none for the tower.
         """
-        vision = self._model.config.vision_config
+        vision = self.model.config.vision_config
         side = vision.spatial_merge_size
         patch_size = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        features = self._model.model.get_image_features(
+        features = self.model.model.get_image_features(
             torch.zeros(side * side, patch_size), torch.tensor([[1, side, side]]), return_dict=True
         )
         outputs = [*features.pooler_output, *(image for layer in features.deepstack_features for image in layer)]
@@ -87,22 +91,22 @@ class ShardedLearner:
     def full_weights(self) -> dict[str, torch.Tensor]:
         """Return the whole weights in the memory of the first rank, and nothing on the others."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights: dict[str, torch.Tensor] = get_model_state_dict(self._model, options=options)
+        weights: dict[str, torch.Tensor] = get_model_state_dict(self.model, options=options)
         return weights
 
     def save_pretrained(self, directory: Path, weights: dict[str, torch.Tensor]) -> None:
         """Write whole weights as a checkpoint, on one rank."""
-        self._model.save_pretrained(directory, state_dict=weights)
+        self.model.save_pretrained(directory, state_dict=weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's part of the weights and of the optimiser's state, for torch.distributed.checkpoint."""
-        weights, optimizer = get_state_dict(self._model, self._optimizer)
+        weights, optimizer = get_state_dict(self.model, self._optimizer)
         return {"weights": weights, "optimizer": optimizer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that torch.distributed.checkpoint has filled."""
         set_state_dict(
-            self._model,
+            self.model,
             self._optimizer,
             model_state_dict=state["weights"],
             optim_state_dict=state["optimizer"],
