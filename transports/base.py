@@ -163,6 +163,7 @@ class Queue(ABC):
         self.url = without_password(hide_passwords(url))
         self._options = options
         self._hard_limit = options.effective_hard_limit
+        self._consumed_partitions: tuple[int, ...] | None = None
         self._closed = False
 
     @abstractmethod
@@ -207,6 +208,15 @@ class Queue(ABC):
     def limits(self) -> QueueOptions:
         """The options of the URL: the number of partitions, the high water and the hard limit."""
         return self._options
+
+    async def partition_count(self) -> int:
+        """Return the number of partitions with which the queue was created."""
+        return self._options.partitions or 1
+
+    @property
+    def consumed_partitions(self) -> tuple[int, ...] | None:
+        """The partitions that this handle may lease. None: all of them, or not known before the first `receive`."""
+        return self._consumed_partitions
 
     @property
     def holder(self) -> str:
@@ -304,15 +314,14 @@ class Queue(ABC):
 
         Raises QueueURLError for a partition that the queue does not have.
         """
-        if consume is None:
-            return tuple(range(partitions))
-        for partition in consume:
+        for partition in consume or ():
             if not 0 <= partition < partitions:
                 raise QueueURLError(
                     f"{self.url}: cannot consume partition {partition}, because the queue was created with "
                     f"{partitions} partition(s); use a number from 0 to {partitions - 1}"
                 )
-        return tuple(dict.fromkeys(consume))
+        self._consumed_partitions = tuple(range(partitions) if consume is None else dict.fromkeys(consume))
+        return self._consumed_partitions
 
     def _check_record_size(self, frames: Frames) -> int:
         """Return the size of a record in bytes. Raises QueueError if it has no frames, RecordTooLarge if too large."""

@@ -251,6 +251,10 @@ class MemoryQueue(Queue):
         with broker.lock:
             self._end_leases(broker)
 
+    async def partition_count(self) -> int:
+        """See `Queue.partition_count`."""
+        return len(self._broker.partitions)
+
     @property
     def holder(self) -> str:
         """See `Queue.holder`."""

@@ -19,7 +19,7 @@ class Curve:
 
     Attributes:
         title: the title of the curve.
-        value: returns the quantity of one step.
+        value: returns the quantity of one step; NaN if the step does not have it, which leaves a gap.
         format: the format string for a value.
         color: the colour of the line in the picture.
         least: the smallest value on a logarithmic axis; smaller values are drawn there. None for a linear axis.
@@ -64,9 +64,14 @@ def table(steps: Sequence[TrainingStep], title: str) -> Table:
 def _bars(curve: Curve, values: Sequence[float]) -> str:
     every = max(1, math.ceil(len(values) / _COLUMNS))
     heights = [curve.height(value) for value in values[::every]]
-    least, most = min(heights, default=0.0), max(heights, default=0.0)
+    least, most = _bounds(heights)
     scale = (len(_BARS) - 1) / (most - least) if most > least else 0.0
-    return "".join(_BARS[round((height - least) * scale)] for height in heights)
+    return "".join(" " if math.isnan(height) else _BARS[round((height - least) * scale)] for height in heights)
+
+
+def _bounds(heights: Sequence[float]) -> tuple[float, float]:
+    known = [height for height in heights if not math.isnan(height)]
+    return min(known, default=0.0), max(known, default=0.0)
 
 
 def svg(steps: Sequence[TrainingStep], title: str) -> str:
@@ -88,11 +93,12 @@ def _placed(number: int, panel: str) -> str:
 
 def _panel(curve: Curve, steps: Sequence[TrainingStep]) -> str:
     heights = [curve.height(curve.value(step)) for step in steps]
-    least, most = min(heights), max(heights)
+    least, most = _bounds(heights)
     span = (most - least) or 1.0
     points = " ".join(
         f"{at / max(1, len(heights) - 1) * _WIDTH:.1f},{_HEIGHT - (height - least) / span * _HEIGHT:.1f}"
         for at, height in enumerate(heights)
+        if not math.isnan(height)
     )
     bounds_text = [curve.format.format(10**bound if curve.least is not None else bound) for bound in (least, most)]
     return (

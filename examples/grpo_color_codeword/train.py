@@ -9,6 +9,7 @@ trainer disagree about the log-probs of a step, training says what is wrong, and
 """
 
 import argparse
+import math
 import shutil
 import sys
 import tempfile
@@ -139,9 +140,10 @@ def summary(steps: Sequence[TrainingStep]) -> str:
     trained = sum(comparison.trained_tokens for comparison in comparisons)
     newest = sum(comparison.published_tokens for comparison in comparisons)
     clipped = sum(comparison.clipped_tokens for comparison in comparisons)
+    differences = [comparison.max_difference for comparison in comparisons if comparison.compared_tokens]
     return (
         f"first batch {steps[0].reward:.3f}, {len(steps)} steps, "
-        f"largest log-prob difference {max(comparison.max_difference for comparison in comparisons):.1e} "
+        f"largest log-prob difference {max(differences, default=math.nan):.1e} "
         f"in {sum(comparison.compared_tokens for comparison in comparisons)} compared tokens of {trained}, "
         f"{newest / trained:.1%} sampled by the newest version, {clipped / trained:.1%} clipped, "
         f"{sum(step.violations for step in steps)} violations, {sum(step.failed for step in steps)} failed rollouts"

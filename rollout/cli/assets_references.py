@@ -8,7 +8,7 @@ from rollout.config.queue_urls import fill_queue_url
 from rollout.config.source import ConfigFileError, read_document
 from rollout.errors import RolloutError
 from rollout.records.kinds import RecordError, Step
-from rollout.records.wire import decode_record
+from rollout.records.wire import decode_queue_record
 from rollout.rundir.directory import RunDirectory
 from transports import Frames, QueueError
 
@@ -27,7 +27,7 @@ async def find_referenced_images(run: RunDirectory) -> set[str]:
     for url in _find_queues(run):
         async for tag, frames in _read_records(url):
             try:
-                record = decode_record(frames)
+                record = decode_queue_record(frames)
             except RecordError as error:
                 raise RecordsElsewhere(
                     f"{tag}: {error} The record's images are unknown, so all images are kept."

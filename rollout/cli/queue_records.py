@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from rollout.records.kinds import RecordError
-from rollout.records.wire import decode_record
+from rollout.records.launch_status import LaunchStatus
+from rollout.records.wire import decode_queue_record
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
 from transports import Frames
 from transports.codec import decode
@@ -27,8 +28,8 @@ class Readable(NamedTuple):
     """A record in plain values that YAML and JSON can represent.
 
     Attributes:
-        kind: the kind of a rollout's record, or `order`, `other` or `undecodable`.
-        rollout: the tag of a rollout's record, or the id of an order's rollout; empty if it is not known.
+        kind: the kind of a record on the trajectories queue, or `order`, `other` or `undecodable`.
+        rollout: the tag of such a record, or the id of an order's rollout; empty if it is not known.
         content: the content of the record.
     """
 
@@ -46,10 +47,11 @@ def to_readable(frames: Frames, *, full: bool) -> Readable:
         return Readable("undecodable", "", {"error": plain.text(str(error)), "frames": [plain.of(f) for f in frames]})
     if isinstance(value, dict) and "kind" in value and "schema" in value:
         try:
-            record = decode_record(frames)
+            record = decode_queue_record(frames)
         except RecordError as error:
             return Readable("undecodable", "", {"error": plain.text(str(error)), "record": plain.of(value)})
-        return Readable(record.kind, plain.text(record.header.tag), plain.of(record))
+        tag = record.tag if isinstance(record, LaunchStatus) else record.header.tag
+        return Readable(record.kind, plain.text(tag), plain.of(record))
     try:
         order: RolloutOrder | None = decode_order(frames)
     except OrderError:

@@ -21,6 +21,7 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model
 from rollout.errors import ConfigurationError, RolloutError, primary_error
+from rollout.launch.announcement import announced_launch
 from rollout.launch.failure_limit import FailureLimit, TooManyFailures
 from rollout.launch.feeder import Feeder
 from rollout.launch.local import LocalPlace
@@ -69,6 +70,7 @@ def run_launch(state: LaunchState, display: LaunchDisplay) -> None:
         RolloutError, QueueError, AdapterError: the launch could not start, or its workers died too many times.
     """
     with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
+        state.launch_number = state.directory.next_launch_number()
         try:
             anyio.run(_run_launch, state, display)
         except BaseExceptionGroup as group:
@@ -142,6 +144,15 @@ async def _prepare_environment(
     environment.control_queue = await stack.enter_async_context(queues.open_control())
     for queue in (tasks_queue, trajectories_queue, environment.control_queue):
         await queue.stats()  # a queue that cannot be reached ends the launch now, before workers start
+    announcement = announced_launch(
+        trajectories_queue,
+        directory,
+        environment.name,
+        state.launch_number,
+        is_done=lambda: environment.feeder is not None and environment.feeder.all_finished,
+        report_failure=lambda text: state.notices.append(Notice(f"{environment.name}: {text}")),
+    )
+    await stack.enter_async_context(announcement)
     environment.tasks_queue = tasks_queue
     environment.tasks_monitor = export.watch_queue(environment.name, "tasks", tasks_queue)
     environment.trajectories_monitor = export.watch_queue(environment.name, "trajectories", trajectories_queue)

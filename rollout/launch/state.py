@@ -148,6 +148,7 @@ class LaunchState:
         is_resumed: whether the launch continues a run. The tasks queue may then hold orders of the earlier launch.
         outcomes: the outcomes of the run's rollouts.
         supervisor: supervises the workers; None until all environments are prepared.
+        launch_number: the number of the launch in its run, from 1 on; 0 before the start.
         startup_scope: is cancelled if the launch is stopped before it has workers; None before the start.
         stopping_early: whether the launch was stopped before all rollouts ended.
         too_many_failures: the error of a launch that stops because too many rollouts failed; otherwise None.
@@ -178,6 +179,7 @@ class LaunchState:
         self.workers_per_environment = workers_per_environment
         self.supervisor: Supervisor | None = None
         self.startup_scope: anyio.CancelScope | None = None
+        self.launch_number = 0
         self.stopping_early = False
         self.too_many_failures: TooManyFailures | None = None
         self.notices: deque[Notice] = deque(maxlen=_MAX_NOTICES)

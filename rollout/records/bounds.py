@@ -38,6 +38,12 @@
                steps           0 … MAX_COUNT
                digest          STEPS_DIGEST_BYTES
                seconds         finite, 0 or more
+    status     launch          1 … MAX_COUNT
+    of a       phase           the name of a phase
+    launch     partitions      1 … MAX_PARTITIONS
+               partition       0 … partitions - 1
+               directory, host strings of a limited length
+               pid             0 … MAX_COUNT
     all        attempt, seq    0 … MAX_COUNT
                strings         Unicode, without lone surrogates
                other fields    plain data, or one array; no key is one that processors use for pixels

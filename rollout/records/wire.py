@@ -2,6 +2,7 @@
 
     frames = encode_record(step)
     step = decode_record(frames)
+    found = decode_queue_record(frames)     # a record of a rollout, or the status of a launch
 
 A record of a newer minor version keeps its unknown fields in `extra`. A record is refused if it has another major
 version, is damaged or too large, contains pixels, or has a value that `rollout.records.bounds` does not allow.
@@ -52,6 +53,7 @@ from rollout.records.kinds import (
     RolloutStarted,
     Step,
 )
+from rollout.records.launch_status import LaunchStatus, pop_status, status_fields
 from rollout.records.messages import FinishReason
 from rollout.records.old_endings import upgrade_ending
 from rollout.records.rewards import encode_rewards, encode_turn_rewards, pop_rewards, pop_turn_rewards, require_reward
@@ -60,7 +62,7 @@ from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
-SCHEMA = 103
+SCHEMA = 104
 """The version of the schema: 100 times the major version, plus the minor version."""
 
 _DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = PromptSource.BRIDGE, FinishReason.STOP
@@ -91,8 +93,24 @@ def encode_record(record: Record) -> Frames:
         raise RecordError(f"the {record.kind} record of {record.header.rollout} cannot be encoded: {error}") from error
 
 
+def encode_status(status: LaunchStatus) -> Frames:
+    """Encode the status of a launch as frames. Raises RecordError if it cannot be encoded."""
+    try:
+        return encode({"schema": SCHEMA, "kind": status.kind, **status_fields(status)}, lone_surrogates=False)
+    except CodecError as error:
+        raise RecordError(f"the status of launch {status.launch} of {status.run} cannot be encoded: {error}") from error
+
+
 def decode_record(frames: Sequence[bytes | memoryview]) -> Record:
-    """Decode a record from its frames. Raises RecordError, and no other error, if it is not a valid record."""
+    """Decode a record of a rollout. Raises RecordError, and no other error, if it is not valid."""
+    record = decode_queue_record(frames)
+    if isinstance(record, LaunchStatus):
+        raise RecordError(f"{record.tag}: the record is the status of a launch; expected a record of a rollout.")
+    return record
+
+
+def decode_queue_record(frames: Sequence[bytes | memoryview]) -> Record | LaunchStatus:
+    """Decode any record of the trajectories queue. Raises RecordError, and no other error, if it is not valid."""
     try:
         return _decode_record(frames)
     except CodecError as error:
@@ -101,7 +119,7 @@ def decode_record(frames: Sequence[bytes | memoryview]) -> Record:
         raise RecordError(_shorten(str(error))) from error
 
 
-def _decode_record(frames: Sequence[bytes | memoryview]) -> Record:
+def _decode_record(frames: Sequence[bytes | memoryview]) -> Record | LaunchStatus:
     wire = decode(frames, lone_surrogates=False)
     if not isinstance(wire, dict):
         raise RecordError(f"the record is of type {type(wire).__name__}; expected a map.")
@@ -382,8 +400,9 @@ def _decode_timings(timings: Wire) -> dict[str, float]:
     return seconds
 
 
-_DECODERS: dict[str, Callable[[Wire], Record]] = {
+_DECODERS: dict[str, Callable[[Wire], Record | LaunchStatus]] = {
     RolloutStarted.kind: _decode_started,
     Step.kind: _decode_step,
     RolloutFinished.kind: _decode_finished,
+    LaunchStatus.kind: pop_status,
 }

@@ -8,6 +8,7 @@ control/<environment>/    the trainer's progress, unless queue.control has anoth
 policy/                   the weights that the trainer published last
 log.jsonl, workers/       the logs
 metrics/                  where each process serves its metrics, and the last values of each process that ended
+launches                  how many launches the run has had
 ended                     exists when all rollouts of the run have ended; the workers of the run then exit
 run.lock                  locked by every process of the run, so that no image is removed while a process works
 launch.lock               locked by `rollout run` or `rollout launch`, so that only one of them works in the directory
@@ -100,6 +101,22 @@ class RunDirectory:
             write_private_file(self.path / file_name, dump_yaml(values).encode())
         except OSError as error:
             raise RunDirectoryError(f"{self.path / file_name} cannot be written: {error.strerror}.") from None
+
+    def next_launch_number(self) -> int:
+        """Count a launch of this run, and return its number, from 1 on. Only the process with the lock may call this.
+
+        Raises:
+            RunDirectoryError: the file with the number cannot be read or written.
+        """
+        file = self.path / "launches"
+        try:
+            number = int(file.read_text("ascii")) + 1 if file.exists() else 1
+            write_private_file(file, f"{number}\n".encode())
+        except (OSError, ValueError) as error:
+            raise RunDirectoryError(
+                f"{file}: the number of launches cannot be read or written: {error}. It must be a file with one number."
+            ) from None
+        return number
 
     @contextmanager
     def lock(self) -> Iterator[None]:

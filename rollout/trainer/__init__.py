@@ -24,7 +24,8 @@ from rollout.trainer.reading.archive import open_archive
 from rollout.trainer.reading.consumed import merge_states
 from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
 from rollout.trainer.reading.ranks import open_reader, partitions_of
-from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.reading.reader import TrajectoryReader
+from rollout.trainer.reading.settings import ReaderSettings
 from rollout.trainer.reading.staleness import staleness
 from rollout.trainer.reading.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode

@@ -10,7 +10,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rollout.trainer.reading.groups import Group
 from rollout.trainer.reading.ranks import open_reader
-from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.reading.reader import TrajectoryReader
+from rollout.trainer.reading.settings import ReaderSettings
 from rollout.trainer.reading.stats import ReaderStats
 from rollout.trainer.trajectory import Trajectory
 
@@ -48,20 +49,20 @@ class BlockingReader:
         self._stack.close()
 
     def __iter__(self) -> Iterator[Trajectory]:
-        """Yield trajectories until the queue ends; only a replayed queue ends."""
+        """Yield trajectories until the launches have ended; see `TrajectoryReader.ended`."""
         while not self.ended:
             if (trajectory := self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     def groups(self) -> Iterator[Group]:
-        """Yield groups until the queue ends; only a replayed queue ends."""
+        """Yield groups until the launches have ended; see `TrajectoryReader.groups`."""
         while not self.ended:
             if (group := self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
 
     @property
     def ended(self) -> bool:
-        """Whether the reader has returned everything and no more records can arrive."""
+        """Whether the launches have ended and everything was returned. See `TrajectoryReader.ended`."""
         return self._reader.ended
 
     def receive(self, *, timeout: float) -> Trajectory | None:
@@ -83,6 +84,10 @@ class BlockingReader:
     def commit(self, number: int | None = None) -> None:
         """Ack the records of a saved state. See `TrajectoryReader.commit`."""
         self._portal.call(self._reader.commit, number)
+
+    def describe_wait(self) -> str:
+        """Return sentences that say for what the reader waits."""
+        return self._portal.call(self._reader.describe_wait)
 
     def stats(self) -> ReaderStats:
         """Return the reader's counters and the amount of data that it holds."""

@@ -191,6 +191,10 @@ class FileQueue(Queue):
         with self._storage_errors:
             await self._release()
 
+    async def partition_count(self) -> int:
+        """See `Queue.partition_count`."""
+        return self._queue_dir.partitions
+
     @property
     def holder(self) -> str:
         """See `Queue.holder`."""

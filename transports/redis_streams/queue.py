@@ -123,6 +123,11 @@ class RedisQueue(Queue):
         await self._open()
         await self._release()
 
+    async def partition_count(self) -> int:
+        """See `Queue.partition_count`."""
+        await self._open()
+        return self._partitions
+
     @property
     def holder(self) -> str:
         """See `Queue.holder`."""

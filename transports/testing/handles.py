@@ -11,6 +11,10 @@ from transports.testing.cases import ConformanceCases, HandleOpener, number_in, 
 class HandleCases(ConformanceCases):
     """Tests the options of URLs, and closed handles."""
 
+    async def test_every_handle_knows_the_number_of_partitions(self, open_handle: HandleOpener) -> None:
+        assert await open_handle(partitions=3).partition_count() == 3
+        assert await open_handle().partition_count() == 3
+
     async def test_the_number_of_partitions_is_fixed_when_the_queue_is_created(self, open_handle: HandleOpener) -> None:
         await put_number(open_handle(partitions=3), 1)
         assert number_in(await receive_one(open_handle())) == 1

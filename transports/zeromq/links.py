@@ -77,7 +77,13 @@ def parse_record_name(name: str) -> tuple[str, int]:
 
 
 class HubLink(ABC):
-    """The operations of a queue, as a hub does them. They take tokens instead of deliveries."""
+    """The operations of a queue, as a hub does them. They take tokens instead of deliveries.
+
+    Attributes:
+        partitions: the number of partitions of the queue.
+    """
+
+    partitions: int
 
     @abstractmethod
     async def put(self, frames: Frames, key: str, tag: str) -> None:
@@ -138,6 +144,7 @@ class LocalHubLink(HubLink):
         self, hub_name: str, queue: MemoryQueue, refusals: Refusals, producer: str, *, next_number: int = 0
     ) -> None:
         self.next_number = next_number
+        self.partitions = queue.partitions
         self._hub_name = hub_name
         self._queue = queue
         self._refusals = refusals
@@ -200,4 +207,4 @@ class LocalHubLink(HubLink):
         await self._queue.aclose()
 
     def _is_own(self, token: LeaseToken) -> bool:
-        return token.hub == self._hub_name and token.partition < self._queue.partitions
+        return token.hub == self._hub_name and token.partition < self.partitions

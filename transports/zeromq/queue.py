@@ -109,6 +109,10 @@ class ZmqQueue(Queue):
         self._measured_at = time.monotonic()
         return stats
 
+    async def partition_count(self) -> int:
+        """See `Queue.partition_count`."""
+        return (await self._get_link()).partitions
+
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         """See `Queue.dead_letters`."""
         return await (await self._get_link()).dead_letters(limit)

@@ -8,6 +8,7 @@ If the same weights compute both log-probs, they are equal up to rounding. Image
 wrong token or weights that never reached the engine make them differ, long before the reward shows it.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class ComparisonThresholds:
     Attributes:
         max_difference: the largest difference of a single token; above it is an error. None: no limit, because in
             bfloat16 the log-probs of single tokens differ a lot. Set 1e-3 if both sides compute in float32.
-        mean_difference: the largest mean difference; above it is an error. The default fits bfloat16 too.
+        mean_difference: the largest mean difference; above it is an error. The default leaves room for bfloat16.
         published_share: the smallest share of the trained tokens that the trainer's version sampled. Below it is a
             warning, and 0 tokens are an error, because nothing is compared. If rollouts may be stale
             (`policy.max_staleness` above 0), set the share that you expect; 0 if a step may have no such token.
@@ -80,7 +81,7 @@ class LogprobComparison:
         invalid_tokens: the number of trained tokens with a log-prob that is not finite, on either side.
         clipped_tokens: the number of trained tokens, compared or not, whose ratio leaves 1 - `clip` … 1 + `clip`.
         clip: the clip range of the ratio between the probabilities of the trainer and the engine.
-        max_difference: the largest absolute difference of a compared token; 0 if nothing was compared.
+        max_difference: the largest absolute difference of a compared token; NaN if nothing was compared.
         total_difference: the sum of the absolute differences of all compared tokens.
     """
 
@@ -97,8 +98,8 @@ class LogprobComparison:
 
     @property
     def mean_difference(self) -> float:
-        """The mean absolute difference of the compared tokens; 0 if nothing was compared."""
-        return self.total_difference / self.compared_tokens if self.compared_tokens else 0.0
+        """The mean absolute difference of the compared tokens; NaN if nothing was compared."""
+        return self.total_difference / self.compared_tokens if self.compared_tokens else math.nan
 
     @property
     def published_share(self) -> float:
@@ -137,7 +138,7 @@ class LogprobComparison:
             invalid_tokens=sum(part.invalid_tokens for part in parts),
             clipped_tokens=sum(part.clipped_tokens for part in parts),
             clip=clip,
-            max_difference=max(part.max_difference for part in parts),
+            max_difference=max((part.max_difference for part in parts if part.compared_tokens), default=math.nan),
             total_difference=sum(part.total_difference for part in parts),
         )
 
@@ -164,9 +165,10 @@ class LogprobComparison:
             yield ComparisonFinding(
                 "error",
                 "nothing compared",
-                f"no log-prob was compared: {self._sampled_by()}. The names of the versions must be those that the "
-                "trainer publishes, so compare with the version that was published before the rollouts began. If "
-                "rollouts may be stale (policy.max_staleness above 0), set ComparisonThresholds.published_share to 0.",
+                f"no log-prob was compared: {self._sampled_by()}. An answer is compared only if the trainer's version "
+                "sampled all of it. Pass the number of the version that was published before the rollouts began, and "
+                "check that the engine names its weights after it. If rollouts may be stale (policy.max_staleness "
+                "above 0), set ComparisonThresholds.published_share to 0.",
             )
         if limits.max_difference is not None and self.max_difference > limits.max_difference:
             yield self._difference("max difference", f"{self.max_difference:.1e}", limits.max_difference)
@@ -271,6 +273,6 @@ def compare_logprobs(
         invalid_tokens=int((~is_finite).sum()),
         clipped_tokens=int((np.abs(ratio - 1) > clip).sum()),
         clip=clip,
-        max_difference=float(compared.max(initial=0.0)),
+        max_difference=float(compared.max()) if len(compared) else math.nan,
         total_difference=float(compared.sum()),
     )

@@ -27,7 +27,6 @@ from rollout.errors import RolloutError
 from rollout.images import AssetError, ImageError, decode_data_uri, decoded_image, read_asset
 from rollout.images.policy import WIDEST_LIMITS
 from rollout.images.processors import (
-    ImageProcessor,
     PixelKind,
     ProcessedImage,
     ResizeBackend,
@@ -69,23 +68,35 @@ class Materializer:
     It can be pickled, so that the processes of a data loader can make the pixels. The cache is not pickled with it.
 
     Args:
-        processor: the image processor of the checkpoint that is trained. `from_pretrained` creates it.
+        family: the model family that defines the geometry, such as `qwen_vl`.
+        processor_config: the processor configuration of the checkpoint that is trained. `from_pretrained` reads it.
         images: the directory with the image files of all samples. None: each sample names its directory.
+        backend: the library that resizes images; it must be the one that the engine uses.
+        pixels: `normalised` for pixels as the model needs them, or `uint8` for pixels that are not normalised yet.
         cache_bytes: the maximum bytes of patches to keep for later samples, such as those of the same group.
         memory: the maximum bytes that this process may use to decode and process images.
     """
 
     def __init__(
         self,
-        processor: ImageProcessor,
+        family: str,
+        processor_config: Mapping[str, Any],
         *,
         images: Path | str | None = None,
+        backend: ResizeBackend,
+        pixels: PixelKind = "normalised",
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         memory: int = DEFAULT_DECODING_MEMORY,
     ) -> None:
-        self._processor = processor
+        self._arguments: dict[str, Any] = {
+            "images": images,
+            "backend": backend,
+            "pixels": pixels,
+            "cache_bytes": cache_bytes,
+            "memory": memory,
+        }
+        self._processor = image_processor_for(family, processor_config, backend=backend, pixels=pixels)
         self._images = images
-        self._cache_bytes = cache_bytes
         self._memory = shared_decoding_memory(memory)
         self._cache = SingleFlightCache[ProcessedImage](cache_bytes, lambda processed: processed.patches.nbytes)
 
@@ -120,23 +131,18 @@ class Materializer:
             AdapterError: the configuration of the checkpoint's image processor is missing or invalid.
         """
         directory = Path(checkpoint)
-        processor = image_processor_for(
+        return cls(
             family or family_of_checkpoint(directory),
             load_processor_config(directory),
+            images=images,
             backend=backend or installed_backend(),
             pixels=pixels,
+            cache_bytes=cache_bytes,
+            memory=memory,
         )
-        return cls(processor, images=images, cache_bytes=cache_bytes, memory=memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(
-            type(self),
-            self._processor,
-            images=self._images,
-            cache_bytes=self._cache_bytes,
-            memory=self._memory.limit,
-        )
-        return make, ()
+        return partial(type(self), self._processor.family, self._processor.config, **self._arguments), ()
 
     @property
     def position_axes(self) -> int:

@@ -7,7 +7,7 @@ logits = model(**batch.model_inputs()).logits
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from rollout.trainer.batches.materialize import Materializer
 from rollout.trainer.batches.samples import TOKEN_ARRAYS, TrainingSample, samples
 from rollout.trainer.errors import SampleTooLong
 from rollout.trainer.reading.groups import Group
+
+T = TypeVar("T")
 
 Credit = Literal["outcome", "turns"]
 """The basis of a token's advantage. "outcome": the reward of its rollout. "turns": the return of its turn."""
@@ -73,6 +75,8 @@ class Batch:
     """The policy versions that sampled the tokens of the batch."""
     samples: tuple[TrainingSample, ...]
     """The samples, in the order of their numbers."""
+    order: tuple[int, ...]
+    """For each sample, its index in the argument of `collate`."""
     pixels: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The pixels of all images in order, and their grids, by the names of the model's inputs, such as `pixel_values`.
     Empty if there are no images, or if `collate` got no materializer."""
@@ -112,6 +116,10 @@ class Batch:
         for ids, (row, start, length) in zip(banned_ids, self.spans.tolist(), strict=True):
             without[row, start : start + length, list(ids)] = float("-inf")
         return without
+
+    def ordered(self, given: Sequence[T]) -> list[T]:
+        """Return items in the order of this batch. `given` has one item for each sample passed to `collate`."""
+        return [given[at] for at in self.order]
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on another device."""
@@ -170,7 +178,8 @@ def collate(
                 for placeholder in sample.placeholders
             ]
             start, sample_number = start + len(sample.token_ids), sample_number + 1
-    ordered = tuple(given[at] for row in rows for at in row)
+    order = tuple(at for row in rows for at in row)
+    ordered = tuple(given[at] for at in order)
     cu_seqlens = _sequence_boundaries(spans, row_count, length)
     rope_positions = None
     if materializer is not None and materializer.position_axes > 1:
@@ -188,6 +197,7 @@ def collate(
         max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
         versions=tuple(version_indices),
         samples=ordered,
+        order=order,
         pixels={} if materializer is None else materializer.inputs(ordered),
     )
 

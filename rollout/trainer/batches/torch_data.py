@@ -30,7 +30,7 @@ from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.errors import NothingArrived
 from rollout.trainer.reading.consumed import merge_states
 from rollout.trainer.reading.groups import Group
-from rollout.trainer.reading.reader import ReaderSettings
+from rollout.trainer.reading.settings import ReaderSettings
 from transports import QueueError
 from transports.redaction import hide_passwords
 
@@ -145,7 +145,7 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
         self._shared_version[0] = version
 
     def __iter__(self) -> Iterator[Portion[T]]:
-        """Yield portions until the dataset is closed or the queue ends; only a replayed queue ends.
+        """Yield portions until the dataset is closed or the launches have ended; see `TrajectoryReader.ended`.
 
         Raises:
             NothingArrived: no whole group arrived before the timeout.
@@ -184,8 +184,8 @@ class TrajectoryDataset(IterableDataset[Portion[T]]):
                 deadline = time.monotonic() + self._timeout
             elif time.monotonic() > deadline:
                 raise NothingArrived(
-                    f"{hide_passwords(self._url)}: no whole group came within {self._timeout:g} s ({reader.stats()}). "
-                    "Check that the workers are running, or raise the dataset's timeout."
+                    f"{hide_passwords(self._url)}: no whole group came within {self._timeout:g} s. Check that the "
+                    f"workers are running, or raise the dataset's timeout. {reader.describe_wait()}"
                 )
         return groups
 

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from rollout.paths import resolve_path
 from rollout.trainer.errors import NoArchive, RolloutNotFound
-from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.reading.reader import TrajectoryReader
+from rollout.trainer.reading.settings import ReaderSettings
 from rollout.trainer.trajectory import Trajectory
 from transports import open_queue
 

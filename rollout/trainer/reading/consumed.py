@@ -1,8 +1,9 @@
 """Remembers what a trainer has consumed, in a state that is small enough for every checkpoint.
 
-The state has two parts. The first is a *watermark* for each lane: every record up to this position is settled. The
+The state has three parts. The first is a *watermark* for each lane: every record up to this position is settled. The
 second is the names of *consumed* rollouts, as digests. It contains every rollout with a record above a watermark, and
-the latest `REMEMBERED_NAMES` rollouts, because stalled attempts may still send records.
+the latest `REMEMBERED_NAMES` rollouts, because stalled attempts may still send records. The third is what the launches
+have said about themselves (`rollout.trainer.reading.launches`).
 
 A rollout never trains twice, even after restarts, for this reason. An attempt trains only if its start record arrives.
 If that record arrived before the rollout was consumed, it was settled together with the rollout. Then the record is
@@ -21,7 +22,9 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
+from rollout.records.kinds import RecordError
 from rollout.trainer.errors import ReaderStateError
+from rollout.trainer.reading.launches import KnownLaunches
 
 REMEMBERED_NAMES = 1 << 18
 """The number of names that are kept after their records were acked; they take 2 MiB of a checkpoint."""
@@ -33,9 +36,14 @@ _STATE_VERSION = 2
 
 
 class ConsumedRollouts:
-    """Keeps the watermarks and the names of consumed rollouts. A checkpoint must contain the result of `state()`."""
+    """Keeps the watermarks and the names of consumed rollouts. A checkpoint must contain the result of `state()`.
+
+    Attributes:
+        launches: the launches that write to the queue, as far as their statuses have arrived.
+    """
 
     def __init__(self) -> None:
+        self.launches = KnownLaunches()
         self._lanes: dict[str, _LaneWatermark] = {}
         self._consumed_digests: dict[int, None] = {}
 
@@ -49,7 +57,8 @@ class ConsumedRollouts:
         try:
             consumed_digests = array("Q", base64.b64decode(state["consumed"], validate=True))
             self._lanes = {str(name): _LaneWatermark(int(watermark)) for name, watermark in state["watermarks"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+            self.launches = KnownLaunches.from_state(state.get("launches", []))
+        except (RecordError, KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
             raise ReaderStateError(f"the reader state is damaged: {error!r}. Load an earlier checkpoint.") from error
         self._consumed_digests = dict.fromkeys(consumed_digests)
 
@@ -59,6 +68,7 @@ class ConsumedRollouts:
             "version": _STATE_VERSION,
             "watermarks": {name: lane.watermark for name, lane in self._lanes.items()},
             "consumed": base64.b64encode(array("Q", self._consumed_digests).tobytes()).decode("ascii"),
+            "launches": self.launches.state(),
         }
 
     def was_settled(self, lane: str, position: int) -> bool:
@@ -98,6 +108,7 @@ class ConsumedRollouts:
             own_lane = self._lanes.get(name)
             self._lanes[name] = _LaneWatermark(max(lane.watermark, own_lane.watermark) if own_lane else lane.watermark)
         self._consumed_digests |= other._consumed_digests
+        self.launches.merge(other.launches)
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from urllib.parse import parse_qs
 
 from rollout.trainer.errors import RankError
-from rollout.trainer.reading.reader import ReaderSettings, TrajectoryReader
+from rollout.trainer.reading.reader import TrajectoryReader
+from rollout.trainer.reading.settings import ReaderSettings
 from transports import open_queue
 from transports.redaction import hide_passwords
 from transports.urls import split_url

@@ -19,21 +19,21 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import RecordError, RecordHeader, header_from_tag
-from rollout.records.wire import decode_record
+from rollout.records.launch_status import LaunchStatus
+from rollout.records.wire import decode_queue_record
 from rollout.trainer.errors import ImagesUnreadable, ReaderStateError
 from rollout.trainer.reading.acks import PendingAcks, lane_position
 from rollout.trainer.reading.consumed import ConsumedRollouts
-from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
-from rollout.trainer.reading.held_back import hold_back, limits_named
+from rollout.trainer.reading.end import End, EndFinder
+from rollout.trainer.reading.groups import Group, GroupAssembler
+from rollout.trainer.reading.held_back import hold_back
 from rollout.trainer.reading.image_access import MAX_UNREADABLE, ImageAccessCheck
 from rollout.trainer.reading.pending import PendingRollout, PendingRollouts, RecordKey
+from rollout.trainer.reading.settings import ReaderSettings
 from rollout.trainer.reading.spill import StepStore
 from rollout.trainer.reading.staleness import staleness
 from rollout.trainer.reading.stats import ReaderCounters, ReaderStats
@@ -49,38 +49,6 @@ _SHORTEST_READ_SECONDS = 0.01
 """The time in which a reader handles records that have already arrived, even if its timeout is shorter."""
 _MAX_BLOCKING_SECONDS = 0.01
 """After this time, a reader that is handling records lets other tasks of the event loop run."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderSettings:
-    """Says how a reader treats late, large, incomplete or stale data.
-
-    Timeouts count only the time in which the reader waits for records, so a long training step does not matter.
-
-    Raises:
-        ConfigurationError: `untrained_limits` contains an unknown name.
-    """
-
-    gap_timeout: float = 30.0
-    """Seconds to wait for missing records when an attempt's finished record is there; then the rollout fails."""
-    unfinished_timeout: float = 7200.0
-    """Seconds to wait for the next record while an attempt's finished record is missing; then the rollout fails."""
-    memory_limit: int = 1 << 30
-    """The maximum bytes of steps in memory, as frames and decoded. Above it, the reader spills steps to disk."""
-    spill_directory: Path | str | None = None
-    """The directory for spilled steps; None: the system's directory for temporary files."""
-    groups: GroupPolicy = field(default_factory=GroupPolicy)
-    """What happens to groups that are not whole when their timeout has passed."""
-    max_staleness: int | None = None
-    """Drop a group if one of its trajectories is more than this many versions behind `TrajectoryReader.version`; None:
-    drop no group for its staleness."""
-    require_images: bool = True
-    """Whether to check that a trajectory's images can be read before the trainer gets the trajectory."""
-    untrained_limits: frozenset[RolloutLimit | str] = frozenset()
-    """Limits, or their names. A rollout that was stopped by one of these does not train, even if it has a score."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "untrained_limits", limits_named(self.untrained_limits))
 
 
 class TrajectoryReader:
@@ -115,7 +83,10 @@ class TrajectoryReader:
         self._timeouts_checked_at = 0.0
         self._group_timeouts_due = False
         """Whether the next read must look for groups that have timed out."""
-        self._queue_ended = False
+        self._end = End.NOT_YET
+        self._end_finder = EndFinder(
+            queue, wait_for_more=self.settings.wait_for_more, gap_timeout=self.settings.gap_timeout
+        )
         self._next_break_at = 0.0
         """The time at which other tasks of the event loop must run, even if more records have already arrived."""
 
@@ -130,19 +101,26 @@ class TrajectoryReader:
 
     @property
     def ended(self) -> bool:
-        """Whether the reader has returned everything and no more records can arrive."""
-        return self._queue_ended and not (
-            self._ready_rollouts or self._ready_groups or self._unreadable_groups or self._group_assembler.waiting
+        """Whether the launches have ended, and the reader has returned everything that they completed.
+
+        It becomes true while the reader waits for records. If a launch was killed, it stays false until a resumed
+        launch has ended. It becomes false again if another launch writes to the queue, and the reader reads on.
+        """
+        return self._end is not End.NOT_YET and not (
+            self._ready_rollouts or self._ready_groups or self._unreadable_groups
         )
 
     async def __aiter__(self) -> AsyncIterator[Trajectory]:
-        """Yield trajectories until the queue ends; only a replayed queue ends."""
+        """Yield trajectories until the launches have ended; see `ended`."""
         while not self.ended:
             if (trajectory := await self.receive(timeout=_POLL_SECONDS)) is not None:
                 yield trajectory
 
     async def groups(self) -> AsyncIterator[Group]:
-        """Yield groups until the queue ends; only a replayed queue ends."""
+        """Yield groups until the launches have ended; see `ended`.
+
+        If a launch stopped before all rollouts were played, incomplete groups stay in the queue for a resumed launch.
+        """
         while not self.ended:
             if (group := await self.receive_group(timeout=_POLL_SECONDS)) is not None:
                 yield group
@@ -150,7 +128,8 @@ class TrajectoryReader:
     async def receive(self, *, timeout: float) -> Trajectory | None:
         """Return the next finished trajectory, with any status; None if none is finished within `timeout` seconds.
 
-        If only a few images of a directory cannot be read, their trajectories are returned as failed.
+        At the end of the run it returns None at once; see `ended`. If only a few images of a directory cannot be read,
+        their trajectories are returned as failed.
 
         Raises:
             ImagesUnreadable: this process can read no images, or many images of one directory are unreadable. The
@@ -196,6 +175,20 @@ class TrajectoryReader:
         await self._pending_acks.commit(number)
         self._consumed_rollouts.prune_acked(self._pending_acks.unacked)
 
+    def describe_wait(self) -> str:
+        """Return sentences that say for what the reader waits: a launch, unfinished rollouts, or incomplete groups."""
+        unfinished, grouped = self._pending_rollouts.unfinished(), self._group_assembler.waiting
+        sentences = [self._end_finder.describe_silence(self._consumed_rollouts.launches)]
+        if unfinished or grouped:
+            example = f", such as {unfinished[0].identity}" if unfinished else ""
+            sentences.append(
+                f"{len(unfinished)} rollouts are unfinished{example}, and {grouped} finished rollouts wait for the "
+                "rest of their group."
+            )
+        if self._counters.stale:
+            sentences.append(f"{self._counters.stale} trajectories were dropped, because they were too stale.")
+        return " ".join(sentences)
+
     def stats(self) -> ReaderStats:
         """Return the reader's counters and the amount of data that it holds; may be called from any thread."""
         return ReaderStats(
@@ -227,7 +220,7 @@ class TrajectoryReader:
             if received or self._ready_groups:
                 is_reading = now < busy_until
             else:
-                is_reading = now < deadline and not self._queue_ended
+                is_reading = now < deadline and self._end is End.NOT_YET
                 if self._unreadable_groups and not self._ready_rollouts:
                     raise ImagesUnreadable(self._images_problem)
 
@@ -237,12 +230,19 @@ class TrajectoryReader:
         delivery = await self.queue.receive(timeout=max(0.0, min(deadline - started_at, _POLL_SECONDS)))
         self._waited_seconds += time.monotonic() - started_at
         if delivery is not None:
+            self._end = End.NOT_YET
+            self._end_finder.note_record()
             self._handle_delivery(delivery)
+        else:
+            self._end = self._end_finder.find(
+                self._consumed_rollouts.launches, has_incomplete=self._has_incomplete, describe=self.describe_wait
+            )
+            if self._end is not End.NOT_YET and not (self.queue.ends or self._counters.trajectories):
+                self._end_finder.warn_of_empty_end(self._consumed_rollouts.launches)
         if delivery is None or self._waited_seconds - self._timeouts_checked_at > _POLL_SECONDS:
-            self._queue_ended = delivery is None and self.queue.ends
             self._timeouts_checked_at = self._waited_seconds
             self._ready_rollouts += self._pending_rollouts.fail_stalled(
-                math.inf if self._queue_ended else self._waited_seconds
+                math.inf if self._end is End.COMPLETE else self._waited_seconds
             )
             self._group_timeouts_due = True
         return delivery is not None
@@ -262,7 +262,7 @@ class TrajectoryReader:
         if self._group_timeouts_due:
             self._group_timeouts_due = False
             for members in self._group_assembler.give_up(
-                math.inf if self._queue_ended else self._waited_seconds - self.settings.groups.timeout
+                math.inf if self._end is End.COMPLETE else self._waited_seconds - self.settings.groups.timeout
             ):
                 self._give_up_group(members)
         trajectories = self._consume_next()
@@ -290,11 +290,14 @@ class TrajectoryReader:
             self._drop(key)
             return
         try:
-            record = decode_record(delivery.frames)
+            record = decode_queue_record(delivery.frames)
         except RecordError as error:
             self._handle_undecodable(delivery, error)
             return
-        if self._is_wanted(record.header):
+        if isinstance(record, LaunchStatus):
+            self._consumed_rollouts.launches.add(record)
+            self._settle(key)
+        elif self._is_wanted(record.header):
             self._add_finished(self._pending_rollouts.add(record, delivery.frames, key, self._waited_seconds))
         else:
             self._drop(key)
@@ -309,6 +312,10 @@ class TrajectoryReader:
             self._add_finished(self._pending_rollouts.mark_failed(header, key, error))
         else:
             self._settle(key)
+
+    def _has_incomplete(self) -> bool:
+        """Whether the reader holds rollouts or groups that it has not received completely."""
+        return bool(self._pending_rollouts.unfinished() or self._group_assembler.waiting)
 
     def _is_wanted(self, header: RecordHeader) -> bool:
         """Whether the record's rollout is pending, or else both the rollout and its group are not consumed."""

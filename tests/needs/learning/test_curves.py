@@ -1,6 +1,8 @@
 """The curves of a run, in a terminal and as a picture."""
 
 import io
+import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from rich.console import Console
@@ -38,6 +40,18 @@ def test_a_long_run_fits_the_terminal() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(table(steps(500), "step 500"))
     assert max(map(len, console.file.getvalue().splitlines())) <= 120  # type: ignore[attr-defined]
+
+
+def test_a_step_that_compared_nothing_leaves_a_gap() -> None:
+    first, *others = steps(4)
+    nothing = replace(first.update_stats.comparison, compared_tokens=0, max_difference=math.nan)
+    drawn = [replace(first, update_stats=replace(first.update_stats, comparison=nothing)), *others]
+    picture = ElementTree.fromstring(svg(drawn, "four steps"))
+    lines = [line.get("points", "").split() for line in picture.iter(f"{SVG}polyline")]
+    assert sorted(map(len, lines)) == [3, 4, 4, 4]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table(drawn, "step 4"))
+    assert " █▅▁" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_picture_has_a_line_for_every_curve_within_its_frame() -> None:

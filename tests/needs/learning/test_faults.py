@@ -1,4 +1,4 @@
-"""The example with one fault each: it tells every fault by itself within three steps, and ends with 1.
+"""The example with one fault each: it reports every fault by itself within three steps, and exits with 1.
 
 Each fault is where it would occur in practice, and changes nothing else. The reward would show it only after a whole
 run, or never.
@@ -119,7 +119,7 @@ def keep_newest_pixels(patch: Patch) -> None:
         ("only the newest image's pixels kept", keep_newest_pixels),
     ],
 )
-def test_a_trainer_that_reads_wrongly_is_told_in_the_first_step(
+def test_a_trainer_that_reads_wrongly_is_reported_in_the_first_step(
     engine: str,
     run_example: RunExample,
     monkeypatch: Patch,
@@ -135,7 +135,9 @@ def test_a_trainer_that_reads_wrongly_is_told_in_the_first_step(
     assert ending.trained_steps == 0
 
 
-def test_nothing_is_told_where_nothing_is_broken(engine: str, run_example: RunExample, add_row: AddTableRow) -> None:
+def test_nothing_is_reported_where_nothing_is_broken(
+    engine: str, run_example: RunExample, add_row: AddTableRow
+) -> None:
     ending = run_example(engine)
     add_row("nothing", "–", ending.failure)
     assert ending.failure == ""
@@ -145,7 +147,7 @@ def test_nothing_is_told_where_nothing_is_broken(engine: str, run_example: RunEx
     assert f"in {tokens} compared tokens of {tokens}, 100.0% sampled by the newest version, 0.0% clipped" in ending.out
 
 
-def test_weights_that_are_never_pushed_are_told_in_the_second_step(
+def test_weights_that_are_never_pushed_are_reported_in_the_second_step(
     checkpoint: Path, engine: str, run_example: RunExample, monkeypatch: Patch, add_row: AddTableRow
 ) -> None:
     publish = Training._publish
@@ -188,7 +190,7 @@ def count_ahead(patch: Patch) -> None:
     ],
     ids=["newer", "older"],
 )
-def test_version_names_off_by_one_are_told_in_the_first_step(
+def test_version_names_off_by_one_are_reported_in_the_first_step(
     engine: str,
     run_example: RunExample,
     monkeypatch: Patch,
@@ -257,7 +259,7 @@ class ForgetfulEngine(NetworkEngine):
         return (replace(first, image_hash="lost", processed=black), *others)
 
 
-def test_an_engine_that_loses_an_earlier_image_is_told_in_the_first_step(
+def test_an_engine_that_loses_an_earlier_image_is_reported_in_the_first_step(
     checkpoint: Path, runs: Path, run_example: RunExample, add_row: AddTableRow
 ) -> None:
     broken = ForgetfulEngine(NetworkSettings(checkpoint, model_name="policy", allowed_directories=(runs,)))

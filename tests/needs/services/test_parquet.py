@@ -8,7 +8,7 @@ import pyarrow.parquet
 
 from rollout.cli.inspect_export import write_trajectories
 from rollout.trainer import Trajectory, TrajectoryReader
-from rollout.trainer.reading.reader import ReaderSettings
+from rollout.trainer.reading.settings import ReaderSettings
 from rollout.trainer.testing import put_all, read_all, scripted_rollout
 from transports import open_queue
 

@@ -1,5 +1,7 @@
 """The comparison of log-probs counts every trained token, and a loop that compares nothing is never found correct."""
 
+import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +52,7 @@ def sample_of(answers: list[Answer]) -> TrainingSample:
         turn_index=turn_index,
         turns=tuple(range(len(answers))),
         token_rewards=np.zeros(length, np.float32),
+        image_directory="",
         content=np.zeros(length, np.uint8),
         placeholders=(),
         images=(),
@@ -77,6 +80,14 @@ def test_names_that_are_off_by_one_are_an_error_with_both_versions(version: int)
     found = compare_logprobs(batch, batch.logprobs, version).findings()
     assert (found[0].severity, found[0].kind) == ("error", "nothing compared")
     assert f"the trainer's version is {version}, and the 2 trained tokens are from version '3' (2)" in found[0].text
+
+
+def test_a_comparison_of_nothing_has_no_difference() -> None:
+    batch = batch_of_answers(["3"])
+    nothing = compare_logprobs(batch, batch.logprobs, 4)
+    for comparison in (nothing, LogprobComparison.merged([nothing, nothing])):
+        assert math.isnan(comparison.max_difference)
+        assert math.isnan(comparison.mean_difference)
 
 
 def test_an_engine_that_reports_no_version_is_an_error() -> None:
@@ -196,6 +207,12 @@ def test_the_merged_comparisons_of_ranks_equal_the_comparison_of_their_whole_bat
     merged = LogprobComparison.merged(comparisons)
     assert replace(merged, total_difference=0.0) == replace(expected, total_difference=0.0)
     assert merged.total_difference == pytest.approx(expected.total_difference)
+
+
+def test_a_comparison_can_be_sent_to_another_rank() -> None:
+    batch = batch_of_answers(["3"], ["2"])
+    comparison = compare_logprobs(batch, batch.logprobs, 3)
+    assert pickle.loads(pickle.dumps(comparison)) == comparison
 
 
 def test_comparisons_of_different_versions_are_not_merged() -> None:

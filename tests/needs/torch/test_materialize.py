@@ -23,7 +23,7 @@ from renderers_adapter.geometry import geometry_for
 from renderers_adapter.geometry.kimi_k25 import KimiK25Geometry
 from renderers_adapter.tokens import ExpandedIds, Placeholder
 from rollout.images import ImagePolicy, prepare_images
-from rollout.images.processors import PixelKind, image_processor_for
+from rollout.images.processors import PixelKind
 from rollout.trainer.batches.materialize import MaterializeError, Materializer
 from rollout.trainer.batches.samples import TrainingSample
 from tests.needs.torch.processors import QWEN
@@ -161,7 +161,7 @@ def qwen(directory: Path, **options: Any) -> Materializer:
 def materializer(
     family: str, config: dict[str, Any], *, pixels: PixelKind = "normalised", **options: Any
 ) -> Materializer:
-    return Materializer(image_processor_for(family, config, backend="pil", pixels=pixels), **options)
+    return Materializer(family, config, backend="pil", pixels=pixels, **options)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -20,7 +20,7 @@ from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.tokens import ExpandedIds, Placeholder
 from rollout.environments.color_codeword import ColorCodeword
 from rollout.images import ImagePolicy, prepare_images
-from rollout.images.processors import family_of_checkpoint, image_processor_for
+from rollout.images.processors import family_of_checkpoint
 from rollout.serving.tiny_model.checkpoint import make_checkpoint
 from rollout.testing import embedded_policy, play
 from rollout.trainer import Batch, Group, Materializer, TrainingSample, batch_of, collate
@@ -269,7 +269,7 @@ def test_kimi_needs_one_position_for_each_token() -> None:
     colors = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     sizes = {"size": {"max_height": 64, "max_width": 64}}
     config = {"patch_size": 14, "merge_size": 2, "max_patches": 200, **sizes, **colors}
-    materializer = Materializer(image_processor_for("kimi_k25", config, backend="pil", pixels="normalised"))
+    materializer = Materializer("kimi_k25", config, backend="pil")
     sample = sample_of(
         [4, descriptor(geometry_for("kimi_k25", config), (1, 4, 2)), 3], geometry_for("kimi_k25", config)
     )

@@ -13,6 +13,8 @@ import anyio
 import pytest
 from torch.utils.data import DataLoader
 
+from rollout.records.announcing import put_in_every_partition
+from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.trainer import (
     Batch,
     Group,
@@ -144,7 +146,10 @@ def test_groups_without_a_batch_are_skipped(url: str) -> None:
 def test_the_version_reaches_the_readers(url: str) -> None:
     dataset = TrajectoryDataset(url, batch_of, settings=ReaderSettings(max_staleness=1), timeout=1.0)
     dataset.version = 9
-    with pytest.raises(NothingArrived, match=r"no whole group came within 1 s .*stale=24"):
+    with pytest.raises(
+        NothingArrived,
+        match=r"no whole group came within 1 s.* 24 trajectories were dropped, because they were too stale",
+    ):
         next(loader_of(dataset, 0))
 
 
@@ -153,6 +158,18 @@ def test_a_replayed_run_ends(url: str) -> None:
     dataset = TrajectoryDataset(f"{url}&replay=true", batch_of, groups_per_batch=5, settings=settings)
     portions = list(loader_of(dataset, 0))
     assert [len({sample.rollout for sample in portion.batch.samples}) for portion in portions] == [10, 10, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_ends_when_the_launch_has_ended(url: str, workers: int) -> None:
+    async def announce_the_end() -> None:
+        async with open_queue(url) as queue:
+            status = LaunchStatus("run", "Scripted", 1, LaunchPhase.DONE, "/data/run", "node", 1)
+            await put_in_every_partition(queue, status)
+
+    anyio.run(announce_the_end)
+    portions = list(loader_of(TrajectoryDataset(url, batch_of), workers))
+    assert sorted(rollouts_of(portions)) == NAMES
 
 
 def test_a_state_of_another_kind_is_refused_at_once(url: str) -> None:

@@ -31,7 +31,7 @@ QWEN: dict[str, Any] = {
 
 def test_no_images_need_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert Materializer(image_processor_for("qwen_vl", QWEN, backend="pil", pixels="normalised")).inputs([]) == {}
+    assert Materializer("qwen_vl", QWEN, backend="pil").inputs([]) == {}
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

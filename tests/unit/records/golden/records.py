@@ -22,8 +22,9 @@ from rollout.records.kinds import (
     RolloutStarted,
     Step,
 )
+from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.records.messages import FinishReason
-from rollout.records.wire import SCHEMA, encode_record
+from rollout.records.wire import SCHEMA, encode_record, encode_status
 
 DIRECTORY = Path(__file__).parent
 
@@ -175,9 +176,17 @@ RECORDS: dict[str, Record] = {
     ),
 }
 
+STATUS = LaunchStatus(
+    "golden-run", "package.module:Class", 2, LaunchPhase.STOPPED, "/data/golden-run", "node-3", 4711, 1, 4
+)
+
+GOLDEN_FRAMES = {name: encode_record(record) for name, record in RECORDS.items()} | {
+    "launch_status": encode_status(STATUS)
+}
+"""The frames of every kind of record, as this version sends them."""
+
 if __name__ == "__main__":
-    for name, record in RECORDS.items():
+    for name, (frame,) in GOLDEN_FRAMES.items():
         file = DIRECTORY / f"{name}.{SCHEMA}.msgpack"
         if not file.exists():
-            (frame,) = encode_record(record)
             file.write_bytes(frame)
