@@ -65,10 +65,9 @@ class RankTrainer:
 
     def train(self) -> None:
         """Continue from the last checkpoint, and train until all rollouts of the run are used."""
-        groups_per_step = self._config.policy.batch // self._config.tasks.group_size
         batches = open_batches(
             RunQueues(self._config, self._run).trajectories,
-            groups_per_step=groups_per_step,
+            groups_per_step=self._config.policy.batch // self._config.tasks.group_size,
             packing=None,
             materializer=Materializer.from_pretrained(self._config.model.path, backend="pil"),
         )
@@ -93,8 +92,6 @@ class RankTrainer:
                 batches.version = self._version
                 if self._publisher is not None and self._version % self._evaluate_every == 0:
                     self._evaluate()
-                if self._version == self._config.tasks.count // groups_per_step:
-                    break
 
     def _publish(self) -> None:
         """Gather the weights on the first rank, which publishes them."""

@@ -31,7 +31,7 @@ from rollout.trainer.errors import RankError, ReaderStateError
 from rollout.trainer.ranks.exchange import RankExchange
 from rollout.trainer.ranks.messages import Kind, Message
 from rollout.trainer.ranks.reading import ReadEnd, ReadState, StepOptions, StepPart, StepReader, StepSummary
-from rollout.trainer.reading.reader import ReaderSettings
+from rollout.trainer.reading.settings import ReaderSettings
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

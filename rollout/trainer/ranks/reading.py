@@ -20,7 +20,7 @@ from rollout.trainer.errors import NothingArrived, ReaderStateError
 from rollout.trainer.ranks.balancing import balance
 from rollout.trainer.ranks.mixing import QueueMix
 from rollout.trainer.reading.groups import Group
-from rollout.trainer.reading.reader import ReaderSettings
+from rollout.trainer.reading.settings import ReaderSettings
 from transports.redaction import hide_passwords
 
 log = logging.getLogger(__name__)

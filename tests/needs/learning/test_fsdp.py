@@ -90,7 +90,7 @@ def test_a_killed_rank_is_replaced_and_each_group_is_trained_once(
     start: Callable[..., Training], marked: MarkedProcesses, seed: int
 ) -> None:
     choice = random.Random(seed)
-    training = start("--steps", str(STEPS), "--evaluate-every", "3")
+    training = start("--steps", str(STEPS), "--evaluate-every", str(STEPS))
     run = Path(read_until(training, "run ").split()[1])
     read_until(training, f"step   {choice.randint(2, 4)}")
     time.sleep(choice.uniform(0.0, 1.0))  # a time within the next step
