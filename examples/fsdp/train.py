@@ -57,9 +57,9 @@ class RankTrainer:
         self._run, self._launch_config, self._config = run, launch_config, launch_config.config
         self._evaluate_every = evaluate_every
         self._checkpoints = run.path / "checkpoints"
-        self._learner = ShardedLearner(
-            self._config.model.path, color_ids(), thresholds_for(self._config.policy.max_staleness)
-        )
+        self._thresholds = thresholds_for(self._config.policy.max_staleness)
+        self._learner = ShardedLearner(self._config.model.path, color_ids(), self._thresholds)
+        self._printed_warnings: set[str] = set()
         self._publisher: PolicyPublisher | None = None
         self._version = 0
 
@@ -113,6 +113,10 @@ class RankTrainer:
             f"compared {comparison.compared_tokens}/{comparison.trained_tokens} tokens",
             flush=True,
         )
+        for warning in comparison.findings(self._thresholds):
+            if warning.kind not in self._printed_warnings:
+                self._printed_warnings.add(warning.kind)
+                print(f"warning: {warning.text}", flush=True)
         self._append(
             STEPS_FILE,
             {
