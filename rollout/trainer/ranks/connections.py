@@ -117,6 +117,14 @@ class Connections:
             self._post_receive(rank)
         return {transfer.rank: Message.decode(bytes(transfer.buffer.numpy())) for transfer in transfers}
 
+    def wait_for_answers(self, ranks: Sequence[int], timeout: float) -> None:
+        """Wait until each of these ranks has sent a message or has closed its connection, or until the timeout."""
+        deadline = time.monotonic() + timeout
+        for rank in ranks:
+            if rank in self._posted:
+                with suppress(RankFailed):
+                    self._wait([self._posted[rank]], deadline - time.monotonic())
+
     def receive_payload(self, size: int, timeout: float) -> bytes:
         """Return bytes that the reading rank sends."""
         payload = self._start_receive(READING_RANK, size, _PAYLOAD_TAG)

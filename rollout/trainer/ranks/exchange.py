@@ -80,11 +80,14 @@ class RankExchange:
     def fail(self, error: BaseException) -> None:
         """Tell the peers that this rank stops because of an error, and close all connections."""
         failed_rank, reason = self.rank, f"it has failed with {type(error).__name__}: {error_text(error)}"
+        told = list(self._connections.peers)
         if isinstance(error, RankFailed):
             failed_rank, reason = READING_RANK if error.rank is None else error.rank, error.reason
-        told = [rank for rank in self._connections.peers if rank != failed_rank]
+            told = [rank for rank in told if rank not in (READING_RANK, failed_rank)]  # the reading rank knows it
         with suppress(RankFailed):
             self._connections.send(dict.fromkeys(told, Message(Kind.FAILED, failed_rank, reason)), _FAREWELL_SECONDS)
+        # A message may be lost if its sender closes the connection at once.
+        self._connections.wait_for_answers(told, _FAREWELL_SECONDS)
         self.close()
 
     def close(self) -> None:

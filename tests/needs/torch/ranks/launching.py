@@ -1,22 +1,25 @@
 """Starts the ranks of `trainer.py`, waits for them, and reads their logs."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 import anyio
 import numpy as np
 
 from rollout.trainer.testing import put_all, scripted_rollout
+from tests.needs.torch.ranks.trainer import run_rank
 from transports import QueueStats, open_queue
 
-TRAINER = str(Path(__file__).with_name("trainer.py"))
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["rollout.trainer.ranks.batches"])  # torch takes seconds to import
+_TRAINER = str(Path(__file__).with_name("trainer.py"))
 DEADLINE = 100.0
 
 
@@ -53,12 +56,12 @@ class Launch:
 
     Attributes:
         lines: the lines of each rank's log.
-        codes: the exit code of each rank; empty under torchrun.
+        codes: the exit code of each rank, None if it did not end; empty under torchrun.
         output: what the ranks printed.
     """
 
     lines: list[list[dict[str, Any]]]
-    codes: list[int]
+    codes: list[int | None]
     output: str
 
     def steps(self, rank: int) -> list[dict[str, Any]]:
@@ -77,8 +80,8 @@ def torchrun(directory: Path, ranks: int, **options: Any) -> Launch:
     logs = _new_logs(directory)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     result = subprocess.run(
-        [*command, TRAINER, json.dumps({"logs": str(logs), **options})],
-        env=_environment(),
+        [*command, _TRAINER, json.dumps({"logs": str(logs), **options})],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -93,27 +96,19 @@ def launch(directory: Path, ranks: int, *, stopped: int | None = None, **options
     """
     logs = _new_logs(directory)
     arguments = json.dumps({"logs": str(logs), "store": str(logs / "store"), **options})
-    output = logs / "output"
-    with output.open("w") as file:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, TRAINER, arguments],
-                env=_environment() | {"RANK": str(rank), "WORLD_SIZE": str(ranks)},
-                stdout=file,
-                stderr=file,
-            )
-            for rank in range(ranks)
-        ]
-        try:
-            deadline = time.monotonic() + DEADLINE
-            for rank, process in enumerate(processes):
-                if rank != stopped:
-                    process.wait(max(0.0, deadline - time.monotonic()))
-        finally:
-            for process in processes:
-                process.send_signal(SIGKILL)
-            codes = [process.wait() for process in processes]
-    return Launch(_read(logs, ranks), codes, output.read_text())
+    processes = [_FORKS.Process(target=run_rank, args=(arguments, rank, ranks)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + DEADLINE
+    for rank, process in enumerate(processes):
+        if rank != stopped:
+            process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    output = "".join(file.read_text() for file in sorted(logs.glob("*.output")))
+    return Launch(_read(logs, ranks), codes, output)
 
 
 def _new_logs(directory: Path) -> Path:
@@ -125,7 +120,3 @@ def _new_logs(directory: Path) -> Path:
 def _read(logs: Path, ranks: int) -> list[list[dict[str, Any]]]:
     files = [logs / f"{rank}.jsonl" for rank in range(ranks)]
     return [[json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [] for file in files]
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,6 @@
 """A trainer of several ranks, for the tests of `open_batches`. Each rank writes a line of JSON for each step.
 
-Usage: `python trainer.py OPTIONS`, with the environment of torchrun; OPTIONS is JSON, see `Options`. Its weights are the
+Usage: `torchrun trainer.py OPTIONS`, where OPTIONS is JSON, see `Options`. Or call `run_rank` in each process. Its weights are the
 list of the groups that it has trained on, so its checkpoint shows whether it has trained on each group once.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from rollout.trainer import Batch, Materializer, RankBatches, ReaderSettings, open_batches
@@ -27,7 +28,7 @@ class Options:
         url: the first argument of `open_batches`.
         arguments: other arguments of `open_batches`, on all ranks.
         rank_arguments: arguments that only one rank passes, by the rank.
-        store: the file through which the ranks find each other; empty: as torchrun says.
+        store: the file through which the ranks find each other without torchrun.
         checkpoint: the file of the checkpoint; empty: no checkpoints.
         save_every: the number of steps between two checkpoints.
         last_step: the step after which the loop is left; 0: never.
@@ -126,15 +127,19 @@ def digest(batch: Batch) -> str:
     return blake2b(b"".join(array.numpy().tobytes() for array in arrays), digest_size=8).hexdigest()
 
 
-def main(options: Options) -> None:
-    if options.store:
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group("gloo", init_method=f"file://{options.store}", rank=rank, world_size=size)
-    else:
-        dist.init_process_group("gloo")
-    Trainer(options).run()
+def run_rank(options: str, rank: int, ranks: int) -> None:
+    """Be one rank, in a process of its own; the ranks find each other through a file."""
+    chosen = Options(**json.loads(options))
+    with (Path(chosen.logs) / f"{rank}.output").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{chosen.store}", rank=rank, world_size=ranks)
+    Trainer(chosen).run()
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(Options(**json.loads(sys.argv[1])))
+if __name__ == "__main__":  # under torchrun
+    dist.init_process_group("gloo")
+    Trainer(Options(**json.loads(sys.argv[1]))).run()
+    dist.destroy_process_group()
