@@ -61,7 +61,7 @@ def test_all_ranks_take_equal_and_balanced_steps_until_the_end(
 def test_killed_ranks_end_the_others_and_each_group_trains_once(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/trajectories?lease_time=1"
     ids = fill(url, STEPS * 2 + 1)
-    options = {
+    options: dict[str, Any] = {
         "url": url,
         "arguments": {"groups_per_step": 2, "packing": PACKING},
         "checkpoint": str(tmp_path / "checkpoint.json"),
@@ -142,6 +142,25 @@ def test_an_error_of_one_rank_reaches_all_ranks(
     for rank in {0, 1, 2} - {failed}:
         assert f"rank {failed}: it has failed with {name}: " in run.text(rank)
         assert text in run.text(rank)
+
+
+@pytest.mark.parametrize("leaving", [0, 1])
+def test_a_rank_that_leaves_its_loop_alone_is_named_on_the_others(tmp_path: Path, leaving: int) -> None:
+    url = f"file://{tmp_path}/trajectories"
+    fill(url, 9)
+    run = launch(tmp_path, 3, url=url, arguments={"groups_per_step": 1}, leave=(leaving, 3))
+    assert run.errors() == [None if rank == leaving else "RankFailed" for rank in range(3)], run.output
+    for rank in {0, 1, 2} - {leaving}:
+        assert f"rank {leaving}: it has left its loop before the end" in run.text(rank)
+
+
+def test_a_group_of_some_ranks_has_batches_of_its_own(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/trajectories"
+    ids = fill(url, 6)
+    run = launch(tmp_path, 3, url=f"{url}?replay=true", arguments={"groups_per_step": 2}, group=[1, 2])
+    assert run.codes == [0] * 3, run.output
+    run.lines = run.lines[1:]
+    assert_equal_steps(run, ids)
 
 
 def test_a_stopped_rank_is_named_on_the_others_within_the_deadline(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A trainer of several ranks, for the tests of `open_batches`. Each rank writes a line of JSON for each step.
 
-Usage: `torchrun trainer.py OPTIONS`, where OPTIONS is JSON, see `Options`. Or call `run_rank` in each process. Its weights are the
-list of the groups that it has trained on, so its checkpoint shows whether it has trained on each group once.
+Usage: `torchrun trainer.py OPTIONS`, where OPTIONS is JSON, see `Options`. Or call `run_rank` in each process. The
+weights are the list of the groups that were trained on, so a checkpoint shows whether each group was trained once.
 """
 
 import json
@@ -35,6 +35,8 @@ class Options:
         processor: the processor configuration of the checkpoint; empty: no pixels.
         signal: the rank, the step, the place (`trained` or `saved`) and the signal that this rank sends to itself.
         fail: the rank and the step of an exception in the training loop.
+        leave: the rank and the step at which this rank leaves its loop.
+        group: the ranks of the process group; empty: all.
     """
 
     logs: str
@@ -48,6 +50,8 @@ class Options:
     processor: dict[str, Any] = field(default_factory=dict)
     signal: tuple[int, int, str, int] = (-1, -1, "", 0)
     fail: tuple[int, int] = (-1, -1)
+    leave: tuple[int, int] = (-1, -1)
+    group: list[int] = field(default_factory=list)
 
 
 class Trainer:
@@ -63,6 +67,10 @@ class Trainer:
         """Train until the end; write the error that ends the training."""
         options = self.options
         arguments = options.arguments | options.rank_arguments.get(str(self.rank), {})
+        if options.group:
+            arguments["process_group"] = dist.new_group(options.group)
+            if self.rank not in options.group:
+                return
         if options.processor:
             arguments["materializer"] = Materializer("qwen_vl", options.processor, images="missing", backend="pil")
         try:
@@ -93,7 +101,7 @@ class Trainer:
             self.interrupt(step.number, "trained")
             if self.options.checkpoint and step.number % self.options.save_every == 0:
                 self.save(batches, step.number)
-            if step.number == self.options.last_step:
+            if step.number == self.options.last_step or list(self.options.leave) == [self.rank, step.number]:
                 return
 
     def load(self, batches: RankBatches) -> None:
