@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from io import BytesIO
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -130,20 +131,29 @@ class RankBatches:
     def __enter__(self) -> Self:
         self._exchange = RankExchange(self._process_group, self._rank_timeout)
         with ExitStack() as stack:
-            stack.push(self._leave)
-            if self._exchange.is_reading_rank:
-                self._reader = self._open_reader(stack)
-                self._current = self._reader.initial_state
-            else:
-                self._exchange.tell(Message(Kind.HELLO, text=self._own_settings()))
-                self._exchange.listen()
+            try:
+                if self._exchange.is_reading_rank:
+                    self._reader = self._open_reader(stack)
+                    self._current = self._reader.initial_state
+                else:
+                    self._exchange.tell(Message(Kind.HELLO, text=self._own_settings()))
+                    self._exchange.listen()
+            except BaseException as error:
+                self._exchange.fail(error)
+                raise
             self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        with self._stack:
+            if error is not None:
+                self._exchange.fail(error)
+            elif self._has_ended:
+                self._exchange.close()
+            else:
+                self._exchange.leave()
 
     def __iter__(self) -> Self:
         return self
@@ -180,7 +190,7 @@ class RankBatches:
         if self._current is None:
             return {"saved_by_rank": self._exchange.rank}
         self._saved = self._current
-        return self._current.state
+        return dict(self._current.state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state; call it on every rank before the first step. The number of ranks may differ.
@@ -263,13 +273,10 @@ class RankBatches:
             self._exchange.tell(Message(Kind.ENDED, item.left_over))
             self._current, self.left_over = item.after, item.left_over
             return None
-        frames: dict[int, bytearray] = {}
-        for rank, data_rank in self._data_ranks.items():
-            if rank != self._exchange.rank:
-                frames[data_rank] = frames.get(data_rank) or bytearray(pickle.dumps(item.parts[data_rank], protocol=5))
-        self._exchange.hand_out(
-            {rank: frames[number] for rank, number in self._data_ranks.items() if rank != self._exchange.rank}
-        )
+        others = {rank: number for rank, number in self._data_ranks.items() if rank != self._exchange.rank}
+        frames = {number: _pickled(item.parts[number]) for number in set(others.values())}
+        self._exchange.hand_out({rank: frames[number] for rank, number in others.items()})
+        del frames
         step = self._make_step(item.parts[self._data_ranks[self._exchange.rank]])
         self._exchange.gather()
         self._exchange.tell(Message(Kind.GO))
@@ -299,15 +306,6 @@ class RankBatches:
         summary = {field.name: getattr(part.summary, field.name) for field in fields(part.summary)}
         return RankStep(**summary, batch=batch)
 
-    def _leave(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the connections. After an error, tell the other ranks first."""
-        if error is None:
-            self._exchange.close()
-        else:
-            self._exchange.fail(error)
-
 
 def check_settings(settings_by_rank: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
     """Return the data rank of each rank.
@@ -332,3 +330,9 @@ def check_settings(settings_by_rank: Mapping[int, Mapping[str, Any]]) -> dict[in
             "and give each number to equally many ranks."
         )
     return data_ranks
+
+
+def _pickled(part: StepPart) -> memoryview:
+    file = BytesIO()
+    pickle.dump(part, file, protocol=pickle.HIGHEST_PROTOCOL)
+    return file.getbuffer()

@@ -88,7 +88,7 @@ class Connections:
         """
         self._send({rank: message.encode() for rank, message in messages.items()}, _MESSAGE_TAG, timeout)
 
-    def send_payloads(self, payloads: Mapping[int, bytearray], timeout: float) -> None:
+    def send_payloads(self, payloads: Mapping[int, memoryview], timeout: float) -> None:
         """Send bytes to each of these ranks; the receiver must know how many. Raises the same error as `send`."""
         self._send(payloads, _PAYLOAD_TAG, timeout)
 
@@ -117,11 +117,19 @@ class Connections:
             self._post_receive(rank)
         return {transfer.rank: Message.decode(bytes(transfer.buffer.numpy())) for transfer in transfers}
 
-    def receive_payload(self, size: int, timeout: float) -> bytes:
+    def wait_for_answers(self, ranks: Sequence[int], timeout: float) -> None:
+        """Wait until each of these ranks has sent a message or has closed its connection, or until the timeout."""
+        deadline = time.monotonic() + timeout
+        for rank in ranks:
+            if rank in self._posted:
+                with suppress(RankFailed):
+                    self._wait([self._posted[rank]], deadline - time.monotonic())
+
+    def receive_payload(self, size: int, timeout: float) -> memoryview:
         """Return bytes that the reading rank sends."""
         payload = self._start_receive(READING_RANK, size, _PAYLOAD_TAG)
         self._wait([payload], timeout)
-        return bytes(payload.buffer.numpy())
+        return memoryview(payload.buffer.numpy())
 
     def close(self) -> None:
         """Close all connections, so that a rank that waits for this one fails at once."""
@@ -149,14 +157,14 @@ class Connections:
         except RuntimeError as error:
             raise _closed_connection(rank) from error
 
-    def _start_send(self, rank: int, frame: bytearray, tag: int) -> _Transfer:
+    def _start_send(self, rank: int, frame: bytearray | memoryview, tag: int) -> _Transfer:
         buffer = torch.frombuffer(frame, dtype=torch.uint8)
         try:
             return _Transfer(rank, buffer, dist.isend(buffer, group=self._group, group_dst=rank, tag=tag))
         except RuntimeError as error:
             raise _closed_connection(rank) from error
 
-    def _send(self, frames: Mapping[int, bytearray], tag: int, timeout: float) -> None:
+    def _send(self, frames: Mapping[int, bytearray | memoryview], tag: int, timeout: float) -> None:
         # A message arrives after the heartbeats that were sent before it.
         transfers = [heartbeat for heartbeat in self._heartbeats if heartbeat.rank in frames]
         first_error: RankFailed | None = None

@@ -53,7 +53,7 @@ class RankExchange:
         """Send a message to all peers: the reading rank to all others, and each of these to the reading rank."""
         self._connections.send(dict.fromkeys(self._connections.peers, message), self._timeout)
 
-    def hand_out(self, parts: Mapping[int, bytearray]) -> None:
+    def hand_out(self, parts: Mapping[int, memoryview]) -> None:
         """Send each other rank its part of a step. Only the reading rank calls this."""
         self._connections.send({rank: Message(Kind.STEP, len(part)) for rank, part in parts.items()}, self._timeout)
         self._connections.send_payloads(parts, self._timeout)
@@ -73,20 +73,32 @@ class RankExchange:
             if message.kind is not Kind.WAITING:
                 return message
 
-    def receive_part(self, message: Message) -> bytes:
+    def receive_part(self, message: Message) -> memoryview:
         """Return the part of a step that follows this message."""
         return self._connections.receive_payload(message.number, self._timeout + _GRACE_SECONDS)
 
     def fail(self, error: BaseException) -> None:
         """Tell the peers that this rank stops because of an error, and close all connections."""
-        failed_rank, reason = self.rank, f"it has failed with {type(error).__name__}: {error_text(error)}"
-        if isinstance(error, RankFailed):
-            failed_rank, reason = READING_RANK if error.rank is None else error.rank, error.reason
-        told = [rank for rank in self._connections.peers if rank != failed_rank]
-        with suppress(RankFailed):
-            self._connections.send(dict.fromkeys(told, Message(Kind.FAILED, failed_rank, reason)), _FAREWELL_SECONDS)
-        self.close()
+        if not isinstance(error, RankFailed):
+            self._stop(self.rank, f"it has failed with {type(error).__name__}: {error_text(error)}")
+        elif self.is_reading_rank and error.rank is not None:
+            self._stop(error.rank, error.reason)
+        else:
+            self.close()  # the reading rank has failed, or has told this rank
+
+    def leave(self) -> None:
+        """Tell the peers that this rank stops before the end, and close all connections."""
+        self._stop(self.rank, "it has left its loop before the end. Leave the loop after the same step on every rank.")
 
     def close(self) -> None:
         """Close all connections, so that a rank that waits for this one fails at once."""
         self._connections.close()
+
+    def _stop(self, stopped_rank: int, reason: str) -> None:
+        told = [rank for rank in self._connections.peers if rank != stopped_rank]
+        message = Message(Kind.FAILED, stopped_rank, reason)
+        with suppress(RankFailed):
+            self._connections.send(dict.fromkeys(told, message), _FAREWELL_SECONDS)
+        # A message may be lost if its sender closes the connection at once.
+        self._connections.wait_for_answers(told, _FAREWELL_SECONDS)
+        self.close()

@@ -183,7 +183,12 @@ class StepReader:
             raise ReaderStateError(
                 "this is not a state of open_batches() of this release. Load what its state_dict() returned."
             )
-        readers: dict[str, Mapping[str, Any]] = dict(state["readers"])
+        try:
+            readers = {str(name): dict(reader_state) for name, reader_state in state["readers"].items()}
+            credits_by_name = {str(name): float(value) for name, value in state["mix"].items()}
+            step_number = int(state["step"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ReaderStateError(f"the state is damaged: {error!r}. Load an earlier checkpoint.") from error
         if len(readers) == len(self._readers) == 1:
             readers = dict(zip(self._readers, readers.values(), strict=True))  # the queue may have another URL now
         if missing := readers.keys() - self._readers.keys():
@@ -193,8 +198,8 @@ class StepReader:
             )
         for name, reader_state in readers.items():
             self._readers[name].load_state_dict(reader_state)
-        self._mix.load(state["mix"])
-        self._step_number = int(state["step"])
+        self._mix.load(credits_by_name)
+        self._step_number = step_number
         self._after = self._capture_state()
 
     def commit(self, numbers: Mapping[str, int]) -> None:
