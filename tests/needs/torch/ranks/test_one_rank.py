@@ -48,9 +48,9 @@ def test_steps_have_equally_many_groups_and_the_rest_is_left_over(url: str, capl
         "the queues have ended; the last 3 groups are less than a step of 4, and stay in the queues"
     ]
     for step in steps:
-        assert step.samples == len(step.batch.rollouts) == 8
+        assert step.samples == len(step.batch.samples) == 8
         assert step.trained_tokens == int(step.batch.mask.sum())
-        assert (step.reward, step.has_images, dict(step.pixels)) == (1.0, False, {})
+        assert (step.reward, step.has_images, dict(step.batch.pixels)) == (1.0, False, {})
 
 
 def test_a_state_contains_the_steps_so_far_and_a_commit_acks_exactly_these(url: str) -> None:

@@ -93,7 +93,7 @@ class Trainer:
                 groups=step.groups,
                 samples=step.samples,
                 trained_tokens=step.trained_tokens,
-                rollouts=step.batch.rollouts,
+                rollouts=[sample.rollout for sample in step.batch.samples],
                 rows=len(step.batch.token_ids),
                 lengths=step.batch.spans[:, 2].tolist(),
                 digest=digest(step.batch),
