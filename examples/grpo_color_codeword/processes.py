@@ -10,12 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from rollout.errors import RolloutError
-from rollout.launch.local import ReaperProcess
+from rollout.reaper import ReaperProcess
 from rollout.serving.vllm import VllmServer, VllmSettings
 
 _START_TIMEOUT = 120.0
@@ -121,18 +122,34 @@ def launch_log(run: Path) -> Path:
 def rollout_command(
     arguments: Sequence[str], log: Path, *, reads_stdout: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a `rollout` command in its own session, so that Ctrl-C reaches only this process, which then stops it."""
+    """Run a `rollout` command, with its output in a log; see `running_process`."""
     command = [sys.executable, "-m", "rollout", *arguments]
+    with log.open("wb") as output:
+        with running_process(command, stdout=subprocess.PIPE if reads_stdout else output, stderr=output) as process:
+            yield process
+
+
+@contextmanager
+def running_process(
+    command: Sequence[str],
+    *,
+    stdout: IO[bytes] | int | None = None,
+    stderr: IO[bytes] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in its own session, so that Ctrl-C reaches only this process, which then stops it.
+
+    `variables` are added to its environment.
+    """
     with _reaper() as reaper:
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if reads_stdout else output,
-                stderr=output,
-                env=_ENVIRONMENT,
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env={**_ENVIRONMENT, **(variables or {})},
+            start_new_session=True,
+        )
         try:
             reaper.add_group(process.pid)
             yield process

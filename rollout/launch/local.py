@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from io import FileIO
@@ -21,6 +20,7 @@ from typing import Self
 import anyio
 
 from rollout.launch.places import NotStarted
+from rollout.reaper import ReaperProcess
 
 _MAX_OUTPUT_BYTES = 16 << 20
 _MAX_LINE_BYTES = 16 << 20
@@ -37,7 +37,7 @@ class LocalWorker:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         output_task: "asyncio.Task[None]",
-        reaper: "ReaperProcess",
+        reaper: ReaperProcess,
     ) -> None:
         self._process = process
         self._reader = reader
@@ -79,35 +79,6 @@ class LocalWorker:
         """See `WorkerProcess.aclose`."""
         await _end_process(self._process, self._output_task, self._reaper)
         self._writer.close()
-
-
-class ReaperProcess:
-    """Starts the process that kills the workers if this process is killed; see `rollout.launch.reaper`."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rollout.launch.reaper"], stdin=subprocess.PIPE, start_new_session=True
-        )
-
-    def add_group(self, group: int) -> None:
-        """Make the reaper kill this process group if our process is killed."""
-        self._write_line(f"+{group}\n")
-
-    def remove_group(self, group: int) -> None:
-        """Make the reaper forget a process group that has ended."""
-        self._write_line(f"-{group}\n")
-
-    def close(self) -> None:
-        """End the reaper process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _write_line(self, line: str) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # workers also notice by themselves that their supervisor is gone
-            self._process.stdin.write(line.encode())
-            self._process.stdin.flush()
 
 
 class LocalPlace:

@@ -8,15 +8,18 @@ from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.check import Violation, check
 from rollout.trainer.errors import (
+    EvaluationFailed,
     ImagesUnreadable,
     LeaseLost,
     NoArchive,
     NothingArrived,
     RankError,
+    RankFailed,
     ReaderStateError,
     SampleTooLong,
     SpillError,
 )
+from rollout.trainer.evaluation import Evaluation, evaluate
 from rollout.trainer.reading.archive import open_archive
 from rollout.trainer.reading.consumed import merge_states
 from rollout.trainer.reading.groups import Group, GroupAssembler, GroupPolicy
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from rollout.trainer.batches.materialize import Materializer
     from rollout.trainer.batches.tensors import Batch, batch_of, collate
     from rollout.trainer.batches.torch_data import Portion, TrajectoryDataset
+    from rollout.trainer.ranks.batches import RankBatches, RankStep, open_batches
     from rollout.trainer.weights.publisher import (
         AsyncPolicyPublisher,
         Consumption,
@@ -60,6 +64,7 @@ _LAZY_EXPORTS = {
     "batch_of": "rollout.trainer.batches.tensors",
     "collate": "rollout.trainer.batches.tensors",
     "Materializer": "rollout.trainer.batches.materialize",
+    **dict.fromkeys(("RankBatches", "RankStep", "open_batches"), "rollout.trainer.ranks.batches"),
     "Portion": "rollout.trainer.batches.torch_data",
     "TrajectoryDataset": "rollout.trainer.batches.torch_data",
 }
@@ -71,6 +76,8 @@ __all__ = [
     "ComparisonFinding",
     "ComparisonThresholds",
     "Consumption",
+    "Evaluation",
+    "EvaluationFailed",
     "Group",
     "GroupAssembler",
     "GroupPolicy",
@@ -85,7 +92,10 @@ __all__ = [
     "PublisherSettings",
     "PushFailed",
     "Pushed",
+    "RankBatches",
     "RankError",
+    "RankFailed",
+    "RankStep",
     "ReaderSettings",
     "ReaderStateError",
     "ReaderStats",
@@ -105,9 +115,11 @@ __all__ = [
     "check",
     "collate",
     "compare_logprobs",
+    "evaluate",
     "grpo",
     "merge_states",
     "open_archive",
+    "open_batches",
     "open_reader",
     "partitions_of",
     "rloo",

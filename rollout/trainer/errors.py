@@ -25,7 +25,22 @@ class SpillError(RolloutError):
 
 
 class RankError(ConfigurationError):
-    """The queue has fewer partitions than readers, or the rank does not exist."""
+    """The queue has fewer partitions than readers, a rank does not exist, or the settings of the ranks do not fit."""
+
+
+class RankFailed(RolloutError):
+    """A rank has failed, has ended, or did not answer in time, so no rank can continue.
+
+    Attributes:
+        reason: what has happened.
+        rank: the number of the rank in its process group; None if it is not known which rank is at fault.
+    """
+
+    def __init__(self, reason: str, *, rank: int | None) -> None:
+        self.reason = reason
+        self.rank = rank
+        where = "" if rank is None else f"rank {rank}: "
+        super().__init__(f"{where}{reason} Restart all ranks from the last checkpoint.")
 
 
 class NothingArrived(RolloutError):
@@ -42,3 +57,7 @@ class NoArchive(ConfigurationError):
 
 class RolloutNotFound(ConfigurationError):
     """The run has no rollout with the given name, or several rollouts with this name."""
+
+
+class EvaluationFailed(RolloutError):
+    """An evaluation did not end in time, or it has no result."""
