@@ -108,10 +108,7 @@ class Connections:
                 frame = heartbeat.encode()
                 self._heartbeats += [self._start_send(rank, frame, _MESSAGE_TAG) for rank in self.peers]
 
-        # A receive that could not be posted raises its error now.
-        transfers = [
-            self._posted.pop(rank) if rank in self._posted else self._start_receive(rank) for rank in self.peers
-        ]
+        transfers = [self._next_receive(rank) for rank in self.peers]
         self._wait(transfers, timeout, send_heartbeats)
         for rank in self.peers:
             self._post_receive(rank)
@@ -121,9 +118,8 @@ class Connections:
         """Wait until each of these ranks has sent a message or has closed its connection, or until the timeout."""
         deadline = time.monotonic() + timeout
         for rank in ranks:
-            if rank in self._posted:
-                with suppress(RankFailed):
-                    self._wait([self._posted[rank]], deadline - time.monotonic())
+            with suppress(RankFailed):
+                self._wait([self._next_receive(rank)], deadline - time.monotonic())
 
     def receive_payload(self, size: int, timeout: float) -> memoryview:
         """Return bytes that the reading rank sends."""
@@ -137,7 +133,7 @@ class Connections:
             return
         # A destroyed group keeps its connections while a thread waits in it. A wait that times out closes all of them.
         for rank in self.peers:
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, ValueError):
                 work: Any = dist.irecv(torch.empty(1), group=self._group, group_src=rank, tag=_UNUSED_TAG)
                 work.wait(timedelta(milliseconds=1))
         self._posted.clear()
@@ -150,18 +146,22 @@ class Connections:
         with suppress(RankFailed):
             self._posted[rank] = self._start_receive(rank)
 
+    def _next_receive(self, rank: int) -> _Transfer:
+        """Return the posted receive. If it could not be posted, this raises RankFailed."""
+        return self._posted.pop(rank) if rank in self._posted else self._start_receive(rank)
+
     def _start_receive(self, rank: int, size: int = MESSAGE_BYTES, tag: int = _MESSAGE_TAG) -> _Transfer:
         buffer = torch.empty(size, dtype=torch.uint8)
         try:
             return _Transfer(rank, buffer, dist.irecv(buffer, group=self._group, group_src=rank, tag=tag))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # a ValueError if the trainer has destroyed the group
             raise _closed_connection(rank) from error
 
     def _start_send(self, rank: int, frame: bytearray | memoryview, tag: int) -> _Transfer:
         buffer = torch.frombuffer(frame, dtype=torch.uint8)
         try:
             return _Transfer(rank, buffer, dist.isend(buffer, group=self._group, group_dst=rank, tag=tag))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # a ValueError if the trainer has destroyed the group
             raise _closed_connection(rank) from error
 
     def _send(self, frames: Mapping[int, bytearray | memoryview], tag: int, timeout: float) -> None:

@@ -248,6 +248,8 @@ class StepReader:
                         len(groups),
                         options.groups_per_step,
                     )
+                else:
+                    self._after = self._capture_state()  # with the end of the run, so that a commit empties the queues
                 return ReadEnd(len(groups), self._after)
             samples, advantages = samples_with_advantages(
                 groups, estimator=options.estimator, credit=options.credit, max_length=options.max_length

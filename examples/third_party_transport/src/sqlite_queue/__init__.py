@@ -47,7 +47,7 @@ class SqliteQueue(Queue):
         if options.partitions not in (None, partitions):
             self._database.close()
             raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}. Use this number.")
-        self._partitions = partitions
+        self._partitions = int(partitions)
         self._requested_partitions = consume
 
     async def partition_count(self) -> int:

@@ -75,18 +75,24 @@ class Launch:
         return next(str(line["text"]) for line in self.lines[rank] if "error" in line)
 
 
-def torchrun(directory: Path, ranks: int, **options: Any) -> Launch:
+def torchrun(directory: Path, ranks: int, *, restarts: int = 0, **options: Any) -> Launch:
     """Run the trainer under torchrun until it ends."""
     logs = _new_logs(directory)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    result = subprocess.run(
-        [*command, _TRAINER, json.dumps({"logs": str(logs), **options})],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    # Without this variable, restarted ranks find the addresses of the dead ones in torchrun's store.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with subprocess.Popen(
+        [*command, f"--max-restarts={restarts}", _TRAINER, json.dumps({"logs": str(logs), **options})],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=DEADLINE,
-    )
-    return Launch(_read(logs, ranks), [], result.stdout + result.stderr)
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=DEADLINE)
+        finally:
+            process.terminate()  # torchrun ends its ranks
+    return Launch(_read(logs, ranks), [], output)
 
 
 def launch(directory: Path, ranks: int, *, stopped: int | None = None, **options: Any) -> Launch:

@@ -69,7 +69,7 @@ def test_killed_ranks_end_the_others_and_each_group_trains_once(tmp_path: Path) 
         "last_step": STEPS,
     }
     for ranks, killed, step, place in ((4, 2, 37, "trained"), (2, 0, 85, "saved"), (3, 0, 133, "trained")):
-        run = launch(tmp_path, ranks, signal=(killed, step, place, SIGKILL), **options)
+        run = launch(tmp_path, ranks, signals=[(killed, step, place, SIGKILL)], **options)
         others = [rank for rank in range(ranks) if rank != killed]
         assert [run.codes[rank] for rank in range(ranks)] == [
             -SIGKILL if rank == killed else 1 for rank in range(ranks)
@@ -83,6 +83,24 @@ def test_killed_ranks_end_the_others_and_each_group_trains_once(tmp_path: Path) 
     assert run.steps(0)[-1]["step"] == STEPS
     assert json.loads((tmp_path / "checkpoint.json").read_text())["weights"] == ids[:-1]
     assert stats_of(url).backlog_records == RECORDS
+
+
+def test_torchrun_restarts_killed_ranks_and_each_group_trains_once(
+    long_run: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    url, ids = long_run
+    run = torchrun(
+        tmp_path,
+        2,
+        restarts=3,
+        url=url,
+        arguments={"groups_per_step": GROUPS_PER_STEP, "packing": PACKING},
+        checkpoint=str(tmp_path / "checkpoint.json"),
+        signals=[(1, 23, "trained", SIGKILL), (0, 65, "saved", SIGKILL), (1, 150, "saved", SIGKILL)],
+    )
+    assert [lines[-1:] for lines in run.lines] == [[{"ended": True, "left_over": 2}]] * 2, run.output
+    assert [sum("opened" in line for line in lines) for lines in run.lines] == [4, 4]
+    assert json.loads((tmp_path / "checkpoint.json").read_text())["weights"] == ids[:-2]
 
 
 def test_ranks_with_the_same_data_get_identical_batches(tmp_path: Path) -> None:
@@ -163,14 +181,15 @@ def test_a_group_of_some_ranks_has_batches_of_its_own(tmp_path: Path) -> None:
     assert_equal_steps(run, ids)
 
 
-def test_a_stopped_rank_is_named_on_the_others_within_the_deadline(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stopped", "seconds"), [(1, 2), (0, 12)], ids=["another rank", "the reading rank"])
+def test_a_stopped_rank_is_named_on_the_others_within_the_deadline(tmp_path: Path, stopped: int, seconds: int) -> None:
     url = f"file://{tmp_path}/trajectories"
     fill(url, 40)
-    arguments = {"groups_per_step": 1, "rank_timeout": 3}
-    run = launch(tmp_path, 3, stopped=1, url=url, arguments=arguments, signal=(1, 5, "trained", SIGSTOP))
-    assert run.errors() == ["RankFailed", None, "RankFailed"], run.output
-    for rank in (0, 2):
-        assert "rank 1: it did not answer within 3 s" in run.text(rank)
+    arguments = {"groups_per_step": 1, "rank_timeout": 2}
+    run = launch(tmp_path, 3, stopped=stopped, url=url, arguments=arguments, signals=[(stopped, 5, "trained", SIGSTOP)])
+    assert run.errors() == [None if rank == stopped else "RankFailed" for rank in range(3)], run.output
+    for rank in {0, 1, 2} - {stopped}:
+        assert f"rank {stopped}: it did not answer within {seconds} s" in run.text(rank)
         assert "`rank_timeout`" in run.text(rank)
 
 

@@ -33,7 +33,8 @@ class Options:
         save_every: the number of steps between two checkpoints.
         last_step: the step after which the loop is left; 0: never.
         processor: the processor configuration of the checkpoint; empty: no pixels.
-        signal: the rank, the step, the place (`trained` or `saved`) and the signal that this rank sends to itself.
+        signals: the rank, the step, the place (`trained` or `saved`) and the signal that this rank sends to itself. The
+            first entry holds for the first start, the second for the first restart of torchrun, and so on.
         fail: the rank and the step of an exception in the training loop.
         leave: the rank and the step at which this rank leaves its loop.
         group: the ranks of the process group; empty: all.
@@ -48,7 +49,7 @@ class Options:
     save_every: int = 5
     last_step: int = 0
     processor: dict[str, Any] = field(default_factory=dict)
-    signal: tuple[int, int, str, int] = (-1, -1, "", 0)
+    signals: list[tuple[int, int, str, int]] = field(default_factory=list)
     fail: tuple[int, int] = (-1, -1)
     leave: tuple[int, int] = (-1, -1)
     group: list[int] = field(default_factory=list)
@@ -120,9 +121,10 @@ class Trainer:
         batches.commit()
 
     def interrupt(self, step: int, place: str) -> None:
-        if list(self.options.signal[:3]) == [self.rank, step, place]:
-            self.write(signal=self.options.signal[3])
-            os.kill(os.getpid(), Signals(self.options.signal[3]))
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        for rank, at_step, at_place, number in self.options.signals[restarts : restarts + 1]:
+            if (rank, at_step, at_place) == (self.rank, step, place):
+                os.kill(os.getpid(), Signals(number))
 
     def write(self, **line: Any) -> None:
         with (Path(self.options.logs) / f"{self.rank}.jsonl").open("a") as file:
