@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from examples.fsdp.checkpoints import Progress, load_checkpoint, save_checkpoint
 from examples.fsdp.learner import ShardedLearner
 from examples.grpo_color_codeword.environment import color_ids
+from examples.grpo_color_codeword.processes import TrainingProcessEnded
 from examples.grpo_color_codeword.training import thresholds_for
 from rollout.errors import RolloutError
 from rollout.log import log_to_json_file
@@ -83,6 +84,10 @@ class RankTrainer:
             self._publish()  # before the first rollout is read
             batches.version = self._version
             for step in batches:
+                if not step.trained_tokens:  # on all ranks
+                    raise TrainingProcessEnded(
+                        f"every rollout of step {step.number} failed; `rollout inspect {self._run.path}` shows why."
+                    )
                 comparison = self._learner.step(step, self._version)
                 self._version += 1
                 self._report(step, comparison)

@@ -1,12 +1,14 @@
 """Reads whole steps ahead on the reading rank, in a thread, and divides each step among the ranks."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,9 +58,9 @@ class StepSummary:
     samples: int
     """The number of samples."""
     trained_tokens: int
-    """The number of tokens that train."""
+    """The number of tokens that train; 0 if every rollout failed. Divide the loss by it, and not by that of a rank."""
     reward: float
-    """The mean reward of the trajectories that train."""
+    """The mean reward of the trajectories that train; NaN if none does."""
     has_images: bool
     """Whether a sample has an image."""
 
@@ -106,7 +108,7 @@ class ReadEnd:
     left_over: int
     """The number of groups in the last, incomplete step. They are not consumed."""
     after: ReadState
-    """The state that contains all steps, also those that had nothing to train."""
+    """The state that contains all steps."""
 
 
 class StepReader:
@@ -238,28 +240,27 @@ class StepReader:
         return False
 
     def _read_step(self) -> ReadStep | ReadEnd | None:
-        """Return the next step that has tokens to train, or the end; None if the reader is closed."""
+        """Return the next step, or the end; None if the reader is closed."""
         options = self._options
-        while (groups := self._read_groups()) is not None:
-            if len(groups) < options.groups_per_step:
-                if groups:
-                    log.warning(
-                        "the queues have ended; the last %d groups are less than a step of %d, and stay in the queues",
-                        len(groups),
-                        options.groups_per_step,
-                    )
-                else:
-                    self._after = self._capture_state()  # with the end of the run, so that a commit empties the queues
-                return ReadEnd(len(groups), self._after)
-            samples, advantages = samples_with_advantages(
-                groups, estimator=options.estimator, credit=options.credit, max_length=options.max_length
-            )
-            self._step_number += bool(samples)
-            self._after = self._capture_state()
-            if samples:
-                summary = _summarise(self._step_number, groups, samples)
-                return ReadStep(summary, self._divide(summary, samples, advantages), self._after)
-        return None
+        if (groups := self._read_groups()) is None:
+            return None
+        if len(groups) < options.groups_per_step:
+            if groups:
+                log.warning(
+                    "the queues have ended; the last %d groups are less than a step of %d, and stay in the queues",
+                    len(groups),
+                    options.groups_per_step,
+                )
+            else:
+                self._after = self._capture_state()  # with the end of the run, so that a commit empties the queues
+            return ReadEnd(len(groups), self._after)
+        samples, advantages = samples_with_advantages(
+            groups, estimator=options.estimator, credit=options.credit, max_length=options.max_length
+        )
+        self._step_number += 1
+        self._after = self._capture_state()
+        summary = _summarise(self._step_number, groups, samples)
+        return ReadStep(summary, self._divide(summary, samples, advantages), self._after)
 
     def _read_groups(self) -> list[Group] | None:
         """Return the groups of a step, or fewer if the queues have ended; None if the reader is closed."""
@@ -290,11 +291,11 @@ class StepReader:
     ) -> tuple[StepPart, ...]:
         """Divide the samples, so that the parts have about equally many tokens and exactly equally many rows."""
         packing = self._options.packing
-        max_rows = -(-len(samples) // self._part_count)
+        max_rows = max(1, -(-len(samples) // self._part_count))
         lengths = [len(sample.token_ids) for sample in samples]
         shares = balance(lengths, self._part_count, max_items=max_rows if packing is None else None)
         samples_by_part = [tuple(samples[at] for at in share) for share in shares]
-        rows = max_rows if packing is None else max(len(pack_rows(part, packing)) for part in samples_by_part)
+        rows = max_rows if packing is None else max(1, *(len(pack_rows(part, packing)) for part in samples_by_part))
         return tuple(
             StepPart(summary, part, tuple(advantages[at] for at in share), rows)
             for part, share in zip(samples_by_part, shares, strict=True)
@@ -310,12 +311,13 @@ class StepReader:
 
 
 def _summarise(number: int, groups: Sequence[Group], samples: Sequence[TrainingSample]) -> StepSummary:
-    rewards = [member.reward for group in groups for member in group.trajectories if member.trainable]
+    members = [member for group in groups for member in group.trajectories if member.trainable]
+    rewards = [member.reward for member in members if member.reward is not None]
     return StepSummary(
         number=number,
         groups=tuple(group.id for group in groups),
         samples=len(samples),
         trained_tokens=sum(int(sample.mask.sum()) for sample in samples),
-        reward=sum(reward for reward in rewards if reward is not None) / len(rewards),
+        reward=fmean(rewards) if rewards else math.nan,
         has_images=any(sample.images for sample in samples),
     )

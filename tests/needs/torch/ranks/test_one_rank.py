@@ -1,5 +1,6 @@
 """The batches of a single rank, without torch.distributed: steps, states, commits, several queues, and the end."""
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from typing import Any
 import anyio
 import pytest
 
+from rollout.records.announcing import put_in_every_partition
 from rollout.records.endings import RolloutLimit
+from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.trainer import (
     NothingArrived,
     ReaderSettings,
@@ -90,18 +93,35 @@ def put_with_limits(url: str, limits: Sequence[RolloutLimit]) -> None:
     anyio.run(put)
 
 
-def test_steps_without_tokens_to_train_are_skipped_and_consumed(url: str) -> None:
+def test_a_step_without_tokens_to_train_has_padding_only_and_is_consumed(url: str) -> None:
     nothing = RolloutLimit.TOKENS
-    put_with_limits(url, [nothing, nothing, RolloutLimit.NONE, nothing, nothing, nothing])
+    put_with_limits(url, [nothing, nothing, RolloutLimit.NONE, nothing])
     settings = ReaderSettings(untrained_limits=frozenset({nothing}))
     with open_batches(f"{url}&replay=true", groups_per_step=2, settings=settings) as batches:
-        (step,) = batches
+        empty, step = batches
         state = batches.state_dict()
-    assert (step.number, step.groups, step.samples) == (1, ("2", "3"), 1)
-    assert batches.left_over == 0
+    assert (empty.number, empty.groups, empty.samples, empty.trained_tokens) == (1, ("0", "1"), 0, 0)
+    assert math.isnan(empty.reward)
+    assert empty.batch.mask.tolist() == [[False]]
+    assert (step.number, step.groups, step.samples) == (2, ("2", "3"), 1)
     with open_batches(f"{url}&replay=true", groups_per_step=1) as batches:
         batches.load_state_dict(state)
         assert list(batches) == []
+
+
+def test_batches_end_when_the_launch_has_ended_and_a_last_commit_empties_the_queue(url: str) -> None:
+    fill(url, 4)
+
+    async def announce_the_end() -> None:
+        async with open_queue(url) as queue:
+            await put_in_every_partition(queue, LaunchStatus("run", "Scripted", 1, LaunchPhase.DONE, "/run", "node", 1))
+
+    anyio.run(announce_the_end)
+    with open_batches(url, groups_per_step=2) as batches:
+        assert [step.number for step in batches] == [1, 2]
+        batches.state_dict()
+        batches.commit()
+    assert stats_of(url).backlog_records == 0
 
 
 def test_queues_have_exact_shares_and_the_others_share_the_part_of_one_that_has_ended(tmp_path: Path) -> None:
