@@ -281,8 +281,8 @@ class StepReader:
                     log.info("%s has ended; the other queues share its part", name)
             elif time.monotonic() > deadline:
                 raise NothingArrived(
-                    f"{name}: no whole group came within {self._timeout:g} s ({reader.stats()}). Check that the "
-                    "workers are running, or raise the `timeout` of open_batches()."
+                    f"{name}: no whole group came within {self._timeout:g} s. Check that the workers are running, or "
+                    f"raise the `timeout` of open_batches(). {reader.describe_wait()}"
                 )
         return groups
 
