@@ -131,6 +131,9 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
         if not state.report()["rollouts"]:
             raise
         failure = error  # the summary of the finished rollouts is printed first
+    for notice in state.notices:  # what came too late for the screen
+        if not notice.is_wait:
+            Console(stderr=True).print(notice.text, highlight=False, markup=False, soft_wrap=True)
     errors = state.failures()
     report = with_errors(state.report(), errors)
     print_report(report, partial(_print_summary, state, report, errors), failure, as_json=as_json)

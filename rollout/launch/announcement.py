@@ -12,12 +12,13 @@ import structlog
 from rollout.records.announcing import put_in_every_partition
 from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.rundir.directory import RunDirectory
-from transports import Queue, QueueError
+from transports import Queue, QueueError, QueueFull
 
 log = structlog.get_logger()
 
-_END_TIMEOUT = 15.0
+_END_TIMEOUT = 30.0
 """The time for the records that say that the launch has ended. A queue that does not answer must not keep it alive."""
+_RETRY_SECONDS = 1.0
 
 
 @asynccontextmanager
@@ -27,18 +28,21 @@ async def announced_launch(
     environment: str,
     launch_number: int,
     *,
-    is_done: Callable[[], bool],
-    report_failure: Callable[[str], None],
+    end_phase: Callable[[], LaunchPhase],
+    report: Callable[[str], None],
 ) -> AsyncIterator[None]:
     """Say on the trajectories queue that the launch runs, and at the end of the `with` block that it has ended.
+
+    If the queue is full, the beginning waits until a trainer has read, as new rollouts wait too.
 
     Args:
         queue: the trajectories queue of the environment.
         directory: the directory of the run.
         environment: the name of the environment.
         launch_number: the number of the launch in its run.
-        is_done: returns whether every rollout of the environment has ended. It is called at the end.
-        report_failure: gets a sentence if the queue does not accept the end. Then the trainer does not learn the end.
+        end_phase: returns the phase to announce at the end. If it is RUNNING, no end is announced.
+        report: gets a sentence if the queue is full at the beginning, or if it does not accept the end. Then the
+            trainer does not learn the end.
 
     Raises:
         QueueError: the queue does not accept the beginning.
@@ -52,19 +56,50 @@ async def announced_launch(
         host=socket.gethostname(),
         pid=os.getpid(),
     )
-    await put_in_every_partition(queue, status)
+    end_timeout = _END_TIMEOUT
     try:
+        try:
+            await _put_when_there_is_room(queue, status, report)
+        except QueueError:
+            end_timeout = 0.0  # the end would not be accepted either; but some partitions may have the beginning
+            raise
         yield
     finally:
-        ended = replace(status, phase=LaunchPhase.DONE if is_done() else LaunchPhase.STOPPED)
-        problem = f"it did not accept the record within {_END_TIMEOUT:g} s"
-        with anyio.move_on_after(_END_TIMEOUT, shield=True) as scope:
+        await _put_end(queue, replace(status, phase=end_phase()), report, end_timeout)
+
+
+async def _put_when_there_is_room(queue: Queue, status: LaunchStatus, report: Callable[[str], None]) -> None:
+    has_reported = False
+    while True:
+        try:
+            await put_in_every_partition(queue, status)
+            return
+        except QueueFull as error:
+            if not has_reported:
+                has_reported = True
+                log.warning("the queue is full", environment=status.environment, error=str(error))
+                report(f"waiting for a trainer, because the queue is full: {error}")
+        await anyio.sleep(_RETRY_SECONDS)
+
+
+async def _put_end(queue: Queue, status: LaunchStatus, report: Callable[[str], None], timeout: float) -> None:
+    """Put the end, and try again until the timeout if the queue does not accept it."""
+    if status.phase is LaunchPhase.RUNNING:
+        return
+    problem = f"it did not answer within {timeout:g} s."
+    with anyio.move_on_after(max(timeout, _RETRY_SECONDS), shield=True):
+        deadline = anyio.current_time() + timeout
+        while True:
             try:
-                await put_in_every_partition(queue, ended)
-                problem = ""
+                await put_in_every_partition(queue, status)
+                return
             except QueueError as error:
                 problem = str(error)
-        if scope.cancelled_caught or problem:
-            text = f"the trainer does not learn that the launch has ended, because {queue.url} (queue.url): {problem}"
-            log.warning("the end of the launch was not announced", environment=environment, error=problem)
-            report_failure(text)
+            if anyio.current_time() >= deadline:
+                break
+            await anyio.sleep(min(_RETRY_SECONDS, timeout / 4))
+    log.error("the end of the launch was not announced", environment=status.environment, error=problem)
+    report(
+        f"the trainer does not learn that the launch has ended, because {queue.url} (queue.url) did not accept it: "
+        f"{problem} Let the trainer read what is there; then `rollout launch --resume {status.directory}` says it."
+    )

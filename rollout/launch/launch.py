@@ -34,6 +34,7 @@ from rollout.metrics.launch import EnvironmentStatus, LaunchCollector
 from rollout.metrics.loop_monitor import LoopMonitor
 from rollout.metrics.outcomes import OutcomeCollector
 from rollout.metrics.server import ScrapeTargetFile
+from rollout.records.launch_status import LaunchPhase
 from rollout.records.progress import ProgressFollower
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig
@@ -149,8 +150,8 @@ async def _prepare_environment(
         directory,
         environment.name,
         state.launch_number,
-        is_done=lambda: environment.feeder is not None and environment.feeder.all_finished,
-        report_failure=lambda text: state.notices.append(Notice(f"{environment.name}: {text}")),
+        end_phase=lambda: _end_phase(environment, state),
+        report=lambda text: state.notices.append(Notice(f"{environment.name}: {text}")),
     )
     await stack.enter_async_context(announcement)
     environment.tasks_queue = tasks_queue
@@ -180,6 +181,14 @@ async def _prepare_environment(
         )
         for name in (f"{environment.name}-{number}" for number in range(state.workers_per_environment))
     ]
+
+
+def _end_phase(environment: EnvironmentState, state: LaunchState) -> LaunchPhase:
+    """Return what the launch says at its end about an environment."""
+    if environment.feeder is not None and environment.feeder.all_finished:
+        return LaunchPhase.DONE
+    # Workers that the launch did not start play on until its orders are used up.
+    return LaunchPhase.STOPPED if state.workers_per_environment else LaunchPhase.RUNNING
 
 
 def _list_orders(environment: EnvironmentState, config: Config) -> list[RolloutOrder]:

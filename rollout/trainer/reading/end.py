@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from enum import Enum, auto
 
 from rollout.trainer.reading.launches import KnownLaunches
@@ -11,8 +11,13 @@ from transports import Queue
 log = logging.getLogger(__name__)
 
 _SILENT_SECONDS = 1.0
-"""The time without a record after which a reader believes the end. On a shared disk, the records of one process may
-become visible a little later than those of another."""
+"""The time without a record after which a reader believes the end. The records of one process may become visible a
+little later than those of another."""
+_SHARED_DISK_SILENT_SECONDS = 65.0
+"""The same for a queue of files, if a launch runs on another machine. By default, NFS shows a change of a file after at
+most 60 seconds."""
+_LONGEST_PAUSE_SECONDS = 1.0
+"""The time between two reads that counts as silence at most. In the rest of it, the trainer did something else."""
 _REPORT_AFTER_SECONDS = 30.0
 _REPORT_EVERY_SECONDS = 600.0
 
@@ -39,19 +44,22 @@ class EndFinder:
         queue: the queue that the reader reads.
         wait_for_more: whether the reader waits for more launches when all launches have ended.
         gap_timeout: the time in seconds to wait for what is still missing when every rollout has ended.
+        given_up_runs: the runs whose end the reader does not wait for.
     """
 
-    def __init__(self, queue: Queue, *, wait_for_more: bool, gap_timeout: float) -> None:
+    def __init__(self, queue: Queue, *, wait_for_more: bool, gap_timeout: float, given_up_runs: Set[str]) -> None:
         self._queue = queue
         self._wait_for_more = wait_for_more
         self._gap_timeout = gap_timeout
-        self._silent_since: float | None = None
+        self._given_up_runs = given_up_runs
+        self._silence = 0.0
+        self._last_read_at: float | None = None
         self._next_report_after = _REPORT_AFTER_SECONDS
         self._warned_of_empty_end = False
 
     def note_record(self) -> None:
         """Remember that a record has arrived."""
-        self._silent_since, self._next_report_after = None, _REPORT_AFTER_SECONDS
+        self._silence, self._last_read_at, self._next_report_after = 0.0, None, _REPORT_AFTER_SECONDS
 
     def find(self, launches: KnownLaunches, *, has_incomplete: Callable[[], bool], describe: Callable[[], str]) -> End:
         """Return whether more records can arrive. Call it when `Queue.receive` has returned None.
@@ -63,13 +71,16 @@ class EndFinder:
         """
         if self._queue.ends:
             return End.COMPLETE
-        silence = self._silence(time.monotonic())
+        self._count_silence()
+        if self._given_up_runs:
+            launches.give_up(self._given_up_runs)
         if not self._wait_for_more and launches.all_ended(self._queue.consumed_partitions):
-            if not launches.all_done:
-                return End.STOPPED if silence >= _SILENT_SECONDS else End.NOT_YET
-            needed_silence = self._gap_timeout if has_incomplete() else _SILENT_SECONDS
-            return End.COMPLETE if silence >= needed_silence else End.NOT_YET
-        if silence >= self._next_report_after:
+            end = End.COMPLETE if launches.all_done else End.STOPPED
+            needed_silence = self._needed_silence(launches)
+            if end is End.COMPLETE and has_incomplete():
+                needed_silence = max(needed_silence, self._gap_timeout)
+            return end if self._silence >= needed_silence else End.NOT_YET
+        if self._silence >= self._next_report_after:
             self._next_report_after += _REPORT_EVERY_SECONDS
             log.warning("%s", describe())
         return End.NOT_YET
@@ -85,15 +96,34 @@ class EndFinder:
                 launches.describe_ended(),
             )
 
-    def describe_silence(self, launches: KnownLaunches) -> str:
-        """Return sentences that say how long no record has arrived, and which launch may send more."""
-        silence = 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
-        return (
-            f"{self._queue.url}: no record has arrived for {silence:.0f} s. "
-            f"{launches.describe(self._queue.consumed_partitions)}"
-        )
+    def describe_wait(self, launches: KnownLaunches, *, unfinished: Sequence[str], grouped: int, stale: int) -> str:
+        """Return sentences that say for what the reader waits.
 
-    def _silence(self, now: float) -> float:
-        """Return the seconds since the first time that no record was there."""
-        self._silent_since = now if self._silent_since is None else self._silent_since
-        return now - self._silent_since
+        Args:
+            launches: what the reader knows about launches.
+            unfinished: the names of the rollouts of which records are missing.
+            grouped: the number of finished rollouts that wait for the rest of their group.
+            stale: the number of trajectories that were dropped because they were too stale.
+        """
+        sentences = [
+            f"{self._queue.url}: no record has arrived for {self._silence:.0f} s.",
+            launches.describe(self._queue.consumed_partitions),
+        ]
+        if unfinished:
+            sentences.append(f"Unfinished rollouts: {len(unfinished)}, such as {unfinished[0]}.")
+        if grouped:
+            sentences.append(f"Finished rollouts that wait for the rest of their group: {grouped}.")
+        if stale:
+            sentences.append(f"Trajectories that were dropped because they were too stale: {stale}.")
+        return " ".join(sentences)
+
+    def _needed_silence(self, launches: KnownLaunches) -> float:
+        is_shared_disk = self._queue.url.startswith("file:") and launches.any_elsewhere
+        return _SHARED_DISK_SILENT_SECONDS if is_shared_disk else _SILENT_SECONDS
+
+    def _count_silence(self) -> None:
+        """Add the time since the last read, but not the time in which the trainer did something else."""
+        now = time.monotonic()
+        if self._last_read_at is not None:
+            self._silence += min(now - self._last_read_at, _LONGEST_PAUSE_SECONDS)
+        self._last_read_at = now

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rollout.records.kinds import RecordError, RecordHeader, header_from_tag
-from rollout.records.launch_status import LaunchStatus
+from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.records.wire import decode_queue_record
 from rollout.trainer.errors import ImagesUnreadable, ReaderStateError
 from rollout.trainer.reading.acks import PendingAcks, lane_position
@@ -85,8 +85,14 @@ class TrajectoryReader:
         """Whether the next read must look for groups that have timed out."""
         self._end = End.NOT_YET
         self._end_finder = EndFinder(
-            queue, wait_for_more=self.settings.wait_for_more, gap_timeout=self.settings.gap_timeout
+            queue,
+            wait_for_more=self.settings.wait_for_more,
+            gap_timeout=self.settings.gap_timeout,
+            given_up_runs=self.settings.given_up_runs,
         )
+        self._end_keys: list[RecordKey] = []
+        """The keys of the statuses that say that a launch has ended, until everything before them is returned."""
+        self._has_loaded_state = False
         self._next_break_at = 0.0
         """The time at which other tasks of the event loop must run, even if more records have already arrived."""
 
@@ -163,6 +169,7 @@ class TrajectoryReader:
         if self._counters.records:
             raise ReaderStateError("Call load_state_dict() before the first receive().")
         self._consumed_rollouts.load(state)
+        self._has_loaded_state = True
 
     async def commit(self, number: int | None = None) -> None:
         """Ack the records in the state with this number, or in the last state if the number is None.
@@ -177,17 +184,12 @@ class TrajectoryReader:
 
     def describe_wait(self) -> str:
         """Return sentences that say for what the reader waits: a launch, unfinished rollouts, or incomplete groups."""
-        unfinished, grouped = self._pending_rollouts.unfinished(), self._group_assembler.waiting
-        sentences = [self._end_finder.describe_silence(self._consumed_rollouts.launches)]
-        if unfinished or grouped:
-            example = f", such as {unfinished[0].identity}" if unfinished else ""
-            sentences.append(
-                f"{len(unfinished)} rollouts are unfinished{example}, and {grouped} finished rollouts wait for the "
-                "rest of their group."
-            )
-        if self._counters.stale:
-            sentences.append(f"{self._counters.stale} trajectories were dropped, because they were too stale.")
-        return " ".join(sentences)
+        return self._end_finder.describe_wait(
+            self._consumed_rollouts.launches,
+            unfinished=[rollout.identity for rollout in self._pending_rollouts.unfinished()],
+            grouped=self._group_assembler.waiting,
+            stale=self._counters.stale,
+        )
 
     def stats(self) -> ReaderStats:
         """Return the reader's counters and the amount of data that it holds; may be called from any thread."""
@@ -214,6 +216,8 @@ class TrajectoryReader:
                 await asyncio.sleep(0)
                 self._next_break_at = time.monotonic() + _MAX_BLOCKING_SECONDS
             if (item := next_item()) is not None or not is_reading:
+                if item is None and self.ended:
+                    self._settle_end()
                 return item
             received = not self._ready_groups and await self._receive_record(deadline)
             now = time.monotonic()
@@ -237,8 +241,6 @@ class TrajectoryReader:
             self._end = self._end_finder.find(
                 self._consumed_rollouts.launches, has_incomplete=self._has_incomplete, describe=self.describe_wait
             )
-            if self._end is not End.NOT_YET and not (self.queue.ends or self._counters.trajectories):
-                self._end_finder.warn_of_empty_end(self._consumed_rollouts.launches)
         if delivery is None or self._waited_seconds - self._timeouts_checked_at > _POLL_SECONDS:
             self._timeouts_checked_at = self._waited_seconds
             self._ready_rollouts += self._pending_rollouts.fail_stalled(
@@ -296,7 +298,10 @@ class TrajectoryReader:
             return
         if isinstance(record, LaunchStatus):
             self._consumed_rollouts.launches.add(record)
-            self._settle(key)
+            if record.phase is LaunchPhase.RUNNING:
+                self._settle(key)
+            else:
+                self._end_keys.append(key)
         elif self._is_wanted(record.header):
             self._add_finished(self._pending_rollouts.add(record, delivery.frames, key, self._waited_seconds))
         else:
@@ -316,6 +321,15 @@ class TrajectoryReader:
     def _has_incomplete(self) -> bool:
         """Whether the reader holds rollouts or groups that it has not received completely."""
         return bool(self._pending_rollouts.unfinished() or self._group_assembler.waiting)
+
+    def _settle_end(self) -> None:
+        """Settle what launches have said about their end, now that everything before it was returned."""
+        if not (self.queue.ends or self._counters.trajectories or self._has_loaded_state):
+            self._end_finder.warn_of_empty_end(self._consumed_rollouts.launches)
+        self._consumed_rollouts.launches.settle()
+        for key in self._end_keys:
+            self._settle(key)
+        self._end_keys.clear()
 
     def _is_wanted(self, header: RecordHeader) -> bool:
         """Whether the record's rollout is pending, or else both the rollout and its group are not consumed."""

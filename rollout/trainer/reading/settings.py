@@ -37,6 +37,8 @@ class ReaderSettings:
     """Limits, or their names. A rollout that was stopped by one of these does not train, even if it has a score."""
     wait_for_more: bool = False
     """Whether to wait for another launch when every launch that wrote to the queue has ended."""
+    given_up_runs: frozenset[str] = frozenset()
+    """The ids of runs that were killed and that nobody will resume. The reader does not wait for their end."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "untrained_limits", limits_named(self.untrained_limits))

@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import pytest
@@ -187,6 +188,63 @@ async def test_the_saved_state_remembers_the_end(queue: Queue) -> None:
         assert await read_to_the_end(reader) == []
 
 
+async def test_a_state_from_before_the_end_does_not_contain_the_end(queue: Queue) -> None:
+    async with reader_of() as reader:
+        await put_in_every_partition(queue, DONE)
+        await put_rollout(queue, "0.0")
+        assert await reader.receive_group(timeout=DEADLINE) is not None
+        state = reader.state_dict()
+        await reader.commit()
+    async with reader_of() as reader:
+        reader.load_state_dict({**state, "watermarks": {}})
+        assert not reader._consumed_rollouts.launches.all_ended(None)
+        assert await read_to_the_end(reader) == []
+
+
+async def test_a_restarted_reader_does_not_end_while_a_dead_one_holds_the_lease(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/queue?lease_time=1"
+    async with open_queue(url) as launch, open_queue(url) as worker:
+        await put_in_every_partition(launch, DONE)
+        async with open_reader(url) as first:
+            assert await first.receive_group(timeout=0) is None  # it has the end, and no rollout
+            state = first.state_dict()
+            await put_rollout(worker, "0.0")
+            async with open_reader(url) as second:
+                second.load_state_dict(state)
+                assert not await ends(second)  # as long as the first one holds the lease
+                await first.queue.release()
+                assert [group.id for group in await read_to_the_end(second)] == ["0"]
+
+
+async def test_a_run_that_was_given_up_is_not_waited_for(queue: Queue) -> None:
+    async with reader_of(ReaderSettings(given_up_runs=frozenset({"killed"}))) as reader:
+        await put_in_every_partition(queue, replace(RUNNING, run="killed"))
+        assert not await ends(reader)
+        await put_in_every_partition(queue, DONE)
+        assert await ends(reader)
+
+
+async def test_a_launch_on_another_machine_needs_more_silence_on_a_shared_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/queue"
+    async with open_queue(url) as queue:
+        await put_in_every_partition(queue, replace(DONE, host="elsewhere"))
+    async with open_reader(url) as reader:
+        assert not await ends(reader)
+        monkeypatch.setattr(end, "_SHARED_DISK_SILENT_SECONDS", 0.02)
+        assert await ends(reader)
+
+
+async def test_the_time_in_which_the_trainer_trains_is_no_silence(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(end, "_LONGEST_PAUSE_SECONDS", 0.0)
+    async with reader_of() as reader:
+        await put_in_every_partition(queue, DONE)
+        assert not await ends(reader)
+
+
 async def test_an_end_that_no_saved_state_contains_is_delivered_again(queue: Queue) -> None:
     for _ in range(2):
         async with reader_of() as reader:
@@ -200,6 +258,8 @@ def test_merged_states_contain_the_newest_status_of_each_partition() -> None:
     first.launches.add(replace(DONE, partition=0, partitions=2))
     first.launches.add(replace(RESUMED, partition=1, partitions=2))
     second.launches.add(replace(DONE, partition=1, partitions=2))
+    for rank in (first, second):
+        rank.launches.settle()
     merged = merge_states([first.state(), second.state()])
     assert [(status["partition"], status["launch"]) for status in merged["launches"]] == [(0, 1), (1, 2)]
 
@@ -230,8 +290,9 @@ async def test_a_reader_reports_once_what_a_killed_launch_left(
     (text,) = [record.getMessage() for record in caplog.records if record.name == end.__name__]
     assert text.startswith(f"{QUEUE}: no record has arrived for 0 s. The launch of run run, environment Scripted, ")
     assert f"Its process {killed.pid} does not run any more: it was killed." in text
-    assert "Continue it with `rollout launch --resume /data/run`" in text
-    assert "1 rollouts are unfinished, such as run/Scripted/7.0, and 1 finished rollouts wait for the rest" in text
+    assert "Continue it with `rollout launch --resume /data/run --workers N`" in text
+    assert "Unfinished rollouts: 1, such as run/Scripted/7.0." in text
+    assert "Finished rollouts that wait for the rest of their group: 1." in text
 
 
 async def test_a_reader_reports_that_no_launch_writes_to_its_queue(
