@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,9 @@ DEADLINE = 90.0
 class GuideTrainer:
     """The first program of the guide as a process, with a checkpoint."""
 
-    def __init__(self, world: LaunchHarness, url: str) -> None:
+    def __init__(self, world: LaunchHarness, url: str, *, step_seconds: float = 0.0) -> None:
         (code,) = re.findall(r"## A whole loop\n\n```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+        code = code.replace("        save()\n", f"        save()\n        __import__('time').sleep({step_seconds})\n")
         self._script = world.directory / "trainer.py"
         self._script.write_text(code, "utf-8")
         self._world, self._url = world, url
@@ -52,9 +54,15 @@ class GuideTrainer:
         """Wait until the trainer ends by itself, and check what it has trained."""
         out, err = self.process.communicate(timeout=DEADLINE)
         assert (self.process.returncode, out) == (0, f"trained {rollouts} rollouts\n"), err[-3000:]
-        trained = Counter(json.loads(self._checkpoint.read_text("utf-8"))["weights"]["trained"])
-        assert set(trained.values()) == {1}
+        assert set(Counter(self.trained()).values()) == {1}
         assert asyncio.run(self._backlog()) == 0
+
+    def trained(self) -> list[str]:
+        """Return the rollouts in the checkpoint."""
+        if not self._checkpoint.exists():
+            return []
+        trained: list[str] = json.loads(self._checkpoint.read_text("utf-8"))["weights"]["trained"]
+        return trained
 
     async def _backlog(self) -> int:
         async with open_queue(self._url) as queue:
@@ -114,6 +122,22 @@ def test_a_trainer_that_was_killed_continues_and_ends(world: LaunchHarness) -> N
     trainer.process.kill()
     trainer.process.wait()
     launched.report(seconds=DEADLINE)
+    trainer.start()
+    trainer.require_end(ROLLOUTS)
+
+
+def test_a_trainer_that_is_killed_after_the_launch_has_ended_trains_the_rest(world: LaunchHarness) -> None:
+    """The queue holds the end of the run, and the dead trainer holds the lease for another ten seconds."""
+    url = trajectories_url(world, None)
+    world.launch(MISBEHAVING, {**SETTINGS, "queue.url": url}, "--workers=2").report(seconds=DEADLINE)
+    trainer = GuideTrainer(world, url, step_seconds=0.3)
+    deadline = time.monotonic() + DEADLINE
+    while not trainer.trained():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    trainer.process.kill()
+    trainer.process.wait()
+    assert 0 < len(trainer.trained()) < ROLLOUTS
     trainer.start()
     trainer.require_end(ROLLOUTS)
 
