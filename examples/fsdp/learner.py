@@ -27,7 +27,7 @@ class ShardedLearner:
         model: the policy.
     """
 
-    def __init__(self, checkpoint: Path, allowed_tokens: Sequence[int], thresholds: ComparisonThresholds) -> None:
+    def __init__(self, checkpoint: Path, allowed_tokens: Sequence[int]) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         for layer in self.model.model.language_model.layers:
@@ -36,9 +36,8 @@ class ShardedLearner:
         fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
         self._allowed_tokens = torch.tensor(allowed_tokens)
-        self._thresholds = thresholds
 
-    def step(self, step: RankStep, version: int) -> LogprobComparison:
+    def step(self, step: RankStep, version: int, thresholds: ComparisonThresholds) -> LogprobComparison:
         """Learn from a step. Return the comparison of all ranks' log-probs with those of the engine.
 
         The loss is the sum over the tokens of all ranks, divided by their number. So the gradient does not depend on
@@ -51,7 +50,7 @@ class ShardedLearner:
         batch = step.batch
         logprobs, unused = self._logprobs(batch, any_images=step.has_images)
         comparison = LogprobComparison.merged(gather(compare_logprobs(batch, logprobs, version, clip=CLIP)))
-        if errors := [found.text for found in comparison.findings(self._thresholds) if found.severity == "error"]:
+        if errors := [found.text for found in comparison.findings(thresholds) if found.severity == "error"]:
             raise WrongLogprobs(f"step {version + 1} changed no weights: {errors[0]}")
         ratio = (logprobs - batch.logprobs[batch.mask]).exp()
         assert batch.advantages is not None

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig, resume_run
 from rollout.rundir.queues import RunQueues
 from rollout.trainer import (
+    ComparisonFinding,
     Consumption,
     LogprobComparison,
     Materializer,
@@ -58,8 +59,7 @@ class RankTrainer:
         self._run, self._launch_config, self._config = run, launch_config, launch_config.config
         self._evaluate_every = evaluate_every
         self._checkpoints = run.path / "checkpoints"
-        self._thresholds = thresholds_for(self._config.policy.max_staleness)
-        self._learner = ShardedLearner(self._config.model.path, color_ids(), self._thresholds)
+        self._learner = ShardedLearner(self._config.model.path, color_ids())
         self._printed_warnings: set[str] = set()
         self._publisher: PolicyPublisher | None = None
         self._version = 0
@@ -88,9 +88,11 @@ class RankTrainer:
                     raise TrainingProcessEnded(
                         f"every rollout of step {step.number} failed; `rollout inspect {self._run.path}` shows why."
                     )
-                comparison = self._learner.step(step, self._version)
+                # After a restart, the number of the step continues from the loaded state.
+                thresholds = thresholds_for(self._config.policy.max_staleness, is_first_step=step.number == 1)
+                comparison = self._learner.step(step, self._version, thresholds)
                 self._version += 1
-                self._report(step, comparison)
+                self._report(step, comparison, comparison.findings(thresholds))
                 save_checkpoint(self._checkpoints, self._learner, Progress(self._version, batches.state_dict()))
                 batches.commit()
                 self._publish()
@@ -109,7 +111,7 @@ class RankTrainer:
             self._version, lambda directory: self._learner.save_pretrained(directory, weights), consumption
         )
 
-    def _report(self, step: RankStep, comparison: LogprobComparison) -> None:
+    def _report(self, step: RankStep, comparison: LogprobComparison, warnings: Sequence[ComparisonFinding]) -> None:
         """Print and save a line about a step, on the first rank. The checkpoint of the step does not exist yet."""
         if self._publisher is None:
             return
@@ -118,7 +120,7 @@ class RankTrainer:
             f"compared {comparison.compared_tokens}/{comparison.trained_tokens} tokens",
             flush=True,
         )
-        for warning in comparison.findings(self._thresholds):
+        for warning in warnings:
             if warning.kind not in self._printed_warnings:
                 self._printed_warnings.add(warning.kind)
                 print(f"warning: {warning.text}", flush=True)

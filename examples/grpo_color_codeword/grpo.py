@@ -58,21 +58,16 @@ class Learner:
         model: the policy.
     """
 
-    def __init__(
-        self,
-        checkpoint: Path,
-        materializer: Materializer,
-        allowed_tokens: Sequence[int],
-        thresholds: ComparisonThresholds,
-    ) -> None:
+    def __init__(self, checkpoint: Path, materializer: Materializer, allowed_tokens: Sequence[int]) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
         self._materializer = materializer
-        self._thresholds = thresholds
         self._allowed_tokens = torch.tensor(allowed_tokens)
 
-    def step(self, groups: Sequence[Group], version: int) -> UpdateStats:
+    def step(self, groups: Sequence[Group], version: int, thresholds: ComparisonThresholds) -> UpdateStats:
         """Learn from whole groups. `version` is the version of the weights before this step.
+
+        The log-probs must keep the thresholds.
 
         Raises:
             WrongLogprobs: the log-probs differ from those of the engine, or none can be compared; nothing is learned.
@@ -87,7 +82,7 @@ class Learner:
             at_sampled_tokens(batch, batch.logprobs),
         )
         comparison = compare_logprobs(batch, trainer_logprobs.flatten(), version, clip=CLIP)
-        findings = comparison.findings(self._thresholds)
+        findings = comparison.findings(thresholds)
         if error := next((finding for finding in findings if finding.severity == "error"), None):
             raise WrongLogprobs(f"step {version + 1} changed no weights: {error.text}")
         scored_answers = slice(-advantages.shape[1], None)

@@ -81,7 +81,7 @@ class Training:
         )
         self.run, self._config, self._workers = run, launch_config.config, workers
         materializer = Materializer.from_pretrained(checkpoint, backend="pil")
-        self.learner = Learner(checkpoint, materializer, color_ids(), thresholds_for(self._config.policy.max_staleness))
+        self.learner = Learner(checkpoint, materializer, color_ids())
         self._publisher = PolicyPublisher(publisher_settings([self._config], run.path))
         self._reader = BlockingReader(RunQueues(self._config, run).trajectories)
         self._consumption = Consumption()
@@ -107,7 +107,9 @@ class Training:
         version, started_at = self._version, time.monotonic()
         self._reader.version = version
         groups = gather_batch(self._reader, self._launch, launch_log(self.run.path), rollouts=self._config.policy.batch)
-        update_stats = self.learner.step([group for group in groups if trainable_trajectories(group)], version)
+        thresholds = thresholds_for(self._config.policy.max_staleness, is_first_step=self._consumption == Consumption())
+        trainable = [group for group in groups if trainable_trajectories(group)]
+        update_stats = self.learner.step(trainable, version, thresholds)
         trained_count = sum(len(trainable_trajectories(group)) for group in groups)
         total_count = sum(len(group.trajectories) for group in groups)
         self._version += 1
@@ -131,12 +133,15 @@ class Training:
         self._publisher.publish(self._version, self.learner.model.save_pretrained, consumption)
 
 
-def thresholds_for(max_staleness: int | None) -> ComparisonThresholds:
+def thresholds_for(max_staleness: int | None, *, is_first_step: bool) -> ComparisonThresholds:
     """Return what the log-probs of a step must keep: engine and trainer compute them in float32.
 
-    Without staleness, the trainer's version samples every token. With staleness, a step may have no such token.
+    Without staleness, the trainer's version samples every token. With staleness, all steps but the first may have no
+    such token: if rollouts wait in the queue, each step gets some that are older than its version. When the first step
+    of a run begins, only one version exists. So this step finds wrong version names with any staleness.
     """
-    return ComparisonThresholds(max_difference=1e-3, published_share=1.0 if max_staleness == 0 else 0.0)
+    is_one_version = max_staleness == 0 or is_first_step
+    return ComparisonThresholds(max_difference=1e-3, published_share=1.0 if is_one_version else 0.0)
 
 
 def gather_batch(

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rollout.errors import ConfigurationError
 from rollout.trainer.batches.advantages import advantages_of, align_advantages, grpo, rloo, turn_advantages_of
 from rollout.trainer.batches.samples import TrainingSample, samples
 from rollout.trainer.blocking import BlockingReader
@@ -133,4 +134,13 @@ def __getattr__(name: str) -> Any:
     # Batches need torch, and publishing needs an HTTP client. A trainer that only reads must load neither.
     if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module 'rollout.trainer' has no attribute {name!r}")
-    return getattr(import_module(_LAZY_EXPORTS[name]), name)
+    try:
+        module = import_module(_LAZY_EXPORTS[name])
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ConfigurationError(
+            f"rollout.trainer.{name} needs torch, which is not installed. Install it: "
+            "pip install 'rollout-rl[trainer]'."
+        ) from error
+    return getattr(module, name)

@@ -40,9 +40,10 @@ class ComparisonThresholds:
         max_difference: the largest difference of a single token; above it is an error. None: no limit, because in
             bfloat16 the log-probs of single tokens differ a lot. Set 1e-3 if both sides compute in float32.
         mean_difference: the largest mean difference; above it is an error. The default leaves room for bfloat16.
-        published_share: the smallest share of the trained tokens that the trainer's version sampled. Below it is a
-            warning, and 0 tokens are an error, because nothing is compared. If rollouts may be stale
-            (`policy.max_staleness` above 0), set the share that you expect; 0 if a step may have no such token.
+        published_share: the smallest share of the trained tokens in answers that the trainer's version sampled
+            completely; only these are compared. Below it is a warning, and 0 tokens are an error, because nothing is
+            compared. If rollouts may be stale (`policy.max_staleness` above 0), set the share that you expect; 0 if a
+            step may have no such answer. Leave 1 for the first step: there is only one version then.
         clipped_share: the largest share of tokens whose ratio leaves the clip range; above it is a warning.
     """
 
@@ -103,7 +104,7 @@ class LogprobComparison:
 
     @property
     def published_share(self) -> float:
-        """The share of the trained tokens that the trainer's version sampled; 1 if no token trains."""
+        """The share of the trained tokens in answers sampled completely by the trainer's version; 1 if none trains."""
         return self.published_tokens / self.trained_tokens if self.trained_tokens else 1.0
 
     @property
@@ -168,7 +169,7 @@ class LogprobComparison:
                 f"no log-prob was compared: {self._sampled_by()}. An answer is compared only if the trainer's version "
                 "sampled all of it. Pass the number of the version that was published before the rollouts began, and "
                 "check that the engine names its weights after it. If rollouts may be stale (policy.max_staleness "
-                "above 0), set ComparisonThresholds.published_share to 0.",
+                "above 0), set ComparisonThresholds.published_share to 0 after the first step.",
             )
         if limits.max_difference is not None and self.max_difference > limits.max_difference:
             yield self._difference("max difference", f"{self.max_difference:.1e}", limits.max_difference)

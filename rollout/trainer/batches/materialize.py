@@ -23,7 +23,7 @@ from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY, shared_de
 from renderers_adapter.descriptors import RawMMItem, parse_raw_mm_item
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.tokens import Placeholder
-from rollout.errors import RolloutError
+from rollout.errors import ConfigurationError, RolloutError
 from rollout.images import AssetError, ImageError, decode_data_uri, decoded_image, read_asset
 from rollout.images.policy import WIDEST_LIMITS
 from rollout.images.processors import (
@@ -127,9 +127,16 @@ class Materializer:
             memory: the maximum bytes that this process may use to decode and process images.
 
         Raises:
-            ConfigurationError: no family is known for the checkpoint, or torchvision is installed but broken.
+            ConfigurationError: no family is known for the checkpoint, torchvision is installed but broken, or the
+                checkpoint is the name of a built-in model, which has no weights.
             AdapterError: the configuration of the checkpoint's image processor is missing or invalid.
         """
+        if str(checkpoint).startswith("builtin:"):
+            raise ConfigurationError(
+                f"{checkpoint} is the name of a model without weights, so it is no checkpoint, and no trainer can "
+                "train it. Give the directory of a checkpoint, and play the run with the same directory as model.path. "
+                "`python -m rollout.serving.tiny_model DIRECTORY` makes a small one."
+            )
         directory = Path(checkpoint)
         return cls(
             family or family_of_checkpoint(directory),
@@ -209,7 +216,9 @@ class Materializer:
                     sample,
                     descriptor,
                     f"its layout fingerprint is {item.family} {item.layout_fingerprint}, but the processor "
-                    f"configuration of this checkpoint has {geometry.family} {geometry.fingerprint}",
+                    f"configuration of this checkpoint has {geometry.family} {geometry.fingerprint}. The run was "
+                    "played with another model.path. Play it with this checkpoint as model.path, so that both sides "
+                    "give an image the same tokens.",
                 )
             if item.raw_image_id is not None and not item.raw_image_id.startswith(placeholder.hash):
                 raise _mismatch_error(sample, descriptor, f"its placeholder is for the image {placeholder.hash}")

@@ -93,8 +93,8 @@ class Batch:
         """
         if len(self.placeholders) and not self.pixels:
             raise ValueError(
-                f"the batch has {len(self.placeholders)} images, but no pixels. Give `materializer` to batch_of() or "
-                "collate()."
+                f"the batch has {len(self.placeholders)} images, but no pixels. Give "
+                "`materializer=Materializer.from_pretrained(checkpoint)` to batch_of(), collate() or open_batches()."
             )
         position_ids = self.position_ids
         if self.rope_positions is not None:
@@ -319,8 +319,9 @@ def pack_rows(samples_to_pack: Sequence[TrainingSample], row_length: int) -> lis
         if length > row_length:
             raise SampleTooLong(
                 f"{samples_to_pack[sample_index].rollout}, branch of node {samples_to_pack[sample_index].leaf}: "
-                f"the sample has {length} tokens, but a row has at most {row_length}. Truncate the sample, or raise "
-                "`packing`."
+                f"the sample has {length} tokens, but a row has at most {row_length}. Raise `packing`, or give "
+                f"`max_length={row_length}` to batch_of() or open_batches(), which then truncates samples. If you call "
+                "collate() yourself, truncate the sample first: TrainingSample.truncated()."
             )
         row = next((row for row, free in enumerate(free_tokens) if free >= length), None)
         if row is None:

@@ -14,29 +14,32 @@ if importlib.util.find_spec("torch") is None or os.environ.get("ROLLOUT_TESTS") 
 elif not FULL:
     collect_ignore = ["test_two_servers.py"]
 
-_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+_ROW_PROPERTY = "row of the table"
 _COLUMNS = ("broken", "step", "what the example says")
 _TEXT_WIDTH = 120
 
 AddTableRow = Callable[..., None]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_ROWS] = []
-
-
 @pytest.fixture
-def add_row(pytestconfig: pytest.Config) -> AddTableRow:
+def add_row(record_property: Callable[[str, object], None]) -> AddTableRow:
     """Add a row to the table of faults, and what the example says about them."""
 
     def row(*cells: object) -> None:
-        pytestconfig.stash[_ROWS].append(tuple(str(cell)[:_TEXT_WIDTH] for cell in cells))
+        record_property(_ROW_PROPERTY, [str(cell)[:_TEXT_WIDTH] for cell in cells])
 
     return row
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[_ROWS]
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    # The properties of a report also arrive from the processes of xdist.
+    rows = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == _ROW_PROPERTY
+    ]
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]

@@ -1,6 +1,6 @@
-"""One rank that takes one step of `ShardedLearner` and saves the gradients. torchrun starts it.
+"""One rank that takes single steps of `ShardedLearner` and saves the gradients of each. torchrun starts it.
 
-sharded_step.py SAMPLES CHECKPOINT RESULT RANKS        RANKS has one digit for each sample: the rank that gets it
+sharded_step.py SAMPLES CHECKPOINT RESULT RANKS…    RANKS has one digit for each sample: the rank that gets it
 """
 
 import math
@@ -26,7 +26,7 @@ def take_step(samples: list[TrainingSample], checkpoint: Path, rank_of_sample: s
         materializer=Materializer.from_pretrained(checkpoint, backend="pil"),
     )
     vocabulary = torch.arange(int(max(sample.token_ids.max() for sample in samples)) + 1).tolist()
-    learner = ShardedLearner(checkpoint, vocabulary, ANYTHING)
+    learner = ShardedLearner(checkpoint, vocabulary)
     trained_tokens = sum(int(sample.mask.sum()) for sample in samples)
     learner.step(
         RankStep(
@@ -39,15 +39,17 @@ def take_step(samples: list[TrainingSample], checkpoint: Path, rank_of_sample: s
             batch=batch,
         ),
         0,
+        ANYTHING,
     )
     return {name: parameter.grad.full_tensor() for name, parameter in learner.model.named_parameters()}
 
 
 def main() -> None:
-    samples_file, checkpoint, result, rank_of_sample = sys.argv[1:]
+    samples_file, checkpoint, result, *steps = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    gradients = take_step(pickle.loads(Path(samples_file).read_bytes()), Path(checkpoint), rank_of_sample)
+    samples = pickle.loads(Path(samples_file).read_bytes())
+    gradients = [take_step(samples, Path(checkpoint), rank_of_sample) for rank_of_sample in steps]
     if dist.get_rank() == 0:
         torch.save(gradients, result)
     dist.destroy_process_group()

@@ -114,6 +114,7 @@ def test_a_killed_rank_is_replaced_and_each_group_is_trained_once(
     marked.wait_until_gone(TIMEOUT)
 
 
+@pytest.mark.skipif(not FULL, reason="takes a launch for each signal")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_training_leaves_no_rank_and_no_other_process(
     start: Callable[..., Training], marked: MarkedProcesses, signum: signal.Signals

@@ -10,9 +10,9 @@ from tests.needs.learning.conftest import FULL
 
 VLLM = Path(__file__).parents[3] / ".venv-vllm" / "bin" / "vllm"
 
-RUNS = [("transformers", "along", 0)]
+RUNS = [("transformers", "along", 1)]  # the seed that needs the fewest steps
 if FULL:
-    RUNS += [("transformers", "along", seed) for seed in (1, 2)]
+    RUNS += [("transformers", "along", seed) for seed in (0, 2)]
     RUNS += [("transformers", "at_end", seed) for seed in (0, 1, 2)]
     RUNS += [("vllm", "along", seed) for seed in (0, 1, 2)]
 

@@ -37,17 +37,17 @@ def test_the_gradients_do_not_depend_on_the_ranks_of_the_samples(
     make_checkpoint(checkpoint, "qwen3-vl")
     given.write_bytes(pickle.dumps(played))
 
-    def gradients(ranks: int, rank_of_sample: str) -> dict[str, Any]:
-        result = tmp_path / f"{ranks}-{rank_of_sample}.pt"
+    def gradients(ranks: int, *steps: str) -> list[dict[str, Any]]:
+        result = tmp_path / f"{ranks}.pt"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        program = [sharded_step.__file__, str(given), str(checkpoint), str(result), rank_of_sample]
+        program = [sharded_step.__file__, str(given), str(checkpoint), str(result), *steps]
         subprocess.run([*launcher, *program], cwd=repository, timeout=TIMEOUT, check=True)
-        loaded: dict[str, Any] = torch.load(result)
+        loaded: list[dict[str, Any]] = torch.load(result)
         return loaded
 
-    alone = gradients(1, "00")
+    [alone] = gradients(1, "00")
     assert all(gradient.abs().max() > 0 for name, gradient in alone.items() if "visual.merger" in name)
     # The second rank has no sample and no image in the last case, and must not wait for ever.
-    for rank_of_sample in ("01", "00"):
-        for name, gradient in gradients(2, rank_of_sample).items():
+    for sharded in gradients(2, "01", "00"):
+        for name, gradient in sharded.items():
             assert torch.allclose(gradient, alone[name], atol=1e-5), name

@@ -263,6 +263,7 @@ def test_an_image_of_another_hash_is_refused(directory: Path, sampled: Sampled) 
 def test_a_layout_of_another_configuration_is_refused(directory: Path, sampled: Sampled) -> None:
     sample = sampled([FILES["RGB png"]])
     refused(qwen(directory), changed(sample, layout_fingerprint="0" * 32), "fingerprint is qwen_vl 0000")
+    refused(qwen(directory), changed(sample, layout_fingerprint="0" * 32), "this checkpoint as model.path")
     refused(qwen(directory), changed(sample, family="kimi_k25"), "fingerprint is kimi_k25")
 
 

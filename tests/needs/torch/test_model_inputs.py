@@ -250,7 +250,7 @@ def test_a_batch_with_images_but_no_pixels_is_refused(
     checkpoint: Checkpoint, samples_with_images: Callable[[Path], list[TrainingSample]]
 ) -> None:
     batch = collate(samples_with_images(checkpoint("qwen3-vl")))
-    with pytest.raises(ValueError, match=r"has 8 images, but no pixels. Give `materializer` to batch_of"):
+    with pytest.raises(ValueError, match=r"no pixels. Give `materializer=Materializer.from_pretrained\(checkpoint\)`"):
         batch.model_inputs()
 
 

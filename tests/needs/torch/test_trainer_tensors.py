@@ -299,8 +299,9 @@ def test_a_batch_without_rows_has_no_sequences() -> None:
 @given(trajectories())
 def test_a_sample_longer_than_a_row_is_refused_by_name(trajectory: Trajectory) -> None:
     (sample, *_) = samples(trajectory)
-    with pytest.raises(SampleTooLong, match=r"g\.0, branch of node"):
-        collate([sample], packing=len(sample.token_ids) - 1)
+    limit = len(sample.token_ids) - 1
+    with pytest.raises(SampleTooLong, match=rf"g\.0, branch of node .* give `max_length={limit}` to batch_of\(\)"):
+        collate([sample], packing=limit)
 
 
 @given(groups)

@@ -126,3 +126,8 @@ def test_a_third_party_registers_a_family_by_entry_point(tmp_path: Path, monkeyp
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "third_vl"}))
     assert family_of_checkpoint(tmp_path) == "third_party"
     assert image_processor_for("third_party", QWEN, backend="pil", pixels="uint8").patch_shape() == (1536,)
+
+
+def test_the_name_of_a_built_in_model_is_no_checkpoint() -> None:
+    with pytest.raises(ConfigurationError, match=r"builtin:tiny is the name of a model without weights.* model\.path"):
+        Materializer.from_pretrained("builtin:tiny")
