@@ -181,6 +181,24 @@ def test_a_group_of_some_ranks_has_batches_of_its_own(tmp_path: Path) -> None:
     assert_equal_steps(run, ids)
 
 
+def test_a_rank_may_have_more_process_groups_than_the_others(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/trajectories"
+    ids = fill(url, 4)
+    arguments = {"groups_per_step": 2, "rank_timeout": 20}
+    run = launch(tmp_path, 2, url=f"{url}?replay=true", arguments=arguments, group_of_its_own=1)
+    assert run.codes == [0] * 2, run.output
+    assert_equal_steps(run, ids)
+
+
+def test_batches_can_be_opened_again_in_the_same_processes(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/trajectories"
+    ids = fill(url, 4)
+    arguments = {"groups_per_step": 2, "rank_timeout": 20}
+    run = launch(tmp_path, 2, url=f"{url}?replay=true", arguments=arguments, openings=3)
+    assert run.codes == [0] * 2, run.output
+    assert_equal_steps(run, ids * 3)
+
+
 @pytest.mark.parametrize(("stopped", "seconds"), [(1, 2), (0, 12)], ids=["another rank", "the reading rank"])
 def test_a_stopped_rank_is_named_on_the_others_within_the_deadline(tmp_path: Path, stopped: int, seconds: int) -> None:
     url = f"file://{tmp_path}/trajectories"
