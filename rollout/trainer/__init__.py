@@ -16,6 +16,7 @@ from rollout.trainer.errors import (
     RankError,
     RankFailed,
     ReaderStateError,
+    ReadingStalled,
     SampleTooLong,
     SpillError,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "ReaderSettings",
     "ReaderStateError",
     "ReaderStats",
+    "ReadingStalled",
     "SampleTooLong",
     "SpillError",
     "TrainingSample",

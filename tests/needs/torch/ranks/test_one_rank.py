@@ -18,10 +18,12 @@ from rollout.trainer import (
     NothingArrived,
     ReaderSettings,
     ReaderStateError,
+    ReadingStalled,
     SampleTooLong,
     TrajectoryReader,
     open_batches,
 )
+from rollout.trainer.batches.advantages import Rewards
 from rollout.trainer.testing import put_all, scripted_rollout
 from tests.needs.torch.ranks.launching import fill, stats_of
 from transports import open_queue
@@ -191,6 +193,59 @@ def test_an_error_of_the_reading_thread_comes_after_the_steps_before_it(url: str
         assert len(list(islice(batches, 2))) == 2
     with open_batches(url, groups_per_step=2, packing=5) as batches, pytest.raises(SampleTooLong):
         next(batches)
+
+
+def test_a_reading_thread_that_hangs_is_an_error_and_batches_close(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(url, 4)
+    monkeypatch.setattr("rollout.trainer.ranks.reading._STOP_SECONDS", 0.1)
+    released = threading.Event()
+
+    def hang(rewards: Rewards) -> Rewards:
+        released.wait(60)
+        return rewards
+
+    with (
+        open_batches(url, groups_per_step=1, estimator=hang, rank_timeout=1) as batches,
+        pytest.raises(ReadingStalled, match=r"it computes the advantages\..* `rank_timeout` of open_batches"),
+    ):
+        next(batches)
+    released.set()
+    assert "the thread that reads the steps does not stop" in caplog.text
+
+
+def test_every_error_of_the_reading_thread_is_raised(url: str) -> None:
+    fill(url, 2)
+
+    def exit_early(rewards: Rewards) -> Rewards:
+        raise SystemExit("no advantages today")
+
+    with (
+        open_batches(url, groups_per_step=1, estimator=exit_early, rank_timeout=5) as batches,
+        pytest.raises(SystemExit, match="no advantages today"),
+    ):
+        next(batches)
+
+
+def test_exactly_one_step_is_read_ahead(url: str) -> None:
+    fill(url, 4)
+    begun: list[int] = []
+    second, third = threading.Event(), threading.Event()
+
+    def note(rewards: Rewards) -> Rewards:
+        begun.append(len(begun) + 1)
+        for number, event in ((2, second), (3, third)):
+            if number == begun[-1]:
+                event.set()
+        return rewards
+
+    with open_batches(url, groups_per_step=1, estimator=note) as batches:
+        next(batches)
+        assert second.wait(30)
+        assert not third.wait(1)
+        next(batches)
+        assert third.wait(30)
 
 
 def test_the_version_reaches_the_readers(url: str) -> None:
