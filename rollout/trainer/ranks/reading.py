@@ -28,6 +28,8 @@ from transports.redaction import hide_passwords
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_ASK_ENDED_SECONDS = 2.0
+"""The time between two questions to an ended queue whether its launch was resumed."""
 _STOP_SECONDS = 10.0
 """The time that a thread has to stop at the close."""
 _STATE_VERSION = 1
@@ -140,6 +142,8 @@ class StepReader:
         self._names = {url: hide_passwords(url) for url in weights}
         self._mix = QueueMix({self._names[url]: weight for url, weight in weights.items()})
         self._readers = {name: BlockingReader(url, settings=settings) for url, name in self._names.items()}
+        self._ask_again_at: dict[str, float] = {}
+        """For each queue that has ended, the time of the next question."""
         self._step_number = 0
         self._after: ReadState
         self._wanted = threading.Semaphore(1)
@@ -305,26 +309,50 @@ class StepReader:
         """Return the groups of a step, or fewer if the queues have ended; None if the reader is closed."""
         groups: list[Group] = []
         deadline = time.monotonic() + self._timeout
-        while len(groups) < self._options.groups_per_step and not self._mix.is_empty:
+        while len(groups) < self._options.groups_per_step and (choice := self._choose_queue()) is not None:
             if self._stop.is_set():
                 return None
-            name = self._mix.next_queue()
+            name, wait_seconds = choice
             reader = self._readers[name]
             self._begin(f"reads {name}")
-            if (group := reader.receive_group(timeout=_POLL_SECONDS)) is not None:
+            group = reader.receive_group(timeout=wait_seconds)
+            if group is None and reader.ended:
+                self._note_end(name)
+                continue
+            if name in self._mix.paused:
+                self._mix.resume(name)
+                log.info("%s has more groups, and gets its part again", name)
+            if group is not None:
                 groups.append(group)
                 self._mix.count_group(name)
                 deadline = time.monotonic() + self._timeout
-            elif reader.ended:
-                self._mix.remove(name)
-                if not self._mix.is_empty:
-                    log.info("%s has ended; the other queues share its part", name)
             elif time.monotonic() > deadline:
                 raise NothingArrived(
                     f"{name}: no whole group came within {self._timeout:g} s. Check that the workers are running, or "
                     f"raise the `timeout` of open_batches(). {reader.describe_wait()}"
                 )
         return groups
+
+    def _choose_queue(self) -> tuple[str, float] | None:
+        """Return the queue to read and the seconds to wait for a group; None if all queues have ended."""
+        now = time.monotonic()
+        for name in self._names.values():
+            if name in self._mix.paused and now >= self._ask_again_at[name]:
+                return name, 0.0
+        return None if self._mix.is_empty else (self._mix.next_queue(), _POLL_SECONDS)
+
+    def _note_end(self, name: str) -> None:
+        """Pause a queue that has ended, and ask it again later, because its launch may be resumed."""
+        self._ask_again_at[name] = time.monotonic() + _ASK_ENDED_SECONDS
+        if name in self._mix.paused:
+            return
+        self._mix.pause(name)
+        if not self._mix.is_empty:
+            log.info("%s has ended; the other queues share its part", name)
+            return
+        # The end is valid only if all queues have ended at the same time.
+        for other in self._mix.paused - {name}:
+            self._ask_again_at[other] = 0.0
 
     def _divide(
         self, summary: StepSummary, samples: Sequence[TrainingSample], advantages: Sequence[float | npt.NDArray[Any]]

@@ -2,8 +2,9 @@
 
 import math
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,49 @@ def test_queues_have_exact_shares_and_the_others_share_the_part_of_one_that_has_
         shares = [Counter(group.rstrip("0123456789") for group in step.groups) for step in batches]
     assert shares == [Counter(many=3, few=1)] * 4 + [Counter(many=4)] * 4
     assert batches.left_over == 2
+
+
+def announce(url: str, phase: LaunchPhase, *, number: int = 1) -> None:
+    async def put() -> None:
+        async with open_queue(url) as queue:
+            status = LaunchStatus(url, "Scripted", number, phase, "/run", "node", 1)
+            await put_in_every_partition(queue, status)
+
+    anyio.run(put)
+
+
+def test_a_queue_whose_launch_was_resumed_gets_its_part_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rollout.trainer.ranks.reading._ASK_ENDED_SECONDS", 0.1)
+    caplog.set_level("INFO", "rollout.trainer.ranks.reading")
+    long, stopped = f"file://{tmp_path}/long?retain=true", f"file://{tmp_path}/stopped?retain=true"
+    announce(long, LaunchPhase.RUNNING)
+    fill(long, 3, prefix="long")
+    announce(stopped, LaunchPhase.RUNNING)
+    fill(stopped, 1, prefix="stopped")
+    announce(stopped, LaunchPhase.STOPPED)
+
+    with open_batches({long: 1.0, stopped: 1.0}, groups_per_step=2, timeout=60) as batches:
+        steps = list(islice(batches, 2))
+        assert f"{stopped} has ended; the other queues share its part" in caplog.text
+        announce(stopped, LaunchPhase.RUNNING, number=2)
+        fill(stopped, 3, prefix="stopped-again")
+        announce(stopped, LaunchPhase.DONE, number=2)
+        wait_for(lambda: f"{stopped} has more groups" in caplog.text)
+        fill(long, 3, prefix="long-again")
+        announce(long, LaunchPhase.DONE)
+        steps += batches
+        assert batches.left_over == 0
+    trained = [group.rstrip("0123456789") for group in groups_of(steps)]
+    assert Counter(trained) == {"long": 3, "stopped": 1, "stopped-again": 3, "long-again": 3}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_restored_mix_of_queues_trains_on_each_group_once(tmp_path: Path) -> None:
