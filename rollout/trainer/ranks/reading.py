@@ -19,7 +19,7 @@ from rollout.trainer.batches.samples import TrainingSample
 from rollout.trainer.batches.tensors import Credit, pack_rows, samples_with_advantages
 from rollout.trainer.blocking import BlockingReader
 from rollout.trainer.errors import NothingArrived, ReaderStateError, ReadingStalled
-from rollout.trainer.ranks.balancing import balance
+from rollout.trainer.ranks.balancing import balance, balance_rows
 from rollout.trainer.ranks.mixing import QueueMix
 from rollout.trainer.reading.groups import Group
 from rollout.trainer.reading.settings import ReaderSettings
@@ -359,13 +359,13 @@ class StepReader:
     ) -> tuple[StepPart, ...]:
         """Divide the samples, so that the parts have about equally many tokens and exactly equally many rows."""
         packing = self._options.packing
-        max_rows = max(1, -(-len(samples) // self._part_count))
         lengths = [len(sample.token_ids) for sample in samples]
-        shares = balance(lengths, self._part_count, max_items=max_rows if packing is None else None)
+        shares = (balance_rows if packing is None else balance)(lengths, self._part_count)
         samples_by_part = [tuple(samples[at] for at in share) for share in shares]
-        rows = max_rows if packing is None else max(1, *(len(pack_rows(part, packing)) for part in samples_by_part))
+        rows = (len(part) if packing is None else len(pack_rows(part, packing)) for part in samples_by_part)
+        row_count = max(1, *rows)
         return tuple(
-            StepPart(summary, part, tuple(advantages[at] for at in share), rows)
+            StepPart(summary, part, tuple(advantages[at] for at in share), row_count)
             for part, share in zip(samples_by_part, shares, strict=True)
         )
 
