@@ -17,6 +17,7 @@ from rollout.trainer.errors import (
     RankError,
     RankFailed,
     ReaderStateError,
+    ReadingStalled,
     SampleTooLong,
     SpillError,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "ReaderSettings",
     "ReaderStateError",
     "ReaderStats",
+    "ReadingStalled",
     "SampleTooLong",
     "SpillError",
     "TrainingSample",

@@ -47,6 +47,10 @@ class NothingArrived(RolloutError):
     """No whole group arrived before the timeout."""
 
 
+class ReadingStalled(RolloutError):
+    """The thread that reads the steps hangs, for example in a disk or in the estimator."""
+
+
 class SampleTooLong(RolloutError):
     """A sample has more tokens than a row of the batch may have."""
 

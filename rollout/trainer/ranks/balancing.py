@@ -8,7 +8,7 @@ _TOLERANCE = 1.15
 _MAX_SEARCH_STEPS = 20_000
 
 
-def balance(lengths: Sequence[int], ranks: int, *, max_items: int | None = None) -> list[list[int]]:
+def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     """Return for each rank the indices of its items; the heaviest rank is as light as a short search finds.
 
     The heaviest rank has at most 1.15 times the mean, or the longest item, if that is possible. For many items on many
@@ -17,20 +17,44 @@ def balance(lengths: Sequence[int], ranks: int, *, max_items: int | None = None)
     Args:
         lengths: the tokens of each item.
         ranks: the number of ranks.
-        max_items: the maximum number of items of a rank; None: no maximum.
-
-    Raises:
-        ValueError: the ranks have not enough room for the items.
     """
-    room = len(lengths) if max_items is None else max_items
-    if room * ranks < len(lengths):
-        raise ValueError(f"{len(lengths)} items do not fit on {ranks} ranks with at most {max_items} items each")
+    return _divide(lengths, ranks, len(lengths), _bound(lengths, ranks))
+
+
+def balance_rows(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Do the same as `balance`, and give the rank with the most items as few as this allows.
+
+    A batch without packing has a row for each item, and all ranks must have equally many rows. So the fewest rows are
+    the smallest batch that keeps the balance.
+    """
+    best = balance(lengths, ranks)
+    bound = max(_bound(lengths, ranks), _heaviest(lengths, best))
+    fewest = -(-len(lengths) // ranks)
+    while fewest < (most := max(map(len, best))):
+        room = (fewest + most) // 2
+        shares = _divide(lengths, ranks, room, bound)
+        if _heaviest(lengths, shares) <= bound:
+            best = shares
+        else:
+            fewest = room + 1
+    return best
+
+
+def _divide(lengths: Sequence[int], ranks: int, room: int, bound: float) -> list[list[int]]:
+    """Give each rank at most `room` items. No rank is above the bound if a short search finds such a division."""
     division = _Division(lengths, ranks, room)
     division.improve()
-    bound = max(_TOLERANCE * sum(lengths) / ranks, max(lengths, default=0))
     if max(division.loads, default=0) > bound and (found := _search(lengths, ranks, room, bound)) is not None:
         return found
     return [sorted(index for _, index in items) for items in division.items]
+
+
+def _bound(lengths: Sequence[int], ranks: int) -> float:
+    return max(_TOLERANCE * sum(lengths) / ranks, max(lengths, default=0))
+
+
+def _heaviest(lengths: Sequence[int], shares: Sequence[Sequence[int]]) -> int:
+    return max(sum(lengths[at] for at in share) for share in shares)
 
 
 class _Division:

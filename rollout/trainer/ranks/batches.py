@@ -83,7 +83,7 @@ def open_batches(
         settings: the settings of the readers.
         timeout: the maximum seconds to wait for a group.
         rank_timeout: the maximum seconds that one rank may keep the others waiting. It must be longer than a training
-            step with a checkpoint on the slowest rank.
+            step with a checkpoint on the slowest rank, and longer than the estimator needs for the groups of a step.
 
     Raises:
         ConfigurationError: a weight is not a positive number.
@@ -164,6 +164,7 @@ class RankBatches:
         Raises:
             RankFailed: another rank has failed, has ended, or did not answer within `rank_timeout`.
             NothingArrived: on the reading rank, no whole group arrived within `timeout`.
+            ReadingStalled: on the reading rank, the thread that reads the steps hangs for `rank_timeout`.
             MaterializeError: on this rank, the pixels of an image cannot be made.
             ImagesUnreadable: the reading rank cannot read the images; see `TrajectoryReader.receive`.
             SampleTooLong: a sample has more tokens than a row may have.
@@ -243,6 +244,7 @@ class RankBatches:
             parts=len(set(self._data_ranks.values())),
             settings=self._settings,
             timeout=self._timeout,
+            stall_timeout=self._rank_timeout,
         )
         stack.enter_context(reader)
         self._exchange.tell(Message(Kind.GO))

@@ -4,6 +4,7 @@ Each rank always has a receive posted for each rank that it talks to. So a messa
 trains, and the message can be read after the sender has ended.
 """
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,16 +61,17 @@ class Connections:
         if not dist.is_available() or not dist.is_initialized():
             return
         ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
-        gloo_timeout = timedelta(seconds=timeout + _GLOO_GRACE_SECONDS)
+        rank, gloo_timeout = dist.get_rank(), timedelta(seconds=timeout + _GLOO_GRACE_SECONDS)
         try:
-            self._group = dist.new_group(ranks, backend="gloo", timeout=gloo_timeout, use_local_synchronization=True)
+            store = _new_store(ranks, rank)
+            self._group = dist.ProcessGroupGloo(store, ranks.index(rank), len(ranks), gloo_timeout)
         except RuntimeError as error:
             raise RankFailed(
                 f"the {len(ranks)} ranks did not connect ({error}). Call open_batches() on every rank of the process "
                 "group, and check that the ranks can reach each other.",
                 rank=None,
             ) from error
-        self.rank, self.size = dist.get_rank(self._group), len(ranks)
+        self.rank, self.size = ranks.index(rank), len(ranks)
         for peer in self.peers:
             self._post_receive(peer)
 
@@ -133,12 +135,10 @@ class Connections:
             return
         # A destroyed group keeps its connections while a thread waits in it. A wait that times out closes all of them.
         for rank in self.peers:
-            with suppress(RuntimeError, ValueError):
-                work: Any = dist.irecv(torch.empty(1), group=self._group, group_src=rank, tag=_UNUSED_TAG)
+            with suppress(RuntimeError):
+                work = self._group.recv([torch.empty(1)], rank, _UNUSED_TAG)
                 work.wait(timedelta(milliseconds=1))
         self._posted.clear()
-        with suppress(ValueError):  # the trainer has destroyed all groups
-            dist.destroy_process_group(self._group)
         self._group = None
 
     def _post_receive(self, rank: int) -> None:
@@ -153,15 +153,15 @@ class Connections:
     def _start_receive(self, rank: int, size: int = MESSAGE_BYTES, tag: int = _MESSAGE_TAG) -> _Transfer:
         buffer = torch.empty(size, dtype=torch.uint8)
         try:
-            return _Transfer(rank, buffer, dist.irecv(buffer, group=self._group, group_src=rank, tag=tag))
-        except (RuntimeError, ValueError) as error:  # a ValueError if the trainer has destroyed the group
+            return _Transfer(rank, buffer, self._group.recv([buffer], rank, tag))
+        except RuntimeError as error:
             raise _closed_connection(rank) from error
 
     def _start_send(self, rank: int, frame: bytearray | memoryview, tag: int) -> _Transfer:
         buffer = torch.frombuffer(frame, dtype=torch.uint8)
         try:
-            return _Transfer(rank, buffer, dist.isend(buffer, group=self._group, group_dst=rank, tag=tag))
-        except (RuntimeError, ValueError) as error:  # a ValueError if the trainer has destroyed the group
+            return _Transfer(rank, buffer, self._group.send([buffer], rank, tag))
+        except RuntimeError as error:
             raise _closed_connection(rank) from error
 
     def _send(self, frames: Mapping[int, bytearray | memoryview], tag: int, timeout: float) -> None:
@@ -203,6 +203,21 @@ class Connections:
             if error is not None:
                 raise _closed_connection(transfers[done].rank) from error
             done += 1
+
+
+def _new_store(ranks: Sequence[int], rank: int) -> Any:
+    """Return a part of the default store that no earlier connections of these ranks have used.
+
+    torch.distributed.new_group would name the part by the number of groups in this process. That number may differ
+    between ranks, and it repeats after a group is destroyed. Every rank opens connections equally often, so the store
+    itself counts.
+    """
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    name = f"rollout/{hashlib.sha256(repr(list(ranks)).encode()).hexdigest()}"
+    default_store = _get_default_store()
+    opened = default_store.add(f"{name}/opened_by/{rank}", 1)
+    return dist.PrefixStore(f"{name}/{opened}", default_store)
 
 
 def _wait_in_order(transfers: Sequence[_Transfer], results: "SimpleQueue[RuntimeError | None]") -> None:

@@ -55,7 +55,14 @@ class RankExchange:
 
     def hand_out(self, parts: Mapping[int, memoryview]) -> None:
         """Send each other rank its part of a step. Only the reading rank calls this."""
-        self._connections.send({rank: Message(Kind.STEP, len(part)) for rank, part in parts.items()}, self._timeout)
+        try:
+            self._connections.send({rank: Message(Kind.STEP, len(part)) for rank, part in parts.items()}, self._timeout)
+        except RankFailed as error:
+            # The others wait for their parts now. With them, they learn from the next message which rank has failed.
+            others = {rank: part for rank, part in parts.items() if rank != error.rank}
+            with suppress(RankFailed):
+                self._connections.send_payloads(others, _FAREWELL_SECONDS)
+            raise
         self._connections.send_payloads(parts, self._timeout)
 
     def listen(self) -> Message:

@@ -27,25 +27,46 @@ class QueueMix:
                 raise ConfigurationError(f"{name}: the weight is {weight!r}; expected a number above 0.")
         self._weights = dict(weights)
         self._credits = dict.fromkeys(weights, 0.0)
+        self._paused: set[str] = set()
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """The names of the queues that give no groups now."""
+        return frozenset(self._paused)
 
     @property
     def is_empty(self) -> bool:
-        """Whether all queues have ended."""
-        return not self._weights
+        """Whether no queue gives groups now."""
+        return len(self._paused) == len(self._weights)
 
     def next_queue(self) -> str:
         """Return the name of the queue that gives the next group. `count_group` makes the choice final."""
-        return max(self._weights, key=lambda name: self._credits[name] + self._weights[name])
+        return max(self._running, key=lambda name: self._credits[name] + self._weights[name])
 
     def count_group(self, name: str) -> None:
         """Remember that this queue has given a group."""
-        for queue, weight in self._weights.items():
+        running = self._running
+        for queue, weight in running.items():
             self._credits[queue] += weight
-        self._credits[name] -= sum(self._weights.values())
+        self._credits[name] -= sum(running.values())
 
-    def remove(self, name: str) -> None:
-        """Remove a queue that has ended; the other queues share its part."""
-        del self._weights[name], self._credits[name]
+    def pause(self, name: str) -> None:
+        """Take no more groups from a queue; the other queues share its part and its credit."""
+        self._paused.add(name)
+        left = self._credits[name]
+        self._credits[name] = 0.0
+        # The sum of all credits stays 0. Otherwise, a queue that returns would get too few groups, or too many.
+        running = self._running
+        for queue, weight in running.items():
+            self._credits[queue] += left * weight / sum(running.values())
+
+    def resume(self, name: str) -> None:
+        """Give a queue its part again."""
+        self._paused.discard(name)
+
+    @property
+    def _running(self) -> dict[str, float]:
+        return {name: weight for name, weight in self._weights.items() if name not in self._paused}
 
     def state(self) -> dict[str, float]:
         """Return the credit of each queue."""

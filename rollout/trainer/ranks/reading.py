@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from queue import Empty, Full, Queue
+from queue import Empty, SimpleQueue
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
@@ -18,8 +18,8 @@ from rollout.trainer.batches.advantages import Estimator
 from rollout.trainer.batches.samples import TrainingSample
 from rollout.trainer.batches.tensors import Credit, pack_rows, samples_with_advantages
 from rollout.trainer.blocking import BlockingReader
-from rollout.trainer.errors import NothingArrived, ReaderStateError
-from rollout.trainer.ranks.balancing import balance
+from rollout.trainer.errors import NothingArrived, ReaderStateError, ReadingStalled
+from rollout.trainer.ranks.balancing import balance, balance_rows
 from rollout.trainer.ranks.mixing import QueueMix
 from rollout.trainer.reading.groups import Group
 from rollout.trainer.reading.settings import ReaderSettings
@@ -28,6 +28,10 @@ from transports.redaction import hide_passwords
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_ASK_ENDED_SECONDS = 2.0
+"""The time between two questions to an ended queue whether its launch was resumed."""
+_STOP_SECONDS = 10.0
+"""The time that a thread has to stop at the close."""
 _STATE_VERSION = 1
 
 
@@ -112,7 +116,7 @@ class ReadEnd:
 
 
 class StepReader:
-    """Reads steps ahead. Use it in a `with` statement; reading starts with the first `receive`.
+    """Reads one step ahead. Use it in a `with` statement; reading starts with the first `receive`.
 
     Args:
         weights: the weight of each queue, by URL.
@@ -120,6 +124,7 @@ class StepReader:
         parts: the number of parts that each step is divided into.
         settings: the settings of the readers.
         timeout: the maximum seconds to wait for a group.
+        stall_timeout: the maximum seconds that the reading thread may spend on one piece of work.
     """
 
     def __init__(
@@ -130,14 +135,22 @@ class StepReader:
         parts: int,
         settings: ReaderSettings | None,
         timeout: float,
+        stall_timeout: float,
     ) -> None:
-        self._options, self._part_count, self._timeout = options, parts, timeout
+        self._options, self._part_count = options, parts
+        self._timeout, self._stall_timeout = timeout, stall_timeout
         self._names = {url: hide_passwords(url) for url in weights}
         self._mix = QueueMix({self._names[url]: weight for url, weight in weights.items()})
         self._readers = {name: BlockingReader(url, settings=settings) for url, name in self._names.items()}
+        self._ask_again_at: dict[str, float] = {}
+        """For each queue that has ended, the time of the next question."""
         self._step_number = 0
         self._after: ReadState
-        self._read_ahead: Queue[ReadStep | ReadEnd | Exception] = Queue(maxsize=1)
+        self._wanted = threading.Semaphore(1)
+        """Counts the steps that the thread may begin to read."""
+        self._read_ahead: SimpleQueue[ReadStep | ReadEnd | BaseException] = SimpleQueue()
+        self._work: tuple[str, float]
+        """What the thread does, and since when."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="step-reader", daemon=True)
         self._stack = ExitStack()
@@ -147,25 +160,46 @@ class StepReader:
             for reader in self._readers.values():
                 stack.enter_context(reader)
             self._after = self._capture_state()
-            stack.callback(self._stop_thread)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        if self._thread_stops():
+            self._stack.close()
+            return
+        # The readers may hang, too.
+        closing = threading.Thread(target=self._stack.close, name="step-reader-close", daemon=True)
+        closing.start()
+        closing.join(_STOP_SECONDS)
+        log.warning("the thread that reads the steps does not stop: for %.0f s, it %s", *self._current_work())
 
     def receive(self, timeout: float) -> ReadStep | ReadEnd | None:
-        """Return the next step, or the end; None after `timeout` seconds. Raises the errors of the reading thread."""
+        """Return the next step, or the end; None after `timeout` seconds.
+
+        Raises:
+            ReadingStalled: the reading thread hangs. This method also raises the errors of that thread.
+        """
         if self._thread.ident is None:
+            self._begin("starts")
             self._thread.start()
         try:
             item = self._read_ahead.get(timeout=timeout)
         except Empty:
+            seconds, work = self._current_work()
+            if seconds > self._stall_timeout:
+                raise ReadingStalled(
+                    f"the thread that reads the steps hangs: for {seconds:.0f} s, it {work}. Find out what blocks it. "
+                    "If this work is only slow, raise the `rank_timeout` of open_batches()."
+                ) from None
             return None
-        if isinstance(item, Exception):
+        if isinstance(item, BaseException):
             raise item
+        # Not earlier, so that the thread never holds a second step. The time of its work begins here, because the
+        # thread may get the processor only later.
+        self._begin("starts")
+        self._wanted.release()
         return item
 
     @property
@@ -214,30 +248,36 @@ class StepReader:
         for reader in self._readers.values():
             reader.version = version
 
-    def _stop_thread(self) -> None:
+    def _thread_stops(self) -> bool:
+        """Stop the thread; return False if it hangs."""
         self._stop.set()
+        self._wanted.release()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(_STOP_SECONDS)
+        return not self._thread.is_alive()
+
+    def _begin(self, work: str) -> None:
+        """Remember what the thread does from now on."""
+        self._work = (work, time.monotonic())
+
+    def _current_work(self) -> tuple[float, str]:
+        """Return for how many seconds the thread has done its current work, and what this is."""
+        work, since = self._work
+        return time.monotonic() - since, work
 
     def _run(self) -> None:
-        """Read steps until the end, an error, or the close."""
+        """Read a step whenever one is wanted, until the end, an error, or the close."""
         try:
             while not self._stop.is_set():
-                item = self._read_step()
-                if item is None or not self._hand_over(item) or isinstance(item, ReadEnd):
+                if not self._wanted.acquire(timeout=_POLL_SECONDS):
+                    continue
+                if (item := self._read_step()) is None:
                     return
-        except Exception as error:  # noqa: BLE001 - `receive` raises it
-            self._hand_over(error)
-
-    def _hand_over(self, item: ReadStep | ReadEnd | Exception) -> bool:
-        """Wait until there is room for the item; return False if the reader is closed before."""
-        while not self._stop.is_set():
-            try:
-                self._read_ahead.put(item, timeout=_POLL_SECONDS)
-            except Full:
-                continue
-            return True
-        return False
+                self._read_ahead.put(item)
+                if isinstance(item, ReadEnd):
+                    return
+        except BaseException as error:  # noqa: BLE001 - `receive` raises it
+            self._read_ahead.put(error)
 
     def _read_step(self) -> ReadStep | ReadEnd | None:
         """Return the next step, or the end; None if the reader is closed."""
@@ -254,11 +294,14 @@ class StepReader:
             else:
                 self._after = self._capture_state()  # with the end of the run, so that a commit empties the queues
             return ReadEnd(len(groups), self._after)
+        self._begin("computes the advantages")
         samples, advantages = samples_with_advantages(
             groups, estimator=options.estimator, credit=options.credit, max_length=options.max_length
         )
         self._step_number += 1
+        self._begin("captures the state of the readers")
         self._after = self._capture_state()
+        self._begin("divides a step among the ranks")
         summary = _summarise(self._step_number, groups, samples)
         return ReadStep(summary, self._divide(summary, samples, advantages), self._after)
 
@@ -266,19 +309,23 @@ class StepReader:
         """Return the groups of a step, or fewer if the queues have ended; None if the reader is closed."""
         groups: list[Group] = []
         deadline = time.monotonic() + self._timeout
-        while len(groups) < self._options.groups_per_step and not self._mix.is_empty:
+        while len(groups) < self._options.groups_per_step and (choice := self._choose_queue()) is not None:
             if self._stop.is_set():
                 return None
-            name = self._mix.next_queue()
+            name, wait_seconds = choice
             reader = self._readers[name]
-            if (group := reader.receive_group(timeout=_POLL_SECONDS)) is not None:
+            self._begin(f"reads {name}")
+            group = reader.receive_group(timeout=wait_seconds)
+            if group is None and reader.ended:
+                self._note_end(name)
+                continue
+            if name in self._mix.paused:
+                self._mix.resume(name)
+                log.info("%s has more groups, and gets its part again", name)
+            if group is not None:
                 groups.append(group)
                 self._mix.count_group(name)
                 deadline = time.monotonic() + self._timeout
-            elif reader.ended:
-                self._mix.remove(name)
-                if not self._mix.is_empty:
-                    log.info("%s has ended; the other queues share its part", name)
             elif time.monotonic() > deadline:
                 raise NothingArrived(
                     f"{name}: no whole group came within {self._timeout:g} s. Check that the workers are running, or "
@@ -286,18 +333,39 @@ class StepReader:
                 )
         return groups
 
+    def _choose_queue(self) -> tuple[str, float] | None:
+        """Return the queue to read and the seconds to wait for a group; None if all queues have ended."""
+        now = time.monotonic()
+        for name in self._names.values():
+            if name in self._mix.paused and now >= self._ask_again_at[name]:
+                return name, 0.0
+        return None if self._mix.is_empty else (self._mix.next_queue(), _POLL_SECONDS)
+
+    def _note_end(self, name: str) -> None:
+        """Pause a queue that has ended, and ask it again later, because its launch may be resumed."""
+        self._ask_again_at[name] = time.monotonic() + _ASK_ENDED_SECONDS
+        if name in self._mix.paused:
+            return
+        self._mix.pause(name)
+        if not self._mix.is_empty:
+            log.info("%s has ended; the other queues share its part", name)
+            return
+        # The end is valid only if all queues have ended at the same time.
+        for other in self._mix.paused - {name}:
+            self._ask_again_at[other] = 0.0
+
     def _divide(
         self, summary: StepSummary, samples: Sequence[TrainingSample], advantages: Sequence[float | npt.NDArray[Any]]
     ) -> tuple[StepPart, ...]:
         """Divide the samples, so that the parts have about equally many tokens and exactly equally many rows."""
         packing = self._options.packing
-        max_rows = max(1, -(-len(samples) // self._part_count))
         lengths = [len(sample.token_ids) for sample in samples]
-        shares = balance(lengths, self._part_count, max_items=max_rows if packing is None else None)
+        shares = (balance_rows if packing is None else balance)(lengths, self._part_count)
         samples_by_part = [tuple(samples[at] for at in share) for share in shares]
-        rows = max_rows if packing is None else max(1, *(len(pack_rows(part, packing)) for part in samples_by_part))
+        rows = (len(part) if packing is None else len(pack_rows(part, packing)) for part in samples_by_part)
+        row_count = max(1, *rows)
         return tuple(
-            StepPart(summary, part, tuple(advantages[at] for at in share), rows)
+            StepPart(summary, part, tuple(advantages[at] for at in share), row_count)
             for part, share in zip(samples_by_part, shares, strict=True)
         )
 

@@ -17,8 +17,8 @@ from rollout.trainer.testing import put_all, scripted_rollout
 from tests.needs.torch.ranks.trainer import run_rank
 from transports import QueueStats, open_queue
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["rollout.trainer.ranks.batches"])  # torch takes seconds to import
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["rollout.trainer.ranks.batches"])  # torch takes seconds to import
 _TRAINER = str(Path(__file__).with_name("trainer.py"))
 DEADLINE = 100.0
 
@@ -102,7 +102,7 @@ def launch(directory: Path, ranks: int, *, stopped: int | None = None, **options
     """
     logs = _new_logs(directory)
     arguments = json.dumps({"logs": str(logs), "store": str(logs / "store"), **options})
-    processes = [_FORKS.Process(target=run_rank, args=(arguments, rank, ranks)) for rank in range(ranks)]
+    processes = [FORKS.Process(target=run_rank, args=(arguments, rank, ranks)) for rank in range(ranks)]
     for process in processes:
         process.start()
     deadline = time.monotonic() + DEADLINE

@@ -2,8 +2,9 @@
 
 import math
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from rollout.trainer import (
     NothingArrived,
     ReaderSettings,
     ReaderStateError,
+    ReadingStalled,
     SampleTooLong,
     TrajectoryReader,
     open_batches,
 )
+from rollout.trainer.batches.advantages import Rewards
 from rollout.trainer.testing import put_all, scripted_rollout
 from tests.needs.torch.ranks.launching import fill, stats_of
 from transports import open_queue
@@ -134,6 +137,49 @@ def test_queues_have_exact_shares_and_the_others_share_the_part_of_one_that_has_
     assert batches.left_over == 2
 
 
+def announce(url: str, phase: LaunchPhase, *, number: int = 1) -> None:
+    async def put() -> None:
+        async with open_queue(url) as queue:
+            status = LaunchStatus(url, "Scripted", number, phase, "/run", "node", 1)
+            await put_in_every_partition(queue, status)
+
+    anyio.run(put)
+
+
+def test_a_queue_whose_launch_was_resumed_gets_its_part_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rollout.trainer.ranks.reading._ASK_ENDED_SECONDS", 0.1)
+    caplog.set_level("INFO", "rollout.trainer.ranks.reading")
+    long, stopped = f"file://{tmp_path}/long?retain=true", f"file://{tmp_path}/stopped?retain=true"
+    announce(long, LaunchPhase.RUNNING)
+    fill(long, 3, prefix="long")
+    announce(stopped, LaunchPhase.RUNNING)
+    fill(stopped, 1, prefix="stopped")
+    announce(stopped, LaunchPhase.STOPPED)
+
+    with open_batches({long: 1.0, stopped: 1.0}, groups_per_step=2, timeout=60) as batches:
+        steps = list(islice(batches, 2))
+        assert f"{stopped} has ended; the other queues share its part" in caplog.text
+        announce(stopped, LaunchPhase.RUNNING, number=2)
+        fill(stopped, 3, prefix="stopped-again")
+        announce(stopped, LaunchPhase.DONE, number=2)
+        wait_for(lambda: f"{stopped} has more groups" in caplog.text)
+        fill(long, 3, prefix="long-again")
+        announce(long, LaunchPhase.DONE)
+        steps += batches
+        assert batches.left_over == 0
+    trained = [group.rstrip("0123456789") for group in groups_of(steps)]
+    assert Counter(trained) == {"long": 3, "stopped": 1, "stopped-again": 3, "long-again": 3}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_restored_mix_of_queues_trains_on_each_group_once(tmp_path: Path) -> None:
     urls = [f"file://{tmp_path}/{name}?replay=true" for name in "ab"]
     ids = [
@@ -179,7 +225,9 @@ def test_an_invalid_state_is_refused(url: str, state: dict[str, Any], message: s
 def test_a_long_wait_for_groups_is_an_error_that_is_raised_again(url: str) -> None:
     with open_batches(url, timeout=0.1) as batches:
         for _ in range(2):
-            with pytest.raises(NothingArrived, match=r"no whole group came within 0.1 s .* `timeout` of open_batches"):
+            with pytest.raises(
+                NothingArrived, match=r"no whole group came within 0.1 s\. .* `timeout` of open_batches"
+            ):
                 next(batches)
 
 
@@ -191,11 +239,64 @@ def test_an_error_of_the_reading_thread_comes_after_the_steps_before_it(url: str
         next(batches)
 
 
+def test_a_reading_thread_that_hangs_is_an_error_and_batches_close(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(url, 4)
+    monkeypatch.setattr("rollout.trainer.ranks.reading._STOP_SECONDS", 0.1)
+    released = threading.Event()
+
+    def hang(rewards: Rewards) -> Rewards:
+        released.wait(60)
+        return rewards
+
+    with (
+        open_batches(url, groups_per_step=1, estimator=hang, rank_timeout=1) as batches,
+        pytest.raises(ReadingStalled, match=r"it computes the advantages\..* `rank_timeout` of open_batches"),
+    ):
+        next(batches)
+    released.set()
+    assert "the thread that reads the steps does not stop" in caplog.text
+
+
+def test_every_error_of_the_reading_thread_is_raised(url: str) -> None:
+    fill(url, 2)
+
+    def exit_early(rewards: Rewards) -> Rewards:
+        raise SystemExit("no advantages today")
+
+    with (
+        open_batches(url, groups_per_step=1, estimator=exit_early, rank_timeout=5) as batches,
+        pytest.raises(SystemExit, match="no advantages today"),
+    ):
+        next(batches)
+
+
+def test_exactly_one_step_is_read_ahead(url: str) -> None:
+    fill(url, 4)
+    begun: list[int] = []
+    second, third = threading.Event(), threading.Event()
+
+    def note(rewards: Rewards) -> Rewards:
+        begun.append(len(begun) + 1)
+        for number, event in ((2, second), (3, third)):
+            if number == begun[-1]:
+                event.set()
+        return rewards
+
+    with open_batches(url, groups_per_step=1, estimator=note) as batches:
+        next(batches)
+        assert second.wait(30)
+        assert not third.wait(1)
+        next(batches)
+        assert third.wait(30)
+
+
 def test_the_version_reaches_the_readers(url: str) -> None:
     fill(url, 4)
     with open_batches(url, groups_per_step=1, settings=ReaderSettings(max_staleness=1), timeout=1.0) as batches:
         batches.version = 9  # the rollouts have the version 7
-        with pytest.raises(NothingArrived, match="stale=8"):
+        with pytest.raises(NothingArrived, match="8 trajectories were dropped, because they were too stale"):
             next(batches)
 
 

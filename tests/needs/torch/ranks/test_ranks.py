@@ -103,6 +103,18 @@ def test_torchrun_restarts_killed_ranks_and_each_group_trains_once(
     assert json.loads((tmp_path / "checkpoint.json").read_text())["weights"] == ids[:-2]
 
 
+def test_two_ranks_train_on_queues_in_proportion_to_their_weights(tmp_path: Path) -> None:
+    many, few = f"file://{tmp_path}/many", f"file://{tmp_path}/few"
+    fill(many, 12, prefix="many")
+    fill(few, 4, prefix="few")
+    weights = {f"{many}?replay=true": 3.0, f"{few}?replay=true": 1.0}
+    run = launch(tmp_path, 2, url=weights, arguments={"groups_per_step": 4})
+    assert run.codes == [0] * 2, run.output
+    assert_equal_steps(run, [group for step in run.steps(0) for group in step["groups"]])
+    shares = [Counter(group.rstrip("0123456789") for group in step["groups"]) for step in run.steps(1)]
+    assert shares == [Counter(many=3, few=1)] * 4
+
+
 def test_ranks_with_the_same_data_get_identical_batches(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/trajectories"
     fill(url, 20)
@@ -179,6 +191,24 @@ def test_a_group_of_some_ranks_has_batches_of_its_own(tmp_path: Path) -> None:
     assert run.codes == [0] * 3, run.output
     run.lines = run.lines[1:]
     assert_equal_steps(run, ids)
+
+
+def test_a_rank_may_have_more_process_groups_than_the_others(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/trajectories"
+    ids = fill(url, 4)
+    arguments = {"groups_per_step": 2, "rank_timeout": 20}
+    run = launch(tmp_path, 2, url=f"{url}?replay=true", arguments=arguments, group_of_its_own=1)
+    assert run.codes == [0] * 2, run.output
+    assert_equal_steps(run, ids)
+
+
+def test_batches_can_be_opened_again_in_the_same_processes(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/trajectories"
+    ids = fill(url, 4)
+    arguments = {"groups_per_step": 2, "rank_timeout": 20}
+    run = launch(tmp_path, 2, url=f"{url}?replay=true", arguments=arguments, openings=3)
+    assert run.codes == [0] * 2, run.output
+    assert_equal_steps(run, ids * 3)
 
 
 @pytest.mark.parametrize(("stopped", "seconds"), [(1, 2), (0, 12)], ids=["another rank", "the reading rank"])

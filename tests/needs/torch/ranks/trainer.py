@@ -38,6 +38,8 @@ class Options:
         fail: the rank and the step of an exception in the training loop.
         leave: the rank and the step at which this rank leaves its loop.
         group: the ranks of the process group; empty: all.
+        group_of_its_own: the rank that has one process group more than the others; -1: none.
+        openings: how often each rank opens and reads its batches.
     """
 
     logs: str
@@ -53,6 +55,8 @@ class Options:
     fail: tuple[int, int] = (-1, -1)
     leave: tuple[int, int] = (-1, -1)
     group: list[int] = field(default_factory=list)
+    group_of_its_own: int = -1
+    openings: int = 1
 
 
 class Trainer:
@@ -72,14 +76,17 @@ class Trainer:
             arguments["process_group"] = dist.new_group(options.group)
             if self.rank not in options.group:
                 return
+        if options.group_of_its_own == self.rank:
+            dist.new_group([self.rank], use_local_synchronization=True)
         if options.processor:
             arguments["materializer"] = Materializer("qwen_vl", options.processor, images="missing", backend="pil")
         try:
-            with open_batches(options.url, settings=ReaderSettings(require_images=False), **arguments) as batches:
-                self.write(opened=dist.get_world_size())
-                self.load(batches)
-                self.train(batches)
-                self.write(ended=True, left_over=batches.left_over)
+            for _ in range(options.openings):
+                with open_batches(options.url, settings=ReaderSettings(require_images=False), **arguments) as batches:
+                    self.write(opened=dist.get_world_size())
+                    self.load(batches)
+                    self.train(batches)
+                    self.write(ended=True, left_over=batches.left_over)
         except Exception as error:
             self.write(error=type(error).__name__, text=str(error))
             raise

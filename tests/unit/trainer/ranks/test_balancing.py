@@ -1,15 +1,17 @@
-"""The division of samples among ranks: the heaviest rank is light, and no rank has too many samples."""
+"""The division of samples among ranks: the heaviest rank is light, and no rank has more rows than this needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.trainer.ranks.balancing import balance
+from rollout.trainer.ranks.balancing import balance, balance_rows
 
 UNEQUAL = st.one_of(st.integers(1, 20), st.integers(100, 120), st.integers(1, 1000))
+
+HEAVY_TAIL = st.floats(0.001, 1).map(lambda share: min(32_768, int(50 / share**1.1)))
+Divide = Callable[[Sequence[int], int], list[list[int]]]
 
 
 def heaviest(lengths: Sequence[int], shares: Sequence[Sequence[int]]) -> int:
@@ -20,33 +22,44 @@ def bound(lengths: Sequence[int], ranks: int) -> float:
     return max(1.15 * sum(lengths) / ranks, max(lengths, default=0))
 
 
-def smallest_heaviest(lengths: Sequence[int], ranks: int, max_items: int) -> int:
-    """Try all divisions."""
-    best = sum(lengths)
+def all_divisions(lengths: Sequence[int], ranks: int) -> Iterator[list[list[int]]]:
     for owners in product(range(ranks), repeat=len(lengths)):
-        shares = [[at for at, owner in enumerate(owners) if owner == rank] for rank in range(ranks)]
-        if max(map(len, shares)) <= max_items:
-            best = min(best, heaviest(lengths, shares))
-    return best
+        yield [[at for at, owner in enumerate(owners) if owner == rank] for rank in range(ranks)]
 
 
-@given(st.lists(UNEQUAL, max_size=60), st.integers(1, 9), st.booleans())
-def test_each_item_has_one_rank_and_no_rank_has_too_many_items(lengths: list[int], ranks: int, limited: bool) -> None:
-    max_items = -(-len(lengths) // ranks) if limited else None
-    shares = balance(lengths, ranks, max_items=max_items)
+def most_items(shares: Sequence[Sequence[int]]) -> int:
+    return max(map(len, shares))
+
+
+@given(st.lists(UNEQUAL, max_size=60), st.integers(1, 9), st.sampled_from([balance, balance_rows]))
+def test_each_item_has_one_rank(lengths: list[int], ranks: int, divide: Divide) -> None:
+    shares = divide(lengths, ranks)
     assert sorted(at for share in shares for at in share) == list(range(len(lengths)))
     assert len(shares) == ranks
-    assert all(len(share) <= (len(lengths) if max_items is None else max_items) for share in shares)
 
 
-@given(st.lists(UNEQUAL, max_size=7), st.integers(1, 3), st.booleans())
-def test_a_small_case_keeps_the_bound_if_any_division_does(lengths: list[int], ranks: int, limited: bool) -> None:
-    max_items = -(-len(lengths) // ranks) if limited else len(lengths)
-    found = heaviest(lengths, balance(lengths, ranks, max_items=max_items))
-    optimum = smallest_heaviest(lengths, ranks, max_items)
+@given(st.lists(UNEQUAL, max_size=7), st.integers(1, 3), st.sampled_from([balance, balance_rows]))
+def test_a_small_case_keeps_the_bound_if_any_division_does(lengths: list[int], ranks: int, divide: Divide) -> None:
+    found = heaviest(lengths, divide(lengths, ranks))
+    optimum = min(heaviest(lengths, shares) for shares in all_divisions(lengths, ranks))
     assert optimum <= found
     if optimum <= bound(lengths, ranks):
         assert found <= bound(lengths, ranks)
+
+
+@given(st.lists(UNEQUAL, max_size=7), st.integers(1, 3))
+def test_no_smaller_number_of_rows_keeps_the_bound_in_a_small_case(lengths: list[int], ranks: int) -> None:
+    shares = balance_rows(lengths, ranks)
+    limit = max(bound(lengths, ranks), heaviest(lengths, shares))
+    fewest = min(most_items(other) for other in all_divisions(lengths, ranks) if heaviest(lengths, other) <= limit)
+    assert most_items(shares) == fewest
+
+
+@given(st.integers(2, 8).flatmap(lambda ranks: st.tuples(st.just(ranks), st.lists(HEAVY_TAIL, min_size=8 * ranks))))
+def test_rows_of_a_heavy_tail_are_as_balanced_as_packed_ones(case: tuple[int, list[int]]) -> None:
+    ranks, lengths = case
+    packed = heaviest(lengths, balance(lengths, ranks))
+    assert heaviest(lengths, balance_rows(lengths, ranks)) <= max(bound(lengths, ranks), packed)
 
 
 @given(st.integers(2, 8).flatmap(lambda ranks: st.tuples(st.just(ranks), st.lists(UNEQUAL, min_size=8 * ranks))))
@@ -58,8 +71,7 @@ def test_many_items_keep_the_bound(case: tuple[int, list[int]]) -> None:
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=20), st.integers(2, 4))
 def test_a_perfect_division_that_longest_first_misses_is_within_the_bound(half: list[int], ranks: int) -> None:
     lengths = half * ranks  # every rank can have the same items
-    found = heaviest(lengths, balance(lengths, ranks, max_items=len(half)))
-    assert found <= bound(lengths, ranks)
+    assert heaviest(lengths, balance(lengths, ranks)) <= bound(lengths, ranks)
 
 
 def test_swaps_make_two_ranks_equal() -> None:
@@ -70,6 +82,12 @@ def test_ranks_without_items_have_empty_shares() -> None:
     assert balance([5], 3) == [[0], [], []]
 
 
-def test_too_little_room_is_an_error() -> None:
-    with pytest.raises(ValueError, match="5 items do not fit on 2 ranks with at most 2 items each"):
-        balance([1, 1, 1, 1, 1], 2, max_items=2)
+def test_equal_items_have_equally_many_rows() -> None:
+    assert [len(share) for share in balance_rows([100] * 12, 4)] == [3] * 4
+
+
+def test_a_light_rank_has_more_rows_if_the_balance_needs_it() -> None:
+    lengths = [1000, *[100] * 9]
+    shares = balance_rows(lengths, 2)
+    assert heaviest(lengths, shares) <= bound(lengths, 2)
+    assert most_items(shares) == 9

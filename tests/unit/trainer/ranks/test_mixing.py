@@ -35,14 +35,30 @@ def test_a_restored_mix_continues_as_the_saved_one(weights: dict[str, int], befo
     assert take(restored, 20) == take(mix, 20)
 
 
-def test_the_others_share_the_part_of_a_queue_that_has_ended() -> None:
+def test_the_others_share_the_part_of_a_paused_queue() -> None:
     mix = QueueMix({"a": 2, "b": 1, "c": 1})
     take(mix, 4)
-    mix.remove("a")
+    mix.pause("a")
+    assert mix.paused == {"a"}
     assert Counter(take(mix, 10)) == {"b": 5, "c": 5}
-    mix.remove("b")
-    mix.remove("c")
+    mix.pause("b")
+    assert not mix.is_empty
+    mix.pause("c")
     assert mix.is_empty
+
+
+@given(WEIGHTS, st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 5)), max_size=30))
+def test_after_pauses_each_queue_has_its_share_again(weights: dict[str, int], pauses: list[tuple[str, int]]) -> None:
+    mix = QueueMix(weights)
+    for name, count in pauses:
+        if name in weights and len(weights) > 1:
+            mix.pause(name)
+            take(mix, count)
+            mix.resume(name)
+    period = sum(weights.values())
+    taken = Counter(take(mix, 10 * period))
+    for name, weight in weights.items():
+        assert abs(taken[name] - 10 * weight) <= len(weights) + 1
 
 
 def test_a_choice_that_gives_no_group_changes_nothing() -> None:
