@@ -4,6 +4,8 @@ for packet in await scripted_rollout("000000.0", turns=3, group_size=4):
     await queue.put(packet.frames, key=packet.key, tag=packet.tag)
 """
 
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from renderers_adapter.tokens import ExpandedIds, ImageSlot, LogicalIds, TokenRun, expand
+from rollout.records.announcing import put_in_every_partition
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.evidence import VersionSpan, answer_digest, prompt_digest
 from rollout.records.kinds import MessageTokens, PromptSource, Step
+from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.records.messages import FinishReason
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.records.task import Task
@@ -118,6 +122,14 @@ async def put_all(queue: Queue, packets: list[Packet]) -> None:
     """Put all packets into a queue, in the given order."""
     for packet in packets:
         await queue.put(packet.frames, key=packet.key, tag=packet.tag)
+
+
+async def put_status(
+    queue: Queue, phase: LaunchPhase, *, run: str = "run", environment: str = "Scripted", launch: int = 1
+) -> None:
+    """Say in every partition, as a launch on this machine does, that it runs or that it has ended."""
+    status = LaunchStatus(run, environment, launch, phase, f"/data/{run}", socket.gethostname(), os.getpid())
+    await put_in_every_partition(queue, status)
 
 
 async def read_all(reader: TrajectoryReader, timeout: float = 0.02) -> list[Trajectory]:

@@ -13,8 +13,7 @@ import anyio
 import pytest
 from torch.utils.data import DataLoader
 
-from rollout.records.announcing import put_in_every_partition
-from rollout.records.launch_status import LaunchPhase, LaunchStatus
+from rollout.records.launch_status import LaunchPhase
 from rollout.trainer import (
     Batch,
     Group,
@@ -26,7 +25,7 @@ from rollout.trainer import (
     TrajectoryDataset,
     batch_of,
 )
-from rollout.trainer.testing import put_all, scripted_rollout
+from rollout.trainer.testing import put_all, put_status, scripted_rollout
 from transports import QueueStats, open_queue
 
 GROUPS = 12
@@ -164,8 +163,7 @@ def test_a_replayed_run_ends(url: str) -> None:
 def test_a_loader_ends_when_the_launch_has_ended(url: str, workers: int) -> None:
     async def announce_the_end() -> None:
         async with open_queue(url) as queue:
-            status = LaunchStatus("run", "Scripted", 1, LaunchPhase.DONE, "/data/run", "node", 1)
-            await put_in_every_partition(queue, status)
+            await put_status(queue, LaunchPhase.DONE)
 
     anyio.run(announce_the_end)
     portions = list(loader_of(TrajectoryDataset(url, batch_of), workers))

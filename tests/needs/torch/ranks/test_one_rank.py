@@ -12,9 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from rollout.records.announcing import put_in_every_partition
 from rollout.records.endings import RolloutLimit
-from rollout.records.launch_status import LaunchPhase, LaunchStatus
+from rollout.records.launch_status import LaunchPhase
 from rollout.trainer import (
     NothingArrived,
     ReaderSettings,
@@ -25,7 +24,7 @@ from rollout.trainer import (
     open_batches,
 )
 from rollout.trainer.batches.advantages import Rewards
-from rollout.trainer.testing import put_all, scripted_rollout
+from rollout.trainer.testing import put_all, put_status, scripted_rollout
 from tests.needs.torch.ranks.launching import fill, stats_of
 from transports import open_queue
 
@@ -117,7 +116,7 @@ def test_batches_end_when_the_launch_has_ended_and_a_last_commit_empties_the_que
 
     async def announce_the_end() -> None:
         async with open_queue(url) as queue:
-            await put_in_every_partition(queue, LaunchStatus("run", "Scripted", 1, LaunchPhase.DONE, "/run", "node", 1))
+            await put_status(queue, LaunchPhase.DONE)
 
     anyio.run(announce_the_end)
     with open_batches(url, groups_per_step=2) as batches:
@@ -140,8 +139,7 @@ def test_queues_have_exact_shares_and_the_others_share_the_part_of_one_that_has_
 def announce(url: str, phase: LaunchPhase, *, number: int = 1) -> None:
     async def put() -> None:
         async with open_queue(url) as queue:
-            status = LaunchStatus(url, "Scripted", number, phase, "/run", "node", 1)
-            await put_in_every_partition(queue, status)
+            await put_status(queue, phase, run=url, launch=number)
 
     anyio.run(put)
 
@@ -296,7 +294,7 @@ def test_the_version_reaches_the_readers(url: str) -> None:
     fill(url, 4)
     with open_batches(url, groups_per_step=1, settings=ReaderSettings(max_staleness=1), timeout=1.0) as batches:
         batches.version = 9  # the rollouts have the version 7
-        with pytest.raises(NothingArrived, match="8 trajectories were dropped, because they were too stale"):
+        with pytest.raises(NothingArrived, match="dropped because they were too stale: 8"):
             next(batches)
 
 
