@@ -80,7 +80,9 @@ class RolloutGRPOTrainer(GRPOTrainer):
         peft_config: Any = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        check_arguments(args, batches, correction=correction, raw_logprobs=raw_logprobs)
+        check_arguments(
+            args, batches, correction=correction, raw_logprobs=raw_logprobs, allowed=allowed_token_ids is not None
+        )
         args.ignore_data_skip = True  # the batches continue from their own state
         super().__init__(
             model,
