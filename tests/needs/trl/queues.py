@@ -17,7 +17,6 @@ from tests.needs.trl.world import ANYTHING, config
 from transports import QueueStats, open_queue
 
 
-
 def fill(url: str, groups: int, *, size: int = 2) -> list[str]:
     """Put groups into a queue, and the end of the launch; return the ids of the groups.
 

@@ -4,6 +4,7 @@ rank.py URL CHECKPOINT OUTPUT SETTINGS        SETTINGS are those of `trainer_fro
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def main() -> None:
         report = {"ranks": trainer.args.world_size, "published": published, "log": trainer.state.log_history}
         Path(output, f"report{trainer.args.process_index}.json").write_text(json.dumps(report))
     dist.destroy_process_group()
+    os._exit(0)  # at the end of Python 3.11.7, the garbage collection of torch's objects may not end
 
 
 if __name__ == "__main__":

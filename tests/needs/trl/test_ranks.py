@@ -20,13 +20,17 @@ SETTINGS = {"max_steps": 2, "save_steps": 1, "learning_rate": 3.0, "lr_scheduler
 
 def run_two_ranks(url: str, checkpoint: Path, output: Path, **settings: Any) -> list[dict[str, Any]]:
     """Train on two ranks; return the report of each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     arguments = [str(Path(__file__).with_name("rank.py")), url, str(checkpoint), str(output), json.dumps(settings)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments], env=environment, timeout=DEADLINE, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    with subprocess.Popen(
+        [*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=DEADLINE)
+        finally:
+            process.terminate()  # torchrun ends its ranks too
+    assert process.returncode == 0, printed[-4000:]
     return [json.loads((output / f"report{rank}.json").read_text()) for rank in range(2)]
 
 
