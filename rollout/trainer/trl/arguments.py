@@ -88,8 +88,8 @@ def check_arguments(args: Any, batches: RankBatches, *, correction: bool, raw_lo
         )
     if raw_logprobs and allowed:
         raise UnsupportedConfig(
-            "allowed_token_ids does not fit raw_logprobs=True, because raw log-probs are of the whole vocabulary. Leave "
-            "allowed_token_ids out."
+            "allowed_token_ids does not fit raw_logprobs=True, because raw log-probs are of the whole vocabulary. "
+            "Leave allowed_token_ids out."
         )
     if correction and args.loss_type == "vespo" and not args.vllm_importance_sampling_mode.startswith("token"):
         raise UnsupportedConfig(

@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 from transformers import TrainerCallback
 
-from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.records.announcing import put_in_every_partition
+from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.trainer import ComparisonThresholds, open_batches
 from rollout.trainer.testing import put_all, scripted_rollout
 from rollout.trainer.trl import RolloutGRPOTrainer

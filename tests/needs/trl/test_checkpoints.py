@@ -57,7 +57,7 @@ def test_the_weights_after_a_resume_are_those_of_one_training(checkpoint: Path, 
         url, output = f"file://{tmp_path}/{name}?retain=true", tmp_path / f"{name}-out"
         fill(url, 4)
         for steps in max_steps:
-            settings = {
+            settings: dict[str, Any] = {
                 "max_steps": steps,
                 "learning_rate": 1.0,
                 "lr_scheduler_type": "constant",
