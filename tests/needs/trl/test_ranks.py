@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.needs.trl.queues import fill, stats_of, trainer_from
 
 DEADLINE = 120.0
-SETTINGS: dict[str, Any] = {"max_steps": 2, "save_steps": 1, "learning_rate": 3.0, "lr_scheduler_type": "constant"}
+SETTINGS: dict[str, Any] = {"max_steps": 9, "save_steps": 1, "learning_rate": 3.0, "lr_scheduler_type": "constant"}
 """The scripted log-probs are far from those of the model. So the gradients are small, and the steps must be large."""
 
 
