@@ -107,9 +107,10 @@ def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | Non
 
 
 @contextmanager
-def running_launch(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+def running_launch(run: Path, workers: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run `rollout launch` for a run that already has its directory."""
-    with rollout_command(["launch", "--resume", str(run), "--workers", str(workers)], launch_log(run)) as process:
+    command = ["launch", "--resume", str(run), "--workers", str(workers), *options]
+    with rollout_command(command, launch_log(run)) as process:
         yield process
 
 
