@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, TrainerCallback
+from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
@@ -89,6 +89,7 @@ class CodewordTraining:
                 thresholds=thresholds_for(self._config.policy.max_staleness),
                 callbacks=[Progress(self._options.target)],
             )
+            trainer.remove_callback(PrinterCallback)  # `Progress` prints less
             trainer.train(resume_from_checkpoint=last_checkpoint(self._settings.output_dir))
         return steps_of(trainer.state.log_history)
 
@@ -120,7 +121,7 @@ def training_settings(run: RunDirectory, config: Config, options: argparse.Names
 
 
 class Progress(TrainerCallback):
-    """Prints a line about each step, measures its time, and ends the training at the target."""
+    """Prints a line about each step, measures its time, and ends the training when the target is reached."""
 
     def __init__(self, target: float) -> None:
         self._target = target
