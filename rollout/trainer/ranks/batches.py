@@ -217,6 +217,16 @@ class RankBatches:
             self._reader.commit(self._saved.commit_numbers)
 
     @property
+    def packing(self) -> int | None:
+        """The maximum number of tokens in a row; None: each sample has a row of its own."""
+        return self._options.packing
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks that train together. It is known inside the `with` block."""
+        return self._exchange.size
+
+    @property
     def version(self) -> int | None:
         """The trainer's policy version. Set it after each update; the reading rank needs it to compute staleness."""
         return self._version

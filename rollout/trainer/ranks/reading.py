@@ -1,6 +1,7 @@
 """Reads whole steps ahead on the reading rank, in a thread, and divides each step among the ranks."""
 
 import logging
+import statistics
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,14 @@ class StepSummary:
     """The number of tokens that train."""
     reward: float
     """The mean reward of the trajectories that train."""
+    reward_std: float
+    """The standard deviation of these rewards, with n - 1 in the denominator; 0 for one reward."""
+    rewards: Mapping[str, float]
+    """The mean of each named reward of these trajectories, without its weight. Empty if the rewards have no names."""
+    uniform_groups: int
+    """The number of groups with something to train, but with equal rewards."""
+    failed: int
+    """The number of trajectories that do not train: they failed, have no score, or are held back."""
     has_images: bool
     """Whether a sample has an image."""
 
@@ -310,12 +319,23 @@ class StepReader:
 
 
 def _summarise(number: int, groups: Sequence[Group], samples: Sequence[TrainingSample]) -> StepSummary:
-    rewards = [member.reward for group in groups for member in group.trajectories if member.trainable]
+    trained = [[member for member in group.trajectories if member.trainable] for group in groups]
+    rewards_by_group = [[float(member.reward or 0.0) for member in members] for members in trained if members]
+    rewards = [reward for group_rewards in rewards_by_group for reward in group_rewards]
+    named: dict[str, list[float]] = {}
+    for members in trained:
+        for member in members:
+            for name, reward in member.rewards.items():
+                named.setdefault(name, []).append(reward.value)
     return StepSummary(
         number=number,
         groups=tuple(group.id for group in groups),
         samples=len(samples),
         trained_tokens=sum(int(sample.mask.sum()) for sample in samples),
-        reward=sum(reward for reward in rewards if reward is not None) / len(rewards),
+        reward=statistics.fmean(rewards),
+        reward_std=statistics.stdev(rewards) if len(rewards) > 1 else 0.0,
+        rewards={name: statistics.fmean(values) for name, values in named.items()},
+        uniform_groups=sum(len(set(group_rewards)) == 1 for group_rewards in rewards_by_group),
+        failed=sum(len(group.trajectories) for group in groups) - len(rewards),
         has_images=any(sample.images for sample in samples),
     )
