@@ -93,9 +93,7 @@ def first_checkpoint(options: argparse.Namespace, runs: Path) -> Path:
     return checkpoint
 
 
-def create_training_run(
-    options: argparse.Namespace, checkpoint: Path, runs: Path, engine_setting: str
-) -> RunDirectory:
+def create_training_run(options: argparse.Namespace, checkpoint: Path, runs: Path, engine_setting: str) -> RunDirectory:
     """Create the run, and publish the first version, so that no rollout is played before the engine has a version."""
     settings = {
         "engine.sampling.seed": options.seed,
@@ -115,7 +113,13 @@ def ranks_command(run: RunDirectory, options: argparse.Namespace, engine_setting
     flags = [f"--num_processes={options.ranks}", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     if options.ranks > 1:
         flags += ["--multi_gpu", "--main_process_port=0"]  # also starts ranks without a GPU; see `_RANK_VARIABLES`
-    program = ["-m", "examples.trl_color_codeword.train", str(run.path), f"--set={engine_setting}", f"--ranks={options.ranks}"]
+    program = [
+        "-m",
+        "examples.trl_color_codeword.train",
+        str(run.path),
+        f"--set={engine_setting}",
+        f"--ranks={options.ranks}",
+    ]
     program += [f"--target={options.target}", f"--steps={options.steps}", f"--save-steps={options.save_steps}"]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, *program]
 

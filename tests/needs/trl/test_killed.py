@@ -132,7 +132,11 @@ def test_a_killed_trainer_continues_as_if_nothing_had_happened(
 
 def test_torchrun_restarts_a_killed_rank_and_each_group_is_trained_once(tmp_path: Path, model: Path) -> None:
     training, choice = Killed(tmp_path, model), random.Random(2)
-    kills = [(1, choice.randint(1, SAVE_STEPS), "trained"), (0, 2 * SAVE_STEPS, "renamed"), (1, 3 * SAVE_STEPS, "moment")]
+    kills = [
+        (1, choice.randint(1, SAVE_STEPS), "trained"),
+        (0, 2 * SAVE_STEPS, "renamed"),
+        (1, 3 * SAVE_STEPS, "moment"),
+    ]
     kills = kills if FULL else kills[:1]
     flags = ["--standalone", "--nproc-per-node=2", f"--max-restarts={len(kills)}"]
     # Without the last variable, restarted ranks find the addresses of the dead ones in torchrun's store.

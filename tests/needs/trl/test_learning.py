@@ -1,6 +1,7 @@
 """The example with TRL learns, on one rank and on two; it is resumed from its last checkpoint."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import pytest
 
 from examples.trl_color_codeword.train import CHECKPOINTS, DIFFERENCE, PICTURE, smoothed_reward, steps_of
 from rollout.trainer.weights.directory import WeightsDirectory
-from tests.needs.trl.test_killed import FULL
 
+FULL = os.environ.get("ROLLOUT_TESTS") == "full"
 TIMEOUT = 30 * 60.0 if FULL else 300.0
 
 
@@ -21,7 +22,13 @@ def train(repository: Path, *options: str) -> str:
     """Run the example; return what it printed."""
     command = [sys.executable, "-m", "examples.trl_color_codeword.run", *options]
     ended = subprocess.run(
-        command, cwd=repository, timeout=TIMEOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        cwd=repository,
+        timeout=TIMEOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
