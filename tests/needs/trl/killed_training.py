@@ -83,7 +83,8 @@ class KilledTrainer(RolloutGRPOTrainer):  # type: ignore[misc]  # TRL has no typ
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        (Path(output_dir) / GROUPS_FILE).write_text(json.dumps(self.recorded.trained))
+        if rank() == 0:
+            (Path(output_dir) / GROUPS_FILE).write_text(json.dumps(self.recorded.trained))
         kill_at(self.options, self.state.global_step, "writing")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
