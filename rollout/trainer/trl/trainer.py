@@ -186,7 +186,7 @@ class RolloutGRPOTrainer(GRPOTrainer):
             ratio = importance_ratio(old, inputs["sampling_per_token_logps"], mask, self.args)
             inputs["importance_sampling_ratio"] = ratio
             has_tokens = mask.sum(dim=-1) > 0
-            self._ratios.append(ratio[has_tokens] if ratio.shape[1] == 1 else ratio[mask.bool()])
+            self._ratios.append(ratio[has_tokens].flatten() if ratio.shape[1] == 1 else ratio[mask.bool()])
         if self.beta != 0.0:
             inputs["ref_per_token_logps"] = self._reference_logprobs(inputs)
         return inputs
