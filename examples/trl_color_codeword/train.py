@@ -6,10 +6,8 @@ The batches come from the queue of the run. TRL does the rest: the loss, the opt
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,11 +15,19 @@ from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCa
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
-from examples.grpo_color_codeword.curves import Curve, svg
 from examples.grpo_color_codeword.environment import color_ids
 from examples.grpo_color_codeword.grpo import CLIP, LEARNING_RATE
 from examples.grpo_color_codeword.processes import end_with_parent
 from examples.grpo_color_codeword.training import thresholds_for
+from examples.trl_color_codeword.report import (
+    CHECKPOINTS,
+    DIFFERENCE,
+    SECONDS,
+    StepLog,
+    report,
+    smoothed_reward,
+    steps_of,
+)
 from rollout.config.load import Config
 from rollout.errors import RolloutError
 from rollout.log import log_to_json_file
@@ -32,18 +38,6 @@ from rollout.trainer import Consumption, Materializer, PolicyPublisher, open_bat
 from rollout.trainer.trl import RolloutGRPOTrainer, last_checkpoint
 from rollout.trainer.weights.directory import Saver
 from rollout.trainer.weights.from_config import publisher_settings
-
-CHECKPOINTS = "checkpoints"
-"""The directory of TRL's checkpoints in the run's directory."""
-PICTURE = "learning.svg"
-"""The file with the curves in the run's directory."""
-DIFFERENCE = "sampling/sampling_logp_difference/max"
-"""TRL's name for the largest difference between the log-probs of engine and trainer."""
-_SECONDS = "step_seconds"
-_SMOOTHING_STEPS = 5
-
-StepLog = Mapping[str, float]
-"""What TRL logs about one step."""
 
 
 class CodewordTraining:
@@ -133,49 +127,15 @@ class Progress(TrainerCallback):
         if "reward" not in log:
             return  # TRL's summary at the end
         now = time.monotonic()
-        log[_SECONDS], self._logged_at = now - self._logged_at, now
+        log[SECONDS], self._logged_at = now - self._logged_at, now
         if state.is_world_process_zero:
             print(
-                f"step {state.global_step:3}  {log[_SECONDS]:4.1f} s  reward {log['reward']:.3f}  "
+                f"step {state.global_step:3}  {log[SECONDS]:4.1f} s  reward {log['reward']:.3f}  "
                 f"difference {log[DIFFERENCE]:.1e}",
                 flush=True,
             )
         if smoothed_reward(steps_of(state.log_history)) >= self._target:
             control.should_training_stop = control.should_save = True
-
-
-def steps_of(log_history: Sequence[StepLog]) -> list[StepLog]:
-    """Return the logs of the steps, without TRL's summary at the end."""
-    return [log for log in log_history if "reward" in log]
-
-
-def smoothed_reward(steps: Sequence[StepLog]) -> float:
-    """Return the mean reward of the last five batches; 0 if there are fewer."""
-    rewards = [step["reward"] for step in steps[-_SMOOTHING_STEPS:]]
-    return fmean(rewards) if len(rewards) == _SMOOTHING_STEPS else 0.0
-
-
-def curves(batch: int) -> tuple[Curve[StepLog], ...]:
-    """Return the curves of a run with this number of rollouts in each step."""
-    return (
-        Curve("reward, mean of the batch", lambda step: step["reward"], "{:.3f}", "#2563eb"),
-        Curve("largest |sampler − trainer| log-prob", lambda step: step[DIFFERENCE], "{:.1e}", "#dc2626", 1e-8),
-        Curve("staleness, versions", lambda step: step["rollout/staleness/max"], "{:.0f}", "#9333ea"),
-        Curve("rollouts per second", lambda step: batch / step[_SECONDS], "{:.1f}", "#059669"),
-    )
-
-
-def report(steps: Sequence[StepLog], run: RunDirectory, config: Config) -> None:
-    """Draw the curves, and print a line about all steps."""
-    seconds = sum(step[_SECONDS] for step in steps)
-    title = f"TRL, seed {config.tasks.seed}: {smoothed_reward(steps):.3f} after {seconds:.0f} s"
-    picture = run.path / PICTURE
-    picture.write_text(svg(steps, title, curves(config.policy.batch)), "utf-8")
-    print(
-        f"{title}; first batch {steps[0]['reward']:.3f}, {len(steps)} steps, largest log-prob difference "
-        f"{max(step[DIFFERENCE] for step in steps):.1e}; curves: {picture}",
-        flush=True,
-    )
 
 
 def main() -> int:

@@ -25,8 +25,8 @@ from rollout.trainer.trl import RolloutGRPOTrainer, last_checkpoint
 GROUPS_FILE = "groups.json"
 """The file in a checkpoint with the ids of the groups."""
 PLACES = ("trained", "writing", "renamed", "moment")
-"""Where a trainer kills itself: between a step and its checkpoint, while the checkpoint is written, when it is whole but
-not committed, or some milliseconds after the step, wherever it is then."""
+"""Where a trainer kills itself: between a step and its checkpoint, while the checkpoint is written, when it is whole
+and not committed, or some milliseconds after the step, wherever it is then."""
 _MOMENT_SECONDS = 0.3
 
 
