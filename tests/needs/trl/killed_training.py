@@ -127,6 +127,7 @@ def run(options_text: str) -> None:
         output_dir=options.output,
         max_steps=options.steps,
         save_steps=options.save_steps,
+        save_total_limit=2,
         per_device_train_batch_size=4,
         num_generations=2,
         learning_rate=1e-3,

@@ -109,7 +109,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[s
     training = Killed(tmp_path_factory.mktemp("undisturbed"), model)
     assert training.start() == 0
     training.assert_each_group_was_trained_once()
-    return training.weights()
+    weights, first = training.weights(), load_file(model / "model.safetensors")
+    assert not any(weight.equal(first[name]) for name, weight in weights.items())
+    return weights
 
 
 def test_a_killed_trainer_continues_as_if_nothing_had_happened(
