@@ -26,11 +26,14 @@ from examples.grpo_color_codeword.processes import (
     transformers_sampler,
 )
 from examples.grpo_color_codeword.training import CONFIG
+from examples.trl_color_codeword.report import CHECKPOINTS
+from rollout.config.load import Config
 from rollout.errors import RolloutError
 from rollout.log import log_warnings_to_stderr
 from rollout.rundir.directory import RunDirectory
-from rollout.rundir.manifest import create_run, resume_run
-from rollout.trainer import PolicyPublisher
+from rollout.rundir.manifest import LaunchConfig, create_run, resume_run
+from rollout.trainer import Consumption, PolicyPublisher
+from rollout.trainer.trl import last_checkpoint
 from rollout.trainer.weights.from_config import publisher_settings
 
 _POLL_SECONDS = 0.2
@@ -65,10 +68,11 @@ def train(options: argparse.Namespace) -> None:
     with transformers_sampler(checkpoint, runs, runs / "engine.log") as engine:
         engine_setting = f'engine.urls=["{engine}"]'
         if options.resume is None:
-            run = create_training_run(options, checkpoint, runs, engine_setting)
+            run, [launch_config] = create_training_run(options, checkpoint, runs, engine_setting)
         else:
-            run, _ = resume_run(options.resume, ())
+            run, [launch_config] = resume_run(options.resume, [engine_setting])
         print(f"run {run.path}", flush=True)
+        publish_saved_version(run, launch_config.config)
         with (
             running_process(ranks_command(run, options, engine_setting), variables=_RANK_VARIABLES) as ranks,
             running_launch(run.path, options.workers, "--set", engine_setting) as launch,
@@ -93,8 +97,10 @@ def first_checkpoint(options: argparse.Namespace, runs: Path) -> Path:
     return checkpoint
 
 
-def create_training_run(options: argparse.Namespace, checkpoint: Path, runs: Path, engine_setting: str) -> RunDirectory:
-    """Create the run, and publish the first version, so that no rollout is played before the engine has a version."""
+def create_training_run(
+    options: argparse.Namespace, checkpoint: Path, runs: Path, engine_setting: str
+) -> tuple[RunDirectory, list[LaunchConfig]]:
+    """Create the run, with the settings of the command line."""
     settings = {
         "engine.sampling.seed": options.seed,
         "model.path": checkpoint,
@@ -102,10 +108,19 @@ def create_training_run(options: argparse.Namespace, checkpoint: Path, runs: Pat
         "tasks.seed": options.seed,
     }
     overrides = [engine_setting, *(f"{key}={value}" for key, value in settings.items()), *options.set]
-    run, [launch_config] = create_run([CONFIG], overrides)
-    with PolicyPublisher(publisher_settings([launch_config.config], run.path)) as publisher:
-        publisher.publish(0, lambda directory: shutil.copy(checkpoint / "model.safetensors", directory))
-    return run
+    return create_run([CONFIG], overrides)
+
+
+def publish_saved_version(run: RunDirectory, config: Config) -> None:
+    """Publish the version that is trained next, so that the engine has it before a worker looks for it."""
+    saved = last_checkpoint(run.path / CHECKPOINTS)
+    checkpoint = config.model.path if saved is None else Path(saved)
+    version = 0 if saved is None else int(checkpoint.name.rpartition("-")[2])
+    consumption = {config.run.name: Consumption(consumed=version * config.policy.batch)}
+    with PolicyPublisher(publisher_settings([config], run.path)) as publisher:
+        publisher.publish(
+            version, lambda directory: shutil.copy(checkpoint / "model.safetensors", directory), consumption
+        )
 
 
 def ranks_command(run: RunDirectory, options: argparse.Namespace, engine_setting: str) -> list[str]:

@@ -28,7 +28,7 @@ STEPS = 2 * SAVE_STEPS * (3 * KILLS if FULL else KILLS) + SAVE_STEPS
 GROUPS_PER_STEP, GROUP_SIZE = 2, 2
 RECORDS = GROUP_SIZE * (1 + 2 + 1)
 """The records of a group: each member has a start, two turns and an end."""
-DEADLINE = 200.0
+DEADLINE = 300.0
 _PROGRAM = str(Path(__file__).with_name("killed_training.py"))
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.needs.trl.killed_training"])  # TRL takes seconds to import
