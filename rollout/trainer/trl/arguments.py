@@ -66,7 +66,7 @@ _RULES = (
 )
 
 
-def check_arguments(args: Any, batches: RankBatches, *, correction: bool, raw_logprobs: bool) -> None:
+def check_arguments(args: Any, batches: RankBatches, *, correction: bool, raw_logprobs: bool, allowed: bool) -> None:
     """Check a `GRPOConfig` and the batches.
 
     Raises:
@@ -85,6 +85,11 @@ def check_arguments(args: Any, batches: RankBatches, *, correction: bool, raw_lo
         raise UnsupportedConfig(
             f"GRPOConfig(temperature={args.temperature:g}) does not fit raw_logprobs=True, because raw log-probs are "
             "from before the temperature. Set it to 1."
+        )
+    if raw_logprobs and allowed:
+        raise UnsupportedConfig(
+            "allowed_token_ids does not fit raw_logprobs=True, because raw log-probs are of the whole vocabulary. "
+            "Leave allowed_token_ids out."
         )
     if correction and args.loss_type == "vespo" and not args.vllm_importance_sampling_mode.startswith("token"):
         raise UnsupportedConfig(

@@ -32,7 +32,7 @@ from rollout.trainer.trl.arguments import ROW_LOSSES, check_arguments
 from rollout.trainer.trl.bans import TokenBans
 from rollout.trainer.trl.checkpoints import DRAFTS, clear_drafts, last_checkpoint, load_state, move_in, write_state
 from rollout.trainer.trl.correction import importance_ratio
-from rollout.trainer.trl.errors import WrongCheckpoint, WrongLogprobs
+from rollout.trainer.trl.errors import UnsupportedConfig, WrongCheckpoint, WrongLogprobs
 from rollout.trainer.trl.metrics import RankMeasures, Spread, logged_metrics
 from rollout.trainer.trl.publishing import Publish, VersionCallback
 from rollout.trainer.trl.rows import StepRows, step_rows, trained_values
@@ -80,7 +80,9 @@ class RolloutGRPOTrainer(GRPOTrainer):
         peft_config: Any = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        check_arguments(args, batches, correction=correction, raw_logprobs=raw_logprobs)
+        check_arguments(
+            args, batches, correction=correction, raw_logprobs=raw_logprobs, allowed=allowed_token_ids is not None
+        )
         args.ignore_data_skip = True  # the batches continue from their own state
         super().__init__(
             model,
@@ -92,6 +94,11 @@ class RolloutGRPOTrainer(GRPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        if self.aux_loss_enabled:
+            raise UnsupportedConfig(
+                "the loss that balances the experts of the model would be divided by rows of padding. Pass "
+                "GRPOConfig(router_aux_loss_coef=0)."
+            )
         # Then TRL's loss multiplies by the importance ratio. Set later, because TRL would start vLLM.
         self.use_vllm = self.vllm_importance_sampling_correction = correction
         self._batches, self._thresholds, self._correction = batches, thresholds, correction

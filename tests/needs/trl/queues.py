@@ -8,14 +8,13 @@ from typing import Any
 import anyio
 from transformers import TrainerCallback
 
-from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.records.announcing import put_in_every_partition
+from rollout.records.launch_status import LaunchPhase, LaunchStatus
 from rollout.trainer import ComparisonThresholds, open_batches
 from rollout.trainer.testing import put_all, scripted_rollout
 from rollout.trainer.trl import RolloutGRPOTrainer
 from tests.needs.trl.world import ANYTHING, config
 from transports import QueueStats, open_queue
-
 
 
 def fill(url: str, groups: int, *, size: int = 2) -> list[str]:

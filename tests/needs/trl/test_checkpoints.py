@@ -57,7 +57,12 @@ def test_the_weights_after_a_resume_are_those_of_one_training(checkpoint: Path, 
         url, output = f"file://{tmp_path}/{name}?retain=true", tmp_path / f"{name}-out"
         fill(url, 4)
         for steps in max_steps:
-            settings = {"max_steps": steps, "learning_rate": 1.0, "lr_scheduler_type": "constant", "optim": "adamw_torch"}
+            settings: dict[str, Any] = {
+                "max_steps": steps,
+                "learning_rate": 1.0,
+                "lr_scheduler_type": "constant",
+                "optim": "adamw_torch",
+            }
             with trainer_from(url, checkpoint, output, **settings) as one:
                 one.train(resume_from_checkpoint=last_checkpoint(output))
         weights.append((output / "checkpoint-4" / "model.safetensors").read_bytes())

@@ -9,9 +9,10 @@ import torch
 from tests.needs.trl.world import OurTrainer, StockTrainer, rows_of, step_of, steps_of, train_ours, train_stock
 
 CLOSE = 1e-5
-WITH_PADDING = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 2}
+IN_ONE: dict[str, Any] = {}
+WITH_PADDING: dict[str, Any] = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 2}
 """Three micro-batches of two rows; the last one has only padding."""
-IN_CHUNKS = {"per_device_train_batch_size": 2}
+IN_CHUNKS: dict[str, Any] = {"per_device_train_batch_size": 2}
 """Two micro-batches of two rows, although TRL's loop has one."""
 
 
@@ -19,7 +20,7 @@ IN_CHUNKS = {"per_device_train_batch_size": 2}
 @pytest.mark.parametrize("images", [False, True], ids=["text", "images"])
 def test_losses_and_gradients_are_those_of_trl(checkpoint: Path, tmp_path: Path, images: bool, loss_type: str) -> None:
     stock = train_stock(checkpoint, tmp_path, images=images, loss_type=loss_type)
-    for division in ({}, WITH_PADDING, IN_CHUNKS):
+    for division in (IN_ONE, WITH_PADDING, IN_CHUNKS):
         assert_equal_steps(train_ours(checkpoint, tmp_path, steps_of(stock), loss_type=loss_type, **division), stock)
 
 
@@ -31,7 +32,7 @@ def test_each_token_may_have_an_advantage_of_its_own(checkpoint: Path, tmp_path:
 
 @pytest.mark.parametrize("mode", ["sequence_mask", "sequence_truncate", "token_mask", "token_truncate"])
 def test_the_correction_is_that_of_trl(checkpoint: Path, tmp_path: Path, mode: str) -> None:
-    settings = {"vllm_importance_sampling_mode": mode, "vllm_importance_sampling_clip_max": 0.5}
+    settings: dict[str, Any] = {"vllm_importance_sampling_mode": mode, "vllm_importance_sampling_clip_max": 0.5}
     stock = train_stock(checkpoint, tmp_path, images=True, corrected=True, **settings)
     ours = train_ours(checkpoint, tmp_path, steps_of(stock), correction=True, **settings, **WITH_PADDING)
     assert_equal_steps(ours, stock)
@@ -40,7 +41,7 @@ def test_the_correction_is_that_of_trl(checkpoint: Path, tmp_path: Path, mode: s
 
 
 def test_the_kl_term_is_that_of_trl(checkpoint: Path, tmp_path: Path) -> None:
-    settings = {"beta": 0.1, "loss_type": "grpo", "learning_rate": 0.5}
+    settings: dict[str, Any] = {"beta": 0.1, "loss_type": "grpo", "learning_rate": 0.5}
     stock = train_stock(checkpoint, tmp_path, images=True, **settings)
     ours = train_ours(checkpoint, tmp_path, steps_of(stock), **settings, **WITH_PADDING)
     assert_equal_steps(ours, stock)
@@ -54,7 +55,7 @@ def test_rows_with_and_without_images_may_share_a_step(checkpoint: Path, tmp_pat
         step_of([*rows_of(some)[:2], *rows_of(others)[2:]])
         for some, others in zip(with_images.generated, without_images.generated, strict=True)
     ]
-    together, apart = (train_ours(checkpoint, tmp_path, steps, **division) for division in ({}, WITH_PADDING))
+    together, apart = (train_ours(checkpoint, tmp_path, steps, **division) for division in (IN_ONE, WITH_PADDING))
     assert_equal_steps(apart, together)
 
 

@@ -65,9 +65,7 @@ def test_an_error_of_the_comparison_ends_training_before_the_weights_change(
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_a_warning_is_logged_once(
-    url: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_warning_is_logged_once(url: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(url, 3)
     caplog.set_level(logging.WARNING, "rollout.trainer.trl.trainer")
     thresholds = ComparisonThresholds(mean_difference=math.inf, published_share=0, clipped_share=0.1)
