@@ -75,7 +75,7 @@ class RecordedBatches(RankBatches):
         super().commit()
 
 
-class KilledTrainer(RolloutGRPOTrainer):  # type: ignore[misc]  # TRL has no types
+class KilledTrainer(RolloutGRPOTrainer):
     """Saves the ids of the groups in each checkpoint, and kills itself."""
 
     recorded: RecordedBatches
