@@ -6,10 +6,7 @@ again. After a restart, the rollouts that wait in the queue are from the weights
 
 import argparse
 import json
-import os
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -23,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from examples.fsdp.checkpoints import Progress, load_checkpoint, save_checkpoint
 from examples.fsdp.learner import ShardedLearner
 from examples.grpo_color_codeword.environment import color_ids
-from examples.grpo_color_codeword.processes import TrainingProcessEnded
+from examples.grpo_color_codeword.processes import TrainingProcessEnded, end_with_parent
 from examples.grpo_color_codeword.training import thresholds_for
 from rollout.errors import RolloutError
 from rollout.log import log_to_json_file
@@ -49,7 +46,6 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 _HELD_OUT_SETTINGS = ("tasks.count=16", "tasks.group_size=1", "run.name=held-out")
 _EVALUATION_TIMEOUT = 300.0
 _COLLECTIVE_TIMEOUT = timedelta(seconds=120)
-_PARENT_POLL_SECONDS = 0.5
 
 
 class RankTrainer:
@@ -153,18 +149,6 @@ class RankTrainer:
     def _append(self, file_name: str, report: Mapping[str, Any]) -> None:
         with (self._run.path / file_name).open("a") as file:
             file.write(json.dumps(report) + "\n")
-
-
-def end_with_parent() -> None:
-    """End this process if torchrun was killed, which starts each rank in a session of its own."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def main() -> int:

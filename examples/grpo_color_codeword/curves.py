@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from rich.table import Table
 
 from examples.grpo_color_codeword.training import TrainingStep
+
+Step = TypeVar("Step")
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
@@ -14,8 +17,8 @@ _WIDTH, _HEIGHT, _MARGIN = 420, 180, 44
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One quantity over the steps.
+class Curve(Generic[Step]):
+    """One quantity over the steps, whatever object describes a step.
 
     Attributes:
         title: the title of the curve.
@@ -26,7 +29,7 @@ class Curve:
     """
 
     title: str
-    value: Callable[[TrainingStep], float]
+    value: Callable[[Step], float]
     format: str
     color: str
     least: float | None = None
@@ -36,7 +39,7 @@ class Curve:
         return value if self.least is None else math.log10(max(value, self.least))
 
 
-CURVES = (
+CURVES: tuple[Curve[TrainingStep], ...] = (
     Curve("reward, mean of the batch", lambda step: step.reward, "{:.3f}", "#2563eb"),
     Curve(
         "largest |sampler − trainer| log-prob",
@@ -61,7 +64,7 @@ def table(steps: Sequence[TrainingStep], title: str) -> Table:
     return drawn
 
 
-def _bars(curve: Curve, values: Sequence[float]) -> str:
+def _bars(curve: Curve[TrainingStep], values: Sequence[float]) -> str:
     every = max(1, math.ceil(len(values) / _COLUMNS))
     heights = [curve.height(value) for value in values[::every]]
     least, most = _bounds(heights)
@@ -74,10 +77,10 @@ def _bounds(heights: Sequence[float]) -> tuple[float, float]:
     return min(known, default=0.0), max(known, default=0.0)
 
 
-def svg(steps: Sequence[TrainingStep], title: str) -> str:
+def svg(steps: Sequence[Step], title: str, curves: Sequence[Curve[Step]]) -> str:
     """Draw the curves of a run as an SVG picture, two in a row."""
     width, height = 2 * (_WIDTH + _MARGIN) + _MARGIN, 2 * (_HEIGHT + 2 * _MARGIN) + _MARGIN
-    panels = "".join(_placed(number, _panel(curve, steps)) for number, curve in enumerate(CURVES))
+    panels = "".join(_placed(number, _panel(curve, steps)) for number, curve in enumerate(curves))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="11"><rect width="{width}" height="{height}" fill="white"/>'
@@ -91,7 +94,7 @@ def _placed(number: int, panel: str) -> str:
     return f'<g transform="translate({left},{top})">{panel}</g>'
 
 
-def _panel(curve: Curve, steps: Sequence[TrainingStep]) -> str:
+def _panel(curve: Curve[Step], steps: Sequence[Step]) -> str:
     heights = [curve.height(curve.value(step)) for step in steps]
     least, most = _bounds(heights)
     span = (most - least) or 1.0
@@ -105,6 +108,6 @@ def _panel(curve: Curve, steps: Sequence[TrainingStep]) -> str:
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#d4d4d8"/>'
         f'<text y="-8">{curve.title}</text>'
         f'<text x="{_WIDTH}" y="-8" text-anchor="end">{bounds_text[0]} … {bounds_text[1]}</text>'
-        f'<text x="{_WIDTH}" y="{_HEIGHT + 16}" text-anchor="end">step {steps[-1].number}</text>'
+        f'<text x="{_WIDTH}" y="{_HEIGHT + 16}" text-anchor="end">step {len(steps)}</text>'
         f'<polyline points="{points}" fill="none" stroke="{curve.color}" stroke-width="1.5"/>'
     )

@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +35,7 @@ _VLLM_FLAGS = (
     "--max-model-len",
     "512",
 )
+_PARENT_POLL_SECONDS = 0.5
 _LOG_LINES = 20
 _ERROR_LINE = re.compile(r"^rollout: |^Traceback|\bERROR\b|\w(Error|Exception): |\bfailed:")
 # Matrices of this size are slower on several cores, and the other processes need the cores.
@@ -52,6 +55,18 @@ def exit_on_signals() -> None:
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, leave)
+
+
+def end_with_parent() -> None:
+    """End this rank if its launcher is killed. torchrun starts each rank in a session of its own."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def log_excerpt(log: Path) -> str:
@@ -107,9 +122,10 @@ def vllm_sampler(checkpoint: Path, runs: Path, log: Path, executable: Path | Non
 
 
 @contextmanager
-def running_launch(run: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+def running_launch(run: Path, workers: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run `rollout launch` for a run that already has its directory."""
-    with rollout_command(["launch", "--resume", str(run), "--workers", str(workers)], launch_log(run)) as process:
+    command = ["launch", "--resume", str(run), "--workers", str(workers), *options]
+    with rollout_command(command, launch_log(run)) as process:
         yield process
 
 

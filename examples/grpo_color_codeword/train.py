@@ -24,7 +24,7 @@ from rich.live import Live
 from transformers.utils import logging as transformers_logging
 
 from examples.grpo_color_codeword.checkpoint import make_policy
-from examples.grpo_color_codeword.curves import svg, table
+from examples.grpo_color_codeword.curves import CURVES, svg, table
 from examples.grpo_color_codeword.processes import exit_on_signals, transformers_sampler, vllm_sampler
 from examples.grpo_color_codeword.training import Training, TrainingStep
 from rollout.errors import RolloutError
@@ -70,7 +70,7 @@ def train(options: argparse.Namespace) -> list[TrainingStep]:
         copy_missing_files(training.run.weights_path, checkpoint)
     title = f"{options.sampler}, seed {options.seed}: {smoothed_reward(steps):.3f} after {steps[-1].seconds:.0f} s"
     picture = training.run.path / "learning.svg"
-    picture.write_text(svg(steps, title), "utf-8")
+    picture.write_text(svg(steps, title, CURVES), "utf-8")
     print(f"{title}; {summary(steps)}; curves: {picture}")
     return steps
 

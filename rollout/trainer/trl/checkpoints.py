@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from rollout.trainer.trl.errors import WrongCheckpoint
@@ -46,6 +47,19 @@ def load_state(checkpoint: Path | str) -> dict[str, Any]:
     except ValueError as error:
         raise WrongCheckpoint(f"{file} is damaged: {error}. Resume from an earlier checkpoint.") from error
     return state
+
+
+def saved_step(checkpoint: Path | str) -> int:
+    """Return the number of the step after which the checkpoint was saved.
+
+    Raises:
+        WrongCheckpoint: the state of TRL's trainer is missing or damaged.
+    """
+    file = Path(checkpoint) / TRAINER_STATE_NAME
+    try:
+        return int(json.loads(file.read_text("utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WrongCheckpoint(f"{file} cannot be read: {error!r}. Resume from an earlier checkpoint.") from error
 
 
 def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:

@@ -30,11 +30,19 @@ from rollout.trainer.batches.comparison import ComparisonThresholds, compare_log
 from rollout.trainer.ranks.batches import RankBatches, RankStep
 from rollout.trainer.trl.arguments import ROW_LOSSES, check_arguments
 from rollout.trainer.trl.bans import TokenBans
-from rollout.trainer.trl.checkpoints import DRAFTS, clear_drafts, last_checkpoint, load_state, move_in, write_state
+from rollout.trainer.trl.checkpoints import (
+    DRAFTS,
+    clear_drafts,
+    last_checkpoint,
+    load_state,
+    move_in,
+    saved_step,
+    write_state,
+)
 from rollout.trainer.trl.correction import importance_ratio
 from rollout.trainer.trl.errors import UnsupportedConfig, WrongCheckpoint, WrongLogprobs
 from rollout.trainer.trl.metrics import RankMeasures, Spread, logged_metrics
-from rollout.trainer.trl.publishing import Publish, VersionCallback
+from rollout.trainer.trl.publishing import Publish, VersionCallback, published_version
 from rollout.trainer.trl.rows import StepRows, step_rows, trained_values
 
 log = logging.getLogger(__name__)
@@ -112,6 +120,7 @@ class RolloutGRPOTrainer(GRPOTrainer):
         self._trainer_logprobs: list[torch.Tensor] = []
         self._ratios: list[torch.Tensor] = []
         self._known_warnings: set[str] = set()
+        self._lost_versions = range(0)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **arguments: Any) -> Any:
         """Train until `max_steps` or until the queue has ended; see `Trainer.train`.
@@ -129,6 +138,16 @@ class RolloutGRPOTrainer(GRPOTrainer):
         if isinstance(resume_from_checkpoint, str):
             self._batches.load_state_dict(load_state(resume_from_checkpoint))
             self._saved_checkpoint = Path(resume_from_checkpoint).resolve()
+            self._lost_versions = range(
+                saved_step(resume_from_checkpoint) + 1, published_version(self.args.output_dir) + 1
+            )
+            if self._lost_versions:
+                log.warning(
+                    "versions %d to %d were published by a trainer that was killed before it saved them; the log-probs "
+                    "of their tokens are not judged",
+                    self._lost_versions[0],
+                    self._lost_versions[-1],
+                )
         elif not resume_from_checkpoint and (found := last_checkpoint(self.args.output_dir)):
             raise WrongCheckpoint(
                 f"{found} is from an earlier training, which would be mixed with this one. Resume with "
@@ -231,7 +250,7 @@ class RolloutGRPOTrainer(GRPOTrainer):
         self._trainer_logprobs.append(trained_values(self._logprobs, inputs))
         count = len(self._rows.micro_batches)
         if self.loss_type in ROW_LOSSES:
-            return loss * (self._rows.rows * count * self.accelerator.num_processes / self._rank_step.samples)
+            return loss * (self._rows.rows * count * self.accelerator.num_processes / max(1, self._rank_step.samples))
         return loss * (count / self.args.steps_per_generation)
 
     def _judge_step(self) -> None:
@@ -252,7 +271,8 @@ class RolloutGRPOTrainer(GRPOTrainer):
             tokens=int(batch.spans[:, 2].sum()),
         )
         merged = RankMeasures.merged(gather_object([measures]))
-        for finding in merged.comparison.findings(self._thresholds):
+        is_lost = self.state.global_step in self._lost_versions
+        for finding in () if is_lost else merged.comparison.findings(self._thresholds):
             if finding.severity == "error":
                 raise WrongLogprobs(f"step {self.state.global_step + 1} changed no weights: {finding.text}")
             if finding.kind not in self._known_warnings and self.accelerator.is_main_process:

@@ -46,7 +46,7 @@ def test_a_step_that_compared_nothing_leaves_a_gap() -> None:
     first, *others = steps(4)
     nothing = replace(first.update_stats.comparison, compared_tokens=0, max_difference=math.nan)
     drawn = [replace(first, update_stats=replace(first.update_stats, comparison=nothing)), *others]
-    picture = ElementTree.fromstring(svg(drawn, "four steps"))
+    picture = ElementTree.fromstring(svg(drawn, "four steps", CURVES))
     lines = [line.get("points", "").split() for line in picture.iter(f"{SVG}polyline")]
     assert sorted(map(len, lines)) == [3, 4, 4, 4]
     console = Console(file=io.StringIO(), width=120)
@@ -55,7 +55,7 @@ def test_a_step_that_compared_nothing_leaves_a_gap() -> None:
 
 
 def test_the_picture_has_a_line_for_every_curve_within_its_frame() -> None:
-    picture = ElementTree.fromstring(svg(steps(9), "nine steps"))
+    picture = ElementTree.fromstring(svg(steps(9), "nine steps", CURVES))
     lines = [line.get("points", "").split() for line in picture.iter(f"{SVG}polyline")]
     assert [len(points) for points in lines] == [9] * len(CURVES)
     for points in lines:

@@ -1,6 +1,6 @@
 """Queues of scripted rollouts, and trainers that train from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,20 @@ from tests.needs.trl.world import ANYTHING, config
 from transports import QueueStats, open_queue
 
 
-def fill(url: str, groups: int, *, size: int = 2) -> list[str]:
+def fill(url: str, groups: int, *, size: int = 2, versions: Sequence[str] = ()) -> list[str]:
     """Put groups into a queue, and the end of the launch; return the ids of the groups.
 
     The first rollout of a group has a reward of 1 and one turn, the second a reward of 2 and two turns, and so on.
+    `versions` are the versions that sampled the groups; without them, it is version 0.
     """
     ids = [f"{group:06d}" for group in range(groups)]
 
     async def put() -> None:
         async with open_queue(url) as queue:
-            for name in ids:
+            for name, version in zip(ids, versions or ["0"] * groups, strict=True):
                 for member in range(size):
                     packets = await scripted_rollout(
-                        f"{name}.{member}", attempt=1 + member, group_size=size, turns=1 + member, version="0"
+                        f"{name}.{member}", attempt=1 + member, group_size=size, turns=1 + member, version=version
                     )
                     await put_all(queue, packets)
             await put_status(queue, LaunchPhase.DONE)

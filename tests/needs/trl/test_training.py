@@ -48,8 +48,29 @@ def test_it_publishes_the_first_version_and_each_new_one(url: str, checkpoint: P
         trainer.train()
         assert trainer._batches.version == 2
     assert published == [0, 1, 2]
+    assert (tmp_path / "out" / "published_version").read_text() == "2\n"
     weights = [(tmp_path / f"version{version}" / "model.safetensors").read_bytes() for version in published]
     assert len(set(weights)) == 3
+
+
+@pytest.mark.parametrize("published", [1, 2])
+def test_versions_that_a_killed_trainer_had_published_are_not_judged(
+    url: str, checkpoint: Path, tmp_path: Path, published: int
+) -> None:
+    """The third group is not from version 2. That is an error, unless the killed trainer made other weights of it."""
+    fill(url, 3, versions=["0", "1", "0"])
+    thresholds = ComparisonThresholds(mean_difference=math.inf)
+    with trainer_from(url, checkpoint, tmp_path / "out", thresholds=thresholds, max_steps=1) as trainer:
+        trainer.train()
+    (tmp_path / "out" / "published_version").write_text(f"{published}\n")
+    with trainer_from(url, checkpoint, tmp_path / "out", thresholds=thresholds, max_steps=3) as trainer:
+        resumed = str(tmp_path / "out" / "checkpoint-1")
+        if published < 2:
+            with pytest.raises(WrongLogprobs, match="step 3 changed no weights: no log-prob was compared"):
+                trainer.train(resume_from_checkpoint=resumed)
+        else:
+            trainer.train(resume_from_checkpoint=resumed)
+            assert trainer.state.global_step == 3
 
 
 def test_an_error_of_the_comparison_ends_training_before_the_weights_change(
