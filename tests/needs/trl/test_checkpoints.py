@@ -34,7 +34,7 @@ def test_after_a_kill_the_groups_since_the_last_checkpoint_train_again(
 
     with pytest.raises(Killed), trainer_from(url, checkpoint, output, publish=publish, trained=trained) as killed:
         killed.train()
-    assert (trained.groups, names_in(output)) == (ids[:3], ["checkpoint-2"])
+    assert (trained.groups, names_in(output)) == (ids[:3], ["checkpoint-2", "published_version"])
 
     published: list[int] = []
     with trainer_from(
@@ -47,7 +47,7 @@ def test_after_a_kill_the_groups_since_the_last_checkpoint_train_again(
         resumed.train(resume_from_checkpoint=last_checkpoint(output))
     assert resumed_groups.groups == ids[2:]
     assert published == [2, 3, 4, 5]
-    assert names_in(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+    assert names_in(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-5", "published_version"]
     assert stats_of(url).backlog_records == 0
 
 
