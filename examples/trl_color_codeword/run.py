@@ -140,7 +140,7 @@ def ranks_command(run: RunDirectory, options: argparse.Namespace, engine_setting
 
 
 def main() -> int:
-    """Train, and return the exit code: 0 if the target was reached."""
+    """Train, and return the exit code: 0 if training ended without an error."""
     options = parse_arguments()
     exit_on_signals()
     log_warnings_to_stderr()

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import AutoModelForImageTextToText, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
 from examples.grpo_color_codeword.environment import color_ids
 from examples.grpo_color_codeword.grpo import CLIP, LEARNING_RATE
-from examples.grpo_color_codeword.processes import end_with_parent
+from examples.grpo_color_codeword.processes import TrainingProcessEnded, end_with_parent
 from examples.grpo_color_codeword.training import thresholds_for
 from examples.trl_color_codeword.report import (
     CHECKPOINTS,
@@ -126,6 +127,10 @@ class Progress(TrainerCallback):
         log = state.log_history[-1]
         if "reward" not in log:
             return  # TRL's summary at the end
+        if log["rollout/trained_tokens"] == 0:
+            raise TrainingProcessEnded(
+                f"every rollout of step {state.global_step} failed; `rollout inspect` shows why."
+            )
         now = time.monotonic()
         log[SECONDS], self._logged_at = now - self._logged_at, now
         if state.is_world_process_zero:
@@ -159,8 +164,10 @@ def main() -> int:
         except RolloutError as error:
             print(f"rank {training.rank}: {error}", file=sys.stderr, flush=True)
             return error.exit_code
-    if training.rank == 0:
+    if training.rank == 0 and steps:
         report(steps, run, launch_config.config)
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return 0
 
 

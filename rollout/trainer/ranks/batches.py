@@ -223,6 +223,11 @@ class RankBatches:
         return self._options.packing
 
     @property
+    def data_rank(self) -> int | None:
+        """The number of this rank's data, as it was given to `open_batches`."""
+        return self._data_rank
+
+    @property
     def ranks(self) -> int:
         """The number of ranks that train together. It is known inside the `with` block."""
         return self._exchange.size

@@ -61,6 +61,11 @@ _RULES = (
         _off,
         "TRL would upload a checkpoint that is being written. Call trainer.push_to_hub() after the training.",
     ),
+    _Rule(
+        "save_strategy",
+        lambda value: getattr(value, "value", value) != "best",
+        'There is no evaluation that could say which one is best. Use "steps".',
+    ),
     _Rule("save_on_each_node", _off, "All ranks share one checkpoint, with the state of the batches."),
     _Rule("auto_find_batch_size", _off, "A step that has failed cannot be read again. Set it to False."),
 )
@@ -100,6 +105,10 @@ def check_arguments(args: Any, batches: RankBatches, *, correction: bool, raw_lo
         raise UnsupportedConfig(
             f"open_batches(packing={batches.packing}) does not fit, because TRL needs a row for each sample. Pass "
             "packing=None."
+        )
+    if batches.data_rank is not None:
+        raise UnsupportedConfig(
+            "open_batches(data_rank=…) does not fit, because each rank of TRL trains on data of its own. Leave it out."
         )
     if batches.ranks != args.world_size:
         raise UnsupportedConfig(

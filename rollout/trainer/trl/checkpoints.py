@@ -91,6 +91,19 @@ def move_in(draft: Path, checkpoint: Path) -> None:
     clear_drafts(checkpoint.parent)
 
 
+def remove_older(checkpoint: Path, limit: int | None) -> None:
+    """Remove the oldest checkpoints, so that at most `limit` are left with this one; None or 0: remove none."""
+    if not limit:
+        return
+    older = [path for path in checkpoint.parent.glob("checkpoint-*") if path != checkpoint]
+    older.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+    trash = checkpoint.parent / DRAFTS
+    for path in older[: max(0, len(older) + 1 - limit)]:
+        trash.mkdir(exist_ok=True)
+        path.rename(trash / path.name)  # so that no part of it remains under the name of a checkpoint
+    clear_drafts(checkpoint.parent)
+
+
 def _force_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

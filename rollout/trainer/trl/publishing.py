@@ -1,40 +1,68 @@
 """Publishes the weights at the beginning and after each step of the optimiser.
 
 A trainer that is killed between two checkpoints has published versions that a resumed one makes again, with other
-weights. The tokens of such a lost version cannot be compared with the new weights of the same number. So the highest
-published number is remembered in `output_dir`.
+weights. The tokens of such a lost version cannot be compared with the new weights of the same number. So the numbers of
+published and lost versions are remembered in `output_dir`.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import TrainerCallback
 
 from rollout.rundir.private_files import write_private_file
 from rollout.trainer.ranks.batches import RankBatches
+from rollout.trainer.trl.errors import WrongCheckpoint
 from rollout.trainer.weights.directory import Saver
 
 Publish = Callable[[int, Saver], object]
 """Publishes a version: its number, and the function that saves its weights into a directory."""
 
 
-_PUBLISHED_FILE = "published_version"
-"""The file in `output_dir` with the highest version that was published."""
+_VERSIONS_FILE = "rollout_versions.json"
+"""The file in `output_dir` with `PublishedVersions`."""
 
 
-def published_version(output_dir: Path | str) -> int:
-    """Return the highest version that a trainer with this `output_dir` has published; -1 if there is none."""
-    try:
-        return int((Path(output_dir) / _PUBLISHED_FILE).read_text("ascii"))
-    except (FileNotFoundError, ValueError):
-        return -1
+@dataclass(frozen=True, slots=True)
+class PublishedVersions:
+    """What the trainers with one `output_dir` have published.
 
+    Attributes:
+        published: the highest version that was published; -1 if there is none.
+        lost: the highest version that was published and lost; -1 if there is none. Tokens of this version and of lower
+            ones may be from other weights than those of the same number.
+    """
 
-def _remember_published(output_dir: Path | str, version: int) -> None:
-    """Remember a version before it is published; a lower number than the remembered one changes nothing."""
-    if version > published_version(output_dir):
-        write_private_file(Path(output_dir) / _PUBLISHED_FILE, f"{version}\n".encode(), mode=0o644)
+    published: int = -1
+    lost: int = -1
+
+    @classmethod
+    def load(cls, output_dir: Path | str) -> Self:
+        """Return what is remembered in this directory."""
+        try:
+            stored = json.loads((Path(output_dir) / _VERSIONS_FILE).read_text("utf-8"))
+            return cls(int(stored["published"]), int(stored["lost"]))
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, KeyError, TypeError) as error:
+            raise WrongCheckpoint(
+                f"{Path(output_dir) / _VERSIONS_FILE} is damaged: {error!r}. Delete it. Then the log-probs of "
+                "versions that a killed trainer had published may be judged."
+            ) from error
+
+    def resumed_at(self, saved: int) -> Self:
+        """Return this after a trainer has continued from the version `saved`: what was published above it is lost."""
+        return replace(self, lost=self.published) if self.published > saved else self
+
+    def save(self, output_dir: Path | str) -> None:
+        """Remember this in the directory."""
+        directory = Path(output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"published": self.published, "lost": self.lost})
+        write_private_file(directory / _VERSIONS_FILE, f"{content}\n".encode(), mode=0o644)
 
 
 class VersionCallback(TrainerCallback):
@@ -68,6 +96,9 @@ class VersionCallback(TrainerCallback):
                 def save(directory: Path) -> None:
                     model.save_pretrained(directory, state_dict=weights)
 
-                _remember_published(trainer.args.output_dir, version)
+                versions = trainer.published_versions
+                if version > versions.published:  # before the publication, which may be the last thing it does
+                    trainer.published_versions = versions = replace(versions, published=version)
+                    versions.save(trainer.args.output_dir)
                 self._publish(version, save)
         self._batches.version = version

@@ -11,6 +11,7 @@ replaced: what gives a step its rows, what prepares them, and what saves a check
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +22,6 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -36,13 +36,14 @@ from rollout.trainer.trl.checkpoints import (
     last_checkpoint,
     load_state,
     move_in,
+    remove_older,
     saved_step,
     write_state,
 )
 from rollout.trainer.trl.correction import importance_ratio
 from rollout.trainer.trl.errors import UnsupportedConfig, WrongCheckpoint, WrongLogprobs
 from rollout.trainer.trl.metrics import RankMeasures, Spread, logged_metrics
-from rollout.trainer.trl.publishing import Publish, VersionCallback, published_version
+from rollout.trainer.trl.publishing import Publish, PublishedVersions, VersionCallback
 from rollout.trainer.trl.rows import StepRows, step_rows, trained_values
 
 log = logging.getLogger(__name__)
@@ -120,9 +121,9 @@ class RolloutGRPOTrainer(GRPOTrainer):
         self._trainer_logprobs: list[torch.Tensor] = []
         self._ratios: list[torch.Tensor] = []
         self._known_warnings: set[str] = set()
-        self._lost_versions = range(0)
+        self.published_versions = PublishedVersions()
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **arguments: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **arguments: Any) -> Any:
         """Train until `max_steps` or until the queue has ended; see `Trainer.train`.
 
         Args:
@@ -133,27 +134,48 @@ class RolloutGRPOTrainer(GRPOTrainer):
             WrongCheckpoint: `RolloutGRPOTrainer` has not saved the checkpoint, or it is damaged.
             WrongLogprobs: the log-probs of engine and trainer differ too much.
         """
+        newest = last_checkpoint(self.args.output_dir)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir) or True
-        if isinstance(resume_from_checkpoint, str):
+            resume_from_checkpoint = newest or True
+        saved = 0
+        if not isinstance(resume_from_checkpoint, bool | None):
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            self._require_newest(resume_from_checkpoint, newest)
             self._batches.load_state_dict(load_state(resume_from_checkpoint))
             self._saved_checkpoint = Path(resume_from_checkpoint).resolve()
-            self._lost_versions = range(
-                saved_step(resume_from_checkpoint) + 1, published_version(self.args.output_dir) + 1
-            )
-            if self._lost_versions:
-                log.warning(
-                    "versions %d to %d were published by a trainer that was killed before it saved them; the log-probs "
-                    "of their tokens are not judged",
-                    self._lost_versions[0],
-                    self._lost_versions[-1],
-                )
-        elif not resume_from_checkpoint and (found := last_checkpoint(self.args.output_dir)):
+            saved = saved_step(resume_from_checkpoint)
+        elif not resume_from_checkpoint and newest:
             raise WrongCheckpoint(
-                f"{found} is from an earlier training, which would be mixed with this one. Resume with "
+                f"{newest} is from an earlier training, which would be mixed with this one. Resume with "
                 "train(resume_from_checkpoint=last_checkpoint(args.output_dir)), or use another output_dir."
             )
+        self._load_versions(saved)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+    def _require_newest(self, checkpoint: str, newest: str | None) -> None:
+        """Refuse an older checkpoint of this `output_dir`: the queue has forgotten the groups of the newer ones."""
+        directory = Path(checkpoint).resolve()
+        if newest and directory.parent == Path(newest).resolve().parent and directory != Path(newest).resolve():
+            raise WrongCheckpoint(
+                f"{checkpoint} is not the newest checkpoint: {newest} is newer, and the queue has forgotten the groups "
+                "that were trained between them. Resume from the newest one, or delete the newer ones first if you do "
+                "without these groups."
+            )
+
+    def _load_versions(self, saved: int) -> None:
+        """Find out which versions a killed trainer has published above the saved one."""
+        known = PublishedVersions.load(self.args.output_dir)
+        self.published_versions = versions = known.resumed_at(saved)
+        # All ranks have read the file before the first one changes it.
+        self.accelerator.wait_for_everyone()
+        if versions != known and self.accelerator.is_main_process:
+            versions.save(self.args.output_dir)
+        if versions.lost >= saved:
+            log.warning(
+                "a trainer was killed after it had published version %d and before it saved it; the log-probs of "
+                "tokens up to this version are not judged",
+                versions.lost,
+            )
 
     def get_train_dataloader(self) -> DataLoader[None]:
         """Return a loader without an end; `get_batch_samples` takes the rows from the batches."""
@@ -271,7 +293,7 @@ class RolloutGRPOTrainer(GRPOTrainer):
             tokens=int(batch.spans[:, 2].sum()),
         )
         merged = RankMeasures.merged(gather_object([measures]))
-        is_lost = self.state.global_step in self._lost_versions
+        is_lost = self.state.global_step <= self.published_versions.lost
         for finding in () if is_lost else merged.comparison.findings(self._thresholds):
             if finding.severity == "error":
                 raise WrongLogprobs(f"step {self.state.global_step + 1} changed no weights: {finding.text}")
@@ -312,7 +334,7 @@ class RolloutGRPOTrainer(GRPOTrainer):
             draft = checkpoint.parent / DRAFTS / checkpoint.name
             write_state(draft, self._batches.state_dict())
             move_in(draft, checkpoint)
-            rotate_checkpoints(output_dir=str(checkpoint.parent), save_total_limit=limit)
+            remove_older(checkpoint, limit)
         self._saved_checkpoint = checkpoint.resolve()
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rollout.trainer.trl import WrongCheckpoint, checkpoints, last_checkpoint, trainer
+from rollout.trainer.trl.publishing import PublishedVersions
 from tests.needs.trl.queues import TrainedGroups, fill, stats_of, trainer_from
 
 
@@ -34,7 +35,7 @@ def test_after_a_kill_the_groups_since_the_last_checkpoint_train_again(
 
     with pytest.raises(Killed), trainer_from(url, checkpoint, output, publish=publish, trained=trained) as killed:
         killed.train()
-    assert (trained.groups, names_in(output)) == (ids[:3], ["checkpoint-2", "published_version"])
+    assert (trained.groups, names_in(output)) == (ids[:3], ["checkpoint-2", "rollout_versions.json"])
 
     published: list[int] = []
     with trainer_from(
@@ -47,7 +48,7 @@ def test_after_a_kill_the_groups_since_the_last_checkpoint_train_again(
         resumed.train(resume_from_checkpoint=last_checkpoint(output))
     assert resumed_groups.groups == ids[2:]
     assert published == [2, 3, 4, 5]
-    assert names_in(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-5", "published_version"]
+    assert names_in(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-5", "rollout_versions.json"]
     assert stats_of(url).backlog_records == 0
 
 
@@ -147,3 +148,36 @@ def test_a_checkpoint_with_the_same_name_is_replaced(tmp_path: Path) -> None:
     checkpoints.move_in(tmp_path / checkpoints.DRAFTS / "new", tmp_path / "checkpoint-3")
     assert json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text()) == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_an_older_checkpoint_is_refused_while_a_newer_one_is_there(url: str, checkpoint: Path, tmp_path: Path) -> None:
+    fill(url, 4)
+    with trainer_from(url, checkpoint, tmp_path / "out", save_steps=1, max_steps=2) as trainer:
+        trainer.train()
+    with trainer_from(url, checkpoint, tmp_path / "out", max_steps=4) as trainer:
+        with pytest.raises(WrongCheckpoint, match="checkpoint-1 is not the newest checkpoint: .*checkpoint-2 is newer"):
+            trainer.train(resume_from_checkpoint=tmp_path / "out" / "checkpoint-1")
+
+
+def test_the_oldest_checkpoints_are_removed(url: str, checkpoint: Path, tmp_path: Path) -> None:
+    fill(url, 4)
+    output = tmp_path / "out"
+    with trainer_from(url, checkpoint, output, save_steps=1, save_total_limit=2, max_steps=3) as trainer:
+        trainer.train()
+    assert names_in(output) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_versions_lost_by_one_kill_stay_lost_after_a_second(tmp_path: Path) -> None:
+    first = PublishedVersions(published=7).resumed_at(4)
+    assert first == PublishedVersions(published=7, lost=7)
+    first.save(tmp_path)
+    second = PublishedVersions.load(tmp_path).resumed_at(6)
+    assert second == PublishedVersions(published=7, lost=7)
+    assert PublishedVersions(published=9, lost=7).resumed_at(9) == PublishedVersions(published=9, lost=7)
+    assert PublishedVersions(published=2).resumed_at(0).lost == 2  # killed before the first checkpoint
+
+
+def test_a_damaged_file_of_versions_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "rollout_versions.json").write_text("{")
+    with pytest.raises(WrongCheckpoint, match=r"rollout_versions\.json is damaged"):
+        PublishedVersions.load(tmp_path)

@@ -10,6 +10,7 @@ from peft import LoraConfig
 
 from rollout.trainer import ComparisonThresholds
 from rollout.trainer.trl import WrongLogprobs
+from rollout.trainer.trl.publishing import PublishedVersions
 from tests.needs.trl.queues import fill, trainer_from
 
 
@@ -48,7 +49,7 @@ def test_it_publishes_the_first_version_and_each_new_one(url: str, checkpoint: P
         trainer.train()
         assert trainer._batches.version == 2
     assert published == [0, 1, 2]
-    assert (tmp_path / "out" / "published_version").read_text() == "2\n"
+    assert PublishedVersions.load(tmp_path / "out") == PublishedVersions(published=2)
     weights = [(tmp_path / f"version{version}" / "model.safetensors").read_bytes() for version in published]
     assert len(set(weights)) == 3
 
@@ -62,7 +63,7 @@ def test_versions_that_a_killed_trainer_had_published_are_not_judged(
     thresholds = ComparisonThresholds(mean_difference=math.inf)
     with trainer_from(url, checkpoint, tmp_path / "out", thresholds=thresholds, max_steps=1) as trainer:
         trainer.train()
-    (tmp_path / "out" / "published_version").write_text(f"{published}\n")
+    PublishedVersions(published=published).save(tmp_path / "out")
     with trainer_from(url, checkpoint, tmp_path / "out", thresholds=thresholds, max_steps=3) as trainer:
         resumed = str(tmp_path / "out" / "checkpoint-1")
         if published < 2:

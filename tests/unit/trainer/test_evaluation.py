@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -105,12 +106,25 @@ def test_an_evaluation_that_takes_too_long_is_stopped(
     assert marked.pids() == []
 
 
+@contextmanager
+def killing(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Kill the process at the end, so that a test that fails does not wait for it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_an_evaluation_ends_with_the_process_that_called_it(
     sleeping: str, tmp_path: Path, marked: MarkedProcesses, signum: signal.Signals
 ) -> None:
-    program = f"from rollout.trainer import evaluate; evaluate({sleeping!r}, overrides={in_directory(tmp_path)})"
-    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as caller:
+    # A shell that starts the tests in the background lets its children ignore SIGINT.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from rollout.trainer import evaluate; evaluate({sleeping!r}, overrides={in_directory(tmp_path)})"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as caller, killing(caller):
         deadline = time.monotonic() + TIMEOUT
         while not (tmp_path / "started").exists():
             assert caller.poll() is None
