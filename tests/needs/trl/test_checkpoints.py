@@ -81,7 +81,7 @@ def test_the_last_checkpoint_knows_that_the_queue_has_ended(url: str, checkpoint
     assert (trained.groups, names_in(output)) == ([], ["checkpoint-1", "checkpoint-2"])
 
 
-@pytest.mark.parametrize("step", ["write_state", "move_in", "rotate_checkpoints"])
+@pytest.mark.parametrize("step", ["write_state", "move_in", "remove_older"])
 def test_a_checkpoint_is_whole_or_not_there(
     url: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_checkpoint_is_whole_or_not_there(
         patch.setattr(trainer, step, die_at_the_second_checkpoint)
         with pytest.raises(Killed), trainer_from(url, checkpoint, output, trained=trained) as killed:
             killed.train()
-    is_there = step == "rotate_checkpoints"
+    is_there = step == "remove_older"
     assert last_checkpoint(output) == str(output / ("checkpoint-4" if is_there else "checkpoint-2"))
     with trainer_from(url, checkpoint, output, trained=(resumed_groups := TrainedGroups())) as resumed:
         resumed.train(resume_from_checkpoint=last_checkpoint(output))
@@ -155,7 +155,7 @@ def test_an_older_checkpoint_is_refused_while_a_newer_one_is_there(url: str, che
     with trainer_from(url, checkpoint, tmp_path / "out", save_steps=1, max_steps=2) as trainer:
         trainer.train()
     with trainer_from(url, checkpoint, tmp_path / "out", max_steps=4) as trainer:
-        with pytest.raises(WrongCheckpoint, match="checkpoint-1 is not the newest checkpoint: .*checkpoint-2 is newer"):
+        with pytest.raises(WrongCheckpoint, match=r"is not the newest checkpoint: .*checkpoint-2 is newer"):
             trainer.train(resume_from_checkpoint=tmp_path / "out" / "checkpoint-1")
 
 

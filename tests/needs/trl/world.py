@@ -103,6 +103,7 @@ class FixedBatches:
     """Stands in for `RankBatches`: one rank, and steps that a test has made."""
 
     packing = None
+    data_rank = None
     version: int | None = None
 
     def __init__(self, steps: Sequence[RankStep], ranks: int = 1) -> None:
