@@ -14,7 +14,7 @@ from tests.needs.package.conftest import Distributions
 from tests.needs.package.installs import UV, requirements_of
 
 _PACKAGES = ("rollout", "transports", "renderers_adapter")
-_EXTRAS = ("redis", "zmq", "trainer", "vllm", "ray", "parquet", "datasets", "all")
+_EXTRAS = ("redis", "zmq", "trainer", "trl", "vllm", "ray", "parquet", "datasets", "all")
 _IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client", "pyyaml": "yaml", "pyzmq": "zmq"}
 _INSTALLED_BY_OTHERS = {"pydantic_core"}  # pydantic requires one exact version of it
 _INSTALLED_BY_USER = {"pytest"}  # for the helpers in rollout and transports for a user's tests
@@ -75,7 +75,7 @@ def _imported_names(node: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("resolution", ["highest", "lowest-direct"])
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-@pytest.mark.parametrize("extra", ["all", "vllm"])
+@pytest.mark.parametrize("extra", ["all", "trl", "vllm"])
 def test_an_extra_can_be_resolved(
     distributions: Distributions, extra: str, version: str, resolution: str, tmp_path: Path
 ) -> None:
