@@ -53,7 +53,7 @@ class EngineClientState(Protocol):
 
 
 class CurrentPolicyVersion(Protocol):
-    """The trainer's policy version; see `rollout.session.session.PolicyVersionState`."""
+    """The trainer's policy version; see `rollout.session.policy.PolicyVersionState`."""
 
     @property
     def current(self) -> str:

@@ -12,7 +12,7 @@ from rollout.engine.client import EngineClient
 from rollout.images import ImagePolicy
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.serving.server import EngineServer
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing.answers import AnswerScript
 from rollout.testing.scripted_engine import ScriptedAnswersEngine, ScriptedClient
 

@@ -14,7 +14,8 @@ from rollout.errors import RolloutError, flatten_exceptions
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.kinds import RolloutFinished
 from rollout.records.stream import AttemptId, RolloutStream
-from rollout.session.session import PolicyClient, Session
+from rollout.session.policy import PolicyClient
+from rollout.session.session import Session
 from rollout.tasks.orders import RolloutOrder
 from rollout.worker.containment import enter_attempt_context
 from rollout.worker.failures import Failure, describe_failure, requested_retry

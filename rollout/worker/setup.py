@@ -19,7 +19,7 @@ from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.directory import RunDirectory
-from rollout.session.session import PolicyClient, PolicyVersionState
+from rollout.session.policy import PolicyClient, PolicyVersionState
 from rollout.worker.attempt import RunMetadata
 
 log = structlog.get_logger()
