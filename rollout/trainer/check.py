@@ -12,8 +12,8 @@ faulty turn are not reported again for the same fault.
     3 positions  each placeholder covers exactly the pad tokens of its image
     4 raw        a descriptor contains no pixels
     5 once       nothing crosses the queue twice
-    6 branches   the nodes form a tree, branches share equal nodes, and every sampled token trains exactly once, except
-                 in untrained turns; turns that were not received are among these
+    6 branches   the nodes form a tree, branches share equal nodes, every sampled token trains exactly once, and
+                 none in an untrained turn
     8 score      the reward is the weighted sum of the named rewards
     11 aligned   all arrays about tokens have one entry for each token, and no image is cut
 """
