@@ -18,6 +18,7 @@ class SessionCounters:
         prompt_sources: the number of prompts from each source.
         request_retries: the number of requests that were sent to an engine again.
         last_limit: the limit that stopped the latest turn; `NONE` if no limit stopped it.
+        gateway: what happened in the gateway, with the names of `rollout.gateway.counts.GatewayCount`.
     """
 
     def __init__(self, metrics: WorkerMetrics) -> None:
@@ -27,6 +28,7 @@ class SessionCounters:
         self.prompt_sources: Counter[PromptSource] = Counter()
         self.request_retries = 0
         self.last_limit = RolloutLimit.NONE
+        self.gateway: Counter[str] = Counter()
         self._metrics = metrics
 
     def add_request_retry(self) -> None:

@@ -51,6 +51,7 @@ def test_a_report_sums_up_all_rollouts() -> None:
         "retry_reason": "no judge",
         "close_failures": 1,
         "limits": {"tokens": 1, "context": 1},
+        "gateway": None,
     }
     assert totals_of().report()["reward_mean"] is None
 
