@@ -45,6 +45,24 @@ class GatewayCount(StrEnum):
     UNRECEIVED = "unreceived"
 
 
+class RequestOutcome(StrEnum):
+    """The outcome of one request, for metrics.
+
+    Attributes:
+        OK: the policy answered.
+        LIMIT: a limit of the rollout was used up, so the program got a last answer of the gateway.
+        REFUSED: the program got an error, because its request, its path or its key is wrong.
+        FAILED: the infrastructure failed, or our own code did.
+        CANCELLED: the program hung up before its answer was ready.
+    """
+
+    OK = "ok"
+    LIMIT = "limit"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
 _ECHOES = (GatewayCount.EXACT, GatewayCount.NORMALISED, GatewayCount.FOREIGN)
 
 
