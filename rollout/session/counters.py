@@ -19,6 +19,7 @@ class SessionCounters:
         request_retries: the number of requests that were sent to an engine again.
         last_limit: the limit that stopped the latest turn; `NONE` if no limit stopped it. A limit of the whole rollout
             stays.
+        gateway: what happened in the gateway, with the names of `rollout.gateway.counts.GatewayCount`.
     """
 
     def __init__(self, metrics: WorkerMetrics) -> None:
@@ -28,6 +29,7 @@ class SessionCounters:
         self.prompt_sources: Counter[PromptSource] = Counter()
         self.request_retries = 0
         self.last_limit = RolloutLimit.NONE
+        self.gateway: Counter[str] = Counter()
         self._metrics = metrics
         self._is_ended = False
 

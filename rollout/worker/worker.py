@@ -306,6 +306,7 @@ class Worker:
             request_retries=history.request_retries,
             close_failed=attempt.close_failure is not None,
             retry_reason=history.retry_reason,
+            gateway=dict(counters.gateway),
         )
         self.totals.add(outcome)
         self.prompt_sources.update(counters.prompt_sources)
