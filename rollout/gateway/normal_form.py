@@ -50,14 +50,25 @@ def normal_form(message: Message) -> list[Any]:
 
 def normal_text(message: Message) -> str:
     """Return the text of an assistant message, without white space around it."""
-    content = message.get("content") or ""
-    text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
-    return text.strip()
+    return content_text(message.get("content")).strip()
 
 
 def normal_calls(calls: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Return the normal form of tool calls: their names and their parsed arguments, without ids."""
     return [[call["function"]["name"], _normal_arguments(call["function"]["arguments"])] for call in calls]
+
+
+def content_text(content: Any) -> str:
+    """Return the text of a message's content, without its images."""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content or ())
+
+
+def merge_messages(parts: Sequence[Message]) -> Message:
+    """Return one assistant message with the reasoning, the text and the calls of several."""
+    merged: Message = {"role": "assistant", "content": "".join(content_text(part.get("content")) for part in parts)}
+    reasoning = "".join(part.get("reasoning_content") or "" for part in parts)
+    calls = [call for part in parts for call in part.get("tool_calls") or ()]
+    return merged | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
 
 
 def digest_form(form: Any) -> bytes:
