@@ -45,9 +45,14 @@ class CallIds:
         """Map the ids of the calls in an assistant message to our own ids of these calls."""
         if not own:
             return
-        ids = [call.get("id") for part in echo for call in part.message.get("tool_calls") or ()]
+        ids = call_ids(echo[0].message)
+        for part in echo[1:]:
+            ids += call_ids(part.message)
         known = self._known
-        if not known and tuple(ids) == own:
+        if not ids or (not known and ids == own):
+            return
+        if len(own) == 1:
+            known[ids[0]] = own
             return
         own_by_id: dict[Any, tuple[Any, ...]] = {}
         for client_id, own_id in zip(ids, own, strict=False):

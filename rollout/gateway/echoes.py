@@ -5,7 +5,7 @@ tree of an endpoint has a node for each message at each place. A request is a wa
 each message. The nodes keep the messages for the session, so the same conversation always gives the same objects.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,7 +19,7 @@ from rollout.records.messages import Message
 
 __all__ = ["ConversationTree", "EchoMode", "ForeignReason", "Resolved"]
 
-_MAX_MERGED = 16
+_MAX_MERGED = 8
 """The maximum number of assistant messages in a row that are tried as the parts of one answer."""
 _MAX_KNOWN_MERGES = 4096
 
@@ -196,30 +196,23 @@ class ConversationTree:
         if exact is not None:
             return (exact[0] if len(exact) == 1 else self._choose(exact, messages, at, at + 1, ids)), 1, True
         if self._tolerant:
-            for taken, echo in self._possible_echoes(messages, at):
+            for taken, echo in _possible_echoes(messages, at, self._merge):
                 answers = _known_form(node, echo)
-                if answers:
+                if len(answers) > 1:
                     answers = _nearest_answers(answers, echo)
                     return self._choose(answers, messages, at, at + taken, ids), taken, False
+                if answers:
+                    return answers[0], taken, False
         return None, 1, False
 
-    def _possible_echoes(self, messages: Sequence[IncomingMessage], at: int) -> Iterator[tuple[int, IncomingMessage]]:
-        """Yield the merged forms of the assistant messages in a row from `at`, longest first, and the message alone."""
-        end = at + 1
-        while end < len(messages) and end - at < _MAX_MERGED and messages[end].message["role"] == "assistant":
-            end += 1
-        for last in range(end, at + 1, -1):
-            yield last - at, self._merge(messages[at:last])
-        yield 1, messages[at]
-
     def _merge(self, parts: Sequence[IncomingMessage]) -> IncomingMessage:
-        """Return one message for several, because some clients send reasoning, text and calls as messages each."""
+        """Return one message for several; known ones are found by their keys, because they come back at every turn."""
         keys = tuple([part.exact_key for part in parts])
         merged = self._merges.get(keys)
         if merged is None:
             if len(self._merges) >= _MAX_KNOWN_MERGES:
                 self._merges.clear()
-            merged = self._merges[keys] = incoming_message(merge_messages([part.message for part in parts]))
+            merged = self._merges[keys] = _merge(parts)
         return merged
 
     def _choose(
@@ -230,13 +223,13 @@ class ConversationTree:
         All answers are followed side by side, so a dead end costs one step and not the rest of the conversation.
         """
         paths = [(answer, answer, ids.after(messages[at:then], answer.call_ids)) for answer in answers]
-        for incoming in messages[then:]:
-            if len({id(answer) for answer, _, _ in paths}) == 1:
+        for next_at in range(then, len(messages)):
+            if all(answer is paths[0][0] for answer, _, _ in paths):
                 break
             longer = [
                 (answer, child, next_ids)
                 for answer, node, known_ids in paths
-                for child, next_ids in self._known_children(node, incoming, known_ids)
+                for child, next_ids in self._known_children(node, messages[next_at], known_ids)
             ]
             if not longer:
                 break
@@ -275,16 +268,41 @@ class ConversationTree:
     def _foreign_reason(
         self, node: _Node, messages: Sequence[IncomingMessage], at: int, tools_key: bytes
     ) -> ForeignReason:
-        echoes = [echo for _, echo in self._possible_echoes(messages, at)]
+        echoes = [echo for _, echo in _possible_echoes(messages, at, _merge)]
         if any(_known_form(node, echo) for echo in echoes):
             return ForeignReason.NOT_EXACT
         under_tools = [self._tools_of_answers[echo.key] for echo in echoes if echo.key in self._tools_of_answers]
         if under_tools:
             return ForeignReason.HISTORY if any(tools_key in keys for keys in under_tools) else ForeignReason.TOOLS
-        if any(_known_form(node, later) for later in messages[at + 1 :]):
+        # Most foreign messages follow another one, so this test keeps a long conversation of them cheap.
+        if not node.answers or any(_known_form(node, later) for later in messages[at + 1 :]):
             return ForeignReason.INSERTED
         sent = {id(known): known.sent.message for known in _all_answers(node) if known.sent is not None}
         return smallest_difference(messages[at].message, sent.values())
+
+
+def _possible_echoes(
+    messages: Sequence[IncomingMessage], at: int, merge: Callable[[Sequence[IncomingMessage]], IncomingMessage]
+) -> Iterable[tuple[int, IncomingMessage]]:
+    """Return what can be the echo of one answer from `at`: several assistant messages in a row, or the first alone.
+
+    Some clients send the reasoning or the text of an answer as a message before that with the calls.
+
+    Returns:
+        The number of messages and their merged form, longest first.
+    """
+    end = at + 1
+    while end < len(messages) and end - at < _MAX_MERGED and messages[end].message["role"] == "assistant":
+        end += 1
+    alone = (1, messages[at])
+    if end == at + 1:
+        return (alone,)
+    # A generator, because merging costs a digest of each form.
+    return ((last - at, merge(messages[at:last])) if last > at + 1 else alone for last in range(end, at, -1))
+
+
+def _merge(parts: Sequence[IncomingMessage]) -> IncomingMessage:
+    return incoming_message(merge_messages([part.message for part in parts]))
 
 
 def _known_form(node: _Node, echo: IncomingMessage) -> list[_Node]:
