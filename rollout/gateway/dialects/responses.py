@@ -119,8 +119,8 @@ class ResponsesDialect:
         found = self._conversations.find(previous)
         if found is None:
             raise RequestRefused(
-                f"previous_response_id names {previous[:128]!r}, which is not an answer of this rollout. Send the whole "
-                "conversation in `input`, or the id of an answer that this key got.",
+                f"previous_response_id names {previous[:128]!r}, which is not an answer of this rollout. Send the "
+                "whole conversation in `input`, or the id of an answer that this key got.",
                 parameter="previous_response_id",
             )
         return found
