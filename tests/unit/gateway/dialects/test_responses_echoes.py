@@ -52,7 +52,13 @@ def as_codex(item: dict[str, Any]) -> dict[str, Any]:
     """Codex writes reasoning without status, with an explicit `content: null`, and puts the type first."""
     if item["type"] != "reasoning":
         return dict(sorted(item.items(), reverse=True))
-    return {"type": "reasoning", "id": item["id"], "summary": item["summary"], "content": None, "encrypted_content": None}
+    return {
+        "type": "reasoning",
+        "id": item["id"],
+        "summary": item["summary"],
+        "content": None,
+        "encrypted_content": None,
+    }
 
 
 def without_ids(item: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_a_refusal_is_text_of_the_assistant(dialect: ResponsesDialect) -> None:
 
 
 def test_a_custom_call_has_its_input_as_an_argument(dialect: ResponsesDialect) -> None:
-    item = {"type": "custom_tool_call", "call_id": "c", "name": "apply_patch", "input": "*** Begin\n\"é\""}
+    item = {"type": "custom_tool_call", "call_id": "c", "name": "apply_patch", "input": '*** Begin\n"é"'}
     assert last(dialect, item)["tool_calls"][0]["function"] == {
         "name": "apply_patch",
         "arguments": '{"input":"*** Begin\\n\\"é\\""}',
