@@ -5,34 +5,11 @@ work on parts of the task, or begin again with a summary of a conversation that 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from rollout.environments.endpoint import ConversationRoot
 from rollout.records.conversations import RootKind
 
 _MAX_AUXILIARY_TURNS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationRoot:
-    """What is known of the conversations that begin at one root of a rollout's graph.
-
-    Attributes:
-        node: the index of the root's node.
-        system_text: the text of the system message; empty without one.
-        first_user_text: the text of the first user message; empty without one.
-        tools: the names of the tools, in the order of the request.
-        turns: the number of turns.
-        sampled_tokens: the number of sampled tokens.
-        first_turn: the number of the first turn.
-    """
-
-    node: int
-    system_text: str
-    first_user_text: str
-    tools: tuple[str, ...]
-    turns: int
-    sampled_tokens: int
-    first_turn: int
 
 
 def root_kinds(roots: Sequence[ConversationRoot]) -> Sequence[RootKind]:
@@ -59,4 +36,4 @@ def root_kinds(roots: Sequence[ConversationRoot]) -> Sequence[RootKind]:
 
 
 def _purpose(root: ConversationRoot) -> tuple[str, frozenset[str]]:
-    return root.system_text, frozenset(root.tools)
+    return root.system, frozenset(root.tools)
