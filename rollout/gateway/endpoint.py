@@ -10,6 +10,7 @@ import itertools
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rollout.config.gateway import GatewayConfig
 from rollout.config.sampling import SamplingError
 from rollout.engine.errors import EngineRefused, RequestRefusedLocally
 from rollout.environments.base import ContextExhausted
-from rollout.environments.endpoint import ConversationRoot, EndpointTurn, RootRule, Transcript
+from rollout.environments.endpoint import EndpointTurn, RootRule, Transcript
 from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
@@ -29,8 +30,8 @@ from rollout.gateway.deliveries import Deliveries
 from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.gateway.flights import Flight, Flights
-from rollout.gateway.roots import root_kinds
 from rollout.gateway.root_notes import RootNotes
+from rollout.gateway.roots import root_kinds
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.conversations import RootKind
 from rollout.records.endings import RolloutLimit
@@ -96,8 +97,6 @@ class GatewayEndpoint:
     @property
     def transcript(self) -> Transcript:
         """What was played until now; see `rollout.environments.endpoint.Endpoint`."""
-        from dataclasses import replace
-
         turns = (
             replace(turn, received=self.deliveries.is_received(number)) for number, turn in sorted(self._turns.items())
         )
@@ -239,9 +238,7 @@ class GatewayEndpoint:
         finally:
             observer.leave()
 
-    def _finish(
-        self, flight: Flight, request: TurnRequest, resolved: Resolved, turns: Sequence[SessionTurn]
-    ) -> Answer:
+    def _finish(self, flight: Flight, request: TurnRequest, resolved: Resolved, turns: Sequence[SessionTurn]) -> Answer:
         """Make the answer of played turns; the tree, the transcript and the counters learn of it."""
         answer = Answer(
             id=f"{next(self._answer_numbers):08d}",
@@ -266,9 +263,7 @@ class GatewayEndpoint:
             self._count(flight.dialect.name, turn, resolved)
         return answer
 
-    def _final_answer(
-        self, flight: Flight, request: TurnRequest, resolved: Resolved, limit: RolloutLimit
-    ) -> Answer:
+    def _final_answer(self, flight: Flight, request: TurnRequest, resolved: Resolved, limit: RolloutLimit) -> Answer:
         """Return an answer of the gateway, which tells the program to stop. It is not recorded."""
         answer = Answer(
             id=f"{next(self._answer_numbers):08d}",
@@ -381,8 +376,3 @@ def _as_refusal(error: Exception, request: TurnRequest | None) -> RequestRefused
 
     text = _MESSAGE_PLACE.sub(name_place, str(error))
     return RequestRefused(text, parameter=places[0] if places else None)
-
-
-def conversation_root(*_: object) -> ConversationRoot:
-    """Placeholder."""
-    raise NotImplementedError

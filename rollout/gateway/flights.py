@@ -6,12 +6,17 @@ repeats a request after an error sends the same body, and no header that could t
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from rollout.gateway.deliveries import Deliveries
-from rollout.gateway.dialects.base import Answer, Dialect, RequestRefused, TurnRequest
+from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest
+from rollout.records.endings import RolloutLimit
+
+_MAX_KEPT_ANSWERS = 32
+"""The number of newest answers that are kept for a request that is repeated."""
 
 
 class Flight:
@@ -49,9 +54,33 @@ class Flight:
             self.ready.set()
             self.done.set()
 
+    @property
+    def limit(self) -> RolloutLimit:
+        """The limit of the rollout that is used up, if the answer is not the policy's."""
+        return RolloutLimit.NONE if self.answer is None else self.answer.limit
+
+    def raise_refusal(self) -> None:
+        """Raise the refusal, if there is one."""
+        if self.answer is None:
+            raise self.refusal or RequestRefused(
+                "The rollout of this key has ended, so the model answers no more.", reason=RefusalReason.ENDED
+            )
+
+    def written_answer(self) -> bytes:
+        """Return the answer as JSON."""
+        assert self.request is not None
+        assert self.answer is not None
+        return self.dialect.write_answer(self.request, self.answer)
+
+    def written_events(self) -> Iterable[bytes]:
+        """Return the answer as server-sent events."""
+        assert self.request is not None
+        assert self.answer is not None
+        return self.dialect.write_events(self.request, self.answer)
+
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
-        """Wait for the answer in a `with` block. If nobody waits any more, a turn that is not committed is cancelled."""
+        """Wait for the answer in a `with` block. If nobody waits any more, an uncommitted turn is cancelled."""
         self._waiters += 1
         try:
             yield
@@ -59,6 +88,11 @@ class Flight:
             self._waiters -= 1
             if not self._waiters and not self.turns:
                 self.cancel()
+
+    def forget_answer(self) -> None:
+        """Free the memory of the request and its answer; the same request is a new one from now on."""
+        if not self._waiters:
+            self.request = self.answer = None
 
     def cancel(self) -> None:
         """Cancel the request at the engine, if there is no answer yet."""
@@ -77,6 +111,7 @@ class Flights:
     def __init__(self, deliveries: Deliveries) -> None:
         self._deliveries = deliveries
         self._flights: dict[bytes, Flight] = {}
+        self._kept: deque[Flight] = deque()
 
     def find_or_add(self, dialect: Dialect, body: bytes) -> tuple[Flight, bool]:
         """Return the flight of a request, and whether it is new, so that the caller must start it."""
@@ -87,6 +122,9 @@ class Flights:
         if known is not None:
             self._deliveries.mark_asked_again(known.turns)
         flight = self._flights[digest] = Flight(dialect)
+        self._kept.append(flight)
+        if len(self._kept) > _MAX_KEPT_ANSWERS and self._kept[0].done.is_set():
+            self._kept.popleft().forget_answer()
         return flight, True
 
     def _is_over(self, flight: Flight) -> bool:

@@ -26,7 +26,7 @@ from rollout.engine.request import GenerateRequest
 from rollout.environments.base import ContextExhausted, Reply
 from rollout.environments.endpoint import Endpoint, EndpointUnavailable, RootRule
 from rollout.images import ImageError, prepare_images_async
-from rollout.records.conversations import Echo
+from rollout.records.conversations import Echo, RootKind
 from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import ROOT, MessageTokens, Step
 from rollout.records.messages import (
@@ -51,6 +51,8 @@ from rollout.session.stage_timer import StageTimer
 from rollout.session.trace import Commit, Trace
 from rollout.session.turns import EndpointReport, SessionTurn, TurnObserver
 from rollout.value_limits import MAX_CHARACTERS, TooMuchTextError
+
+log = structlog.get_logger()
 
 
 class Session:
@@ -204,6 +206,25 @@ class Session:
     def decode_token(self, token_id: int) -> str:
         """Return the text of one token."""
         return self._policy.renderers.decode([token_id])
+
+    def unreceived_turns(self) -> list[int]:
+        """Return the turns whose answers the programs of this rollout did not receive."""
+        return [turn for report in self.endpoint_reports for turn in report.unreceived_turns()]
+
+    def root_kinds(self) -> dict[int, RootKind]:
+        """Return the kinds of the roots that the programs of this rollout began, by the root's first node."""
+        kinds: dict[int, RootKind] = {}
+        for report in self.endpoint_reports:
+            try:
+                kinds |= report.root_kinds()
+            except Exception:  # the rule is the environment's code; it has raised this error in `async with`, too
+                log.warning("the kinds of roots are unknown", exc_info=True)
+        return kinds
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """The sampling parameters of the YAML, which a turn may override."""
+        return self._policy.sampling
 
     @property
     def max_model_len(self) -> int | None:

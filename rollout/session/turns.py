@@ -68,6 +68,11 @@ class EndpointSession(Protocol):
         """The limit for the tokens of a prompt and its answer; None if it is unknown."""
         ...
 
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """The sampling parameters of the YAML."""
+        ...
+
     async def play_turn(
         self,
         messages: list[Message],
