@@ -147,7 +147,7 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
 def _print_summary(
     state: "LaunchState", report: Mapping[str, Any], errors: "Sequence[DistinctError]", console: Console
 ) -> None:
-    from rollout.gateway.counts import summarize_gateway
+    from rollout.records.gateway_counts import summarize_gateway
     from rollout.rundir.limits import warn_if_all_limited
 
     rows = []

@@ -67,7 +67,7 @@ def _exit_code(state: "RunState") -> int:
 
 
 def _print_summary(state: "RunState", config: "Config", errors: "Sequence[DistinctError]", console: Console) -> None:
-    from rollout.gateway.counts import summarize_gateway
+    from rollout.records.gateway_counts import summarize_gateway
     from rollout.rundir.limits import warn_if_all_limited
     from rollout.session.prompt import summarize_prompt_sources
 

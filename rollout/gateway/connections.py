@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -25,12 +24,12 @@ class GatewayConnection(RequestHandler):
 
     __slots__ = ("_first_request_timer", "_stack", "on_reset")
 
-    def __init__(self, server: web.Server[Any], *, loop: asyncio.AbstractEventLoop, metrics: WorkerMetrics) -> None:
+    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, metrics: WorkerMetrics) -> None:
         super().__init__(
             server,
             loop=loop,
             keepalive_timeout=_KEEPALIVE_TIMEOUT,
-            access_log=None,
+            access_log=None,  # type: ignore[arg-type]  # a path may contain a key
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
         )

@@ -12,8 +12,8 @@ from typing import Any
 
 from rollout.gateway.call_ids import CallIds, call_ids, with_call_id
 from rollout.gateway.dialects.base import IncomingMessage
+from rollout.gateway.dialects.normal_form import digest_form, incoming_message, merge_messages, normal_calls
 from rollout.gateway.foreign import ForeignReason, smallest_difference, with_parsed_arguments
-from rollout.gateway.normal_form import digest_form, incoming_message, merge_messages, normal_calls
 from rollout.records.conversations import Echo
 from rollout.records.messages import Message
 
@@ -28,7 +28,7 @@ class EchoMode(StrEnum):
     """How much an echo may differ from the answer as it was sent.
 
     Attributes:
-        TOLERANT: what does not change the meaning may differ, see `rollout.gateway.normal_form`.
+        TOLERANT: what does not change the meaning may differ, see `rollout.gateway.dialects.normal_form`.
         EXACT: nothing may differ.
     """
 

@@ -25,7 +25,6 @@ from rollout.environments.endpoint import EndpointTurn, RootRule, Transcript
 from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
-from rollout.gateway.counts import GatewayCount, add_ignored_tool, foreign_count
 from rollout.gateway.deliveries import Deliveries
 from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
@@ -35,6 +34,7 @@ from rollout.gateway.roots import root_kinds
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.conversations import RootKind
 from rollout.records.endings import RolloutLimit
+from rollout.records.gateway_counts import GatewayCount, add_ignored_tool, foreign_count
 from rollout.records.kinds import PromptSource
 from rollout.records.messages import MessageError, digest_tools
 from rollout.records.stream import RolloutAlreadyFinished

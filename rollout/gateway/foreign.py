@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
-from rollout.gateway.normal_form import normal_calls, normal_text, parse_arguments
+from rollout.gateway.dialects.normal_form import normal_calls, normal_text, parse_arguments
 from rollout.records.messages import Message
 
 

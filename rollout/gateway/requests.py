@@ -16,15 +16,16 @@ from aiohttp import hdrs, web
 
 from rollout.gateway.addresses import KEY_PATH
 from rollout.gateway.connections import GatewayConnection
-from rollout.gateway.counts import RequestOutcome
 from rollout.gateway.dialects.base import Dialect, RefusalReason, RequestRefused
 from rollout.gateway.dialects.chat import ChatDialect
-from rollout.gateway.dialects.messages import MessagesDialect, write_token_count
+from rollout.gateway.dialects.messages import MessagesDialect
+from rollout.gateway.dialects.messages_answers import write_token_count
 from rollout.gateway.dialects.responses import ResponsesDialect
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.flights import Flight
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.endings import RolloutLimit
+from rollout.records.gateway_counts import RequestOutcome
 
 log = structlog.get_logger()
 
@@ -32,7 +33,8 @@ _COMMENT_INTERVAL = 3.0
 _COMMENT = b": waiting for the model\n\n"
 _BODY_TIMEOUT = 60.0
 """Seconds in which the whole body of a request must arrive."""
-_DIALECTS: dict[str, type[Dialect]] = {
+_DialectClass = type[ChatDialect] | type[ResponsesDialect] | type[MessagesDialect]
+_DIALECTS: dict[str, _DialectClass] = {
     "/v1/chat/completions": ChatDialect,
     "/v1/responses": ResponsesDialect,
     "/v1/messages": MessagesDialect,
@@ -82,11 +84,11 @@ class RequestHandler:
         except Exception as error:
             measured.outcome = RequestOutcome.FAILED
             log.exception("a request of a program failed", dialect=dialect_class.name)
-            refusal = RequestRefused(
+            failure = RequestRefused(
                 f"The gateway failed with {type(error).__name__}; the log of the worker has the error.",
                 reason=RefusalReason.FAILED,
             )
-            return _json_response(dialect_class().write_refusal(refusal), refusal.reason.status)
+            return _json_response(dialect_class().write_refusal(failure), failure.reason.status)
         finally:
             if path in _DIALECTS:
                 seconds = time.monotonic() - started_at
@@ -143,7 +145,7 @@ class RequestHandler:
             raise self._too_large()
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             assert request.transport is not None
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # type: ignore[attr-defined]
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         chunks: list[bytes] = []
         size = 0
         try:
@@ -239,7 +241,7 @@ def _header_key(request: web.BaseRequest) -> str | None:
     return request.headers.get("x-api-key") or None
 
 
-def _dialect_of_path(path: str) -> type[Dialect]:
+def _dialect_of_path(path: str) -> _DialectClass:
     """Return the dialect in which errors of a path are written."""
     if path.startswith("/v1/messages"):
         return MessagesDialect

@@ -14,9 +14,9 @@ from typing import Protocol
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from rollout.gateway.counts import RequestOutcome
 from rollout.metrics import catalogue
 from rollout.metrics.loop_monitor import LoopMonitor
+from rollout.records.gateway_counts import RequestOutcome
 from rollout.records.kinds import Step
 from rollout.records.versions import version_number
 

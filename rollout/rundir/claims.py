@@ -92,7 +92,7 @@ class Outcome:
             finished the rollout.
         close_failed: whether the environment's `close` failed or took too long.
         retry_reason: the latest reason why the environment asked for another attempt; None if it did not.
-        gateway: what happened in the gateway, see `rollout.gateway.counts.GatewayCount`; empty if no program used it.
+        gateway: what happened in the gateway, see `rollout.records.gateway_counts`; empty if no program used it.
     """
 
     rollout: str

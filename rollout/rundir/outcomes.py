@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rollout.gateway.counts import add_gateway_counts, report_gateway
 from rollout.records.endings import RolloutLimit
+from rollout.records.gateway_counts import add_gateway_counts, report_gateway
 from rollout.rundir.claims import Claims, Outcome
 
 _PAUSE_FACTOR = 20
@@ -121,7 +121,7 @@ class OutcomeTotals:
         reward: the mean of the rewards.
         named_rewards: the mean of each named reward, by name.
         metrics: the mean of each metric of the scores, by name.
-        gateway: what happened in the gateway, see `rollout.gateway.counts.GatewayCount`.
+        gateway: what happened in the gateway, see `rollout.records.gateway_counts.GatewayCount`.
     """
 
     rollouts: int = 0

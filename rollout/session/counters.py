@@ -19,7 +19,7 @@ class SessionCounters:
         request_retries: the number of requests that were sent to an engine again.
         last_limit: the limit that stopped the latest turn; `NONE` if no limit stopped it. A limit of the whole rollout
             stays.
-        gateway: what happened in the gateway, with the names of `rollout.gateway.counts.GatewayCount`.
+        gateway: what happened in the gateway, with the names of `rollout.records.gateway_counts.GatewayCount`.
     """
 
     def __init__(self, metrics: WorkerMetrics) -> None:

@@ -71,7 +71,7 @@ class IncomingMessage:
     """A message of a request, in the form that `Session.chat` takes, with the keys by which echoes are found.
 
     The same bytes of a request give the same object, so that the session finds a known message without comparing it.
-    `rollout.gateway.normal_form.incoming_message` makes it.
+    `rollout.gateway.dialects.normal_form.incoming_message` makes it.
 
     Attributes:
         message: the message. Its tool calls have their arguments as the JSON text that the client sent.

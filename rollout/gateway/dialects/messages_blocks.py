@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from rollout.gateway.dialects.base import IncomingMessage, RequestRefused
+from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.dialects.reading import (
     inner_system_message,
     join_system_messages,
@@ -15,7 +16,6 @@ from rollout.gateway.dialects.reading import (
     require,
     simple_content,
 )
-from rollout.gateway.normal_form import incoming_message
 from rollout.records.messages import Message
 
 _MAX_KNOWN = 16_384
@@ -26,7 +26,7 @@ _TOOL_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
 _EMPTY_ERROR = "Error"
 """The text of a failed tool result without content: the policy would otherwise not see that the call failed."""
 _ACCOUNTING = "x-anthropic-billing-header:"
-"""Claude Code puts a block with this start before its system prompt. It is for the provider, and can change each turn."""
+"""Claude Code puts a block with this start before its system prompt. It is for the provider, and may change."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import msgspec
 import orjson
 
 from rollout.gateway.dialects.base import Answer, IncomingMessage, RequestRefused, TurnRequest
+from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.dialects.reading import KnownItems, parse, split_list, split_object
 from rollout.gateway.dialects.responses_answers import (
     REPEATED_KEYS,
@@ -28,7 +29,6 @@ from rollout.gateway.dialects.responses_items import Item, ItemKind, ItemReader,
 from rollout.gateway.dialects.responses_messages import KeptConversations, MessageBuilder
 from rollout.gateway.dialects.responses_settings import ENCRYPTED_REASONING, LOGPROBS, read_settings
 from rollout.gateway.dialects.responses_tools import NO_TOOLS, ToolSet, read_tools
-from rollout.gateway.normal_form import incoming_message
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from typing import Any
 import orjson
 
 from rollout.gateway.dialects.base import IncomingMessage, RequestRefused
+from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.dialects.reading import read_image_url, require, simple_content
 from rollout.gateway.dialects.responses_tools import custom_arguments, full_name
-from rollout.gateway.normal_form import incoming_message
 
 ENCRYPTED_PREFIX = "rollout-"
 """What we send as `encrypted_content` is this prefix and the id of the item; nothing is secret in it."""

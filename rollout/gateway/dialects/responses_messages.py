@@ -7,9 +7,9 @@ object, so that a long conversation costs little at each turn.
 from collections.abc import Sequence
 
 from rollout.gateway.dialects.base import IncomingMessage
+from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.dialects.reading import inner_system_message, join_system_messages
 from rollout.gateway.dialects.responses_items import Item, ItemKind
-from rollout.gateway.normal_form import incoming_message
 from rollout.records.messages import Message
 
 _MAX_MESSAGES = 16_384

@@ -2,8 +2,8 @@
 
 from prometheus_client import generate_latest
 
-from rollout.gateway.counts import RequestOutcome
 from rollout.metrics.worker import WorkerMetrics
+from rollout.records.gateway_counts import RequestOutcome
 from tests.unit.metrics.scraping import Samples, parse_metrics
 
 

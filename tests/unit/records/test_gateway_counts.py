@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from rollout.gateway.counts import (
+from rollout.records.gateway_counts import (
     add_gateway_counts,
     add_ignored_tool,
     foreign_count,
