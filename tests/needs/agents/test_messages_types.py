@@ -83,8 +83,9 @@ def ask(client: Any) -> Any:
     return client.messages.create(model="tiny", max_tokens=64, messages=[QUESTION])
 
 
-def stream_of(client: Any) -> Any:
-    return client.messages.stream(model="tiny", max_tokens=64, messages=[QUESTION])
+def stream_of(client: Any, *, beta: bool = False) -> Any:
+    messages = client.beta.messages if beta else client.messages
+    return messages.stream(model="tiny", max_tokens=64, messages=[QUESTION])
 
 
 def without_extras(message: Any) -> dict[str, Any]:
@@ -110,12 +111,13 @@ def test_each_event_is_valid(dialect: MessagesDialect, request_read: TurnRequest
             check(event, kind)
 
 
+@pytest.mark.parametrize("beta", [False, True])
 @pytest.mark.parametrize("name", ANSWERS)
 def test_the_sdk_puts_the_events_together_to_the_answer(
-    dialect: MessagesDialect, request_read: TurnRequest, name: str
+    dialect: MessagesDialect, request_read: TurnRequest, name: str, beta: bool
 ) -> None:
     events = b": waiting\n\n" + b"".join(dialect.write_events(request_read, ANSWERS[name]))
-    with stream_of(client_of(events, kind="text/event-stream")) as stream:
+    with stream_of(client_of(events, kind="text/event-stream"), beta=beta) as stream:
         streamed = stream.get_final_message()
     whole = ask(client_of(dialect.write_answer(request_read, ANSWERS[name])))
     assert without_extras(streamed) == without_extras(whole)
