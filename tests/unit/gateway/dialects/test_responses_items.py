@@ -132,3 +132,11 @@ def test_items_of_a_provider_are_skipped(dialect: ResponsesDialect, kind: str) -
     items = output(dialect, answer("I add.", CALLS))
     skipped = {"type": kind, "id": "ws_1", "status": "completed"}
     assert last(dialect, items[0], skipped, *items[1:]) is last(dialect, *items)
+
+
+def test_a_result_without_its_call_splits_no_answer(dialect: ResponsesDialect) -> None:
+    result = {"type": "function_call_output", "call_id": "gone", "output": "3.5"}
+    call = {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"}
+    read = messages(dialect.read(body([QUESTION, result, {"role": "assistant", "content": "I add."}, call])))
+    assert [message["role"] for message in read] == ["user", "tool", "assistant"]
+    assert "name" not in read[1]
