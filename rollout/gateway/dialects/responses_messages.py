@@ -5,6 +5,7 @@ object, so that a long conversation costs little at each turn.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.dialects.normal_form import incoming_message
@@ -16,6 +17,25 @@ _MAX_MESSAGES = 16_384
 _RECENT_LISTS = 8
 
 
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """The messages before the newest answer of a conversation. A longer conversation goes on from there.
+
+    Attributes:
+        instructions: the instructions of the conversation.
+        items: the items of the conversation, up to the first item of the newest answer.
+        messages: the messages before that answer.
+        indices: for each of these messages, the index of its first item; -1 for the instructions.
+        names: the names of the tools by the ids of the calls before that answer.
+    """
+
+    instructions: str
+    items: list[Item]
+    messages: list[IncomingMessage]
+    indices: list[int]
+    names: dict[str, str]
+
+
 class MessageBuilder:
     """Makes messages of items, and remembers them."""
 
@@ -23,16 +43,16 @@ class MessageBuilder:
         """Remember nothing yet."""
         self._answers: dict[tuple[Item, ...], IncomingMessage] = {}
         self._systems: dict[tuple[str, tuple[Item, ...]], IncomingMessage] = {}
+        self._recent: list[_Progress] = []
 
     def build(
-        self, instructions: str, items: Sequence[Item], places: Sequence[str]
+        self, instructions: str, items: list[Item], places: Sequence[str]
     ) -> tuple[list[IncomingMessage], list[str]]:
         """Return the messages of a conversation, and the place of each."""
-        messages: list[IncomingMessage] = []
-        message_places: list[str] = []
-        names: dict[str, str] = {}
-        group = _Group()
-        start = self._add_system(instructions, items, places, messages, message_places)
+        known = self._find_progress(instructions, items)
+        messages, indices, names = known.messages.copy(), known.indices.copy(), known.names.copy()
+        start = len(known.items) - 1 if known.items else self._add_system(instructions, items, messages, indices)
+        group = newest = _Group()
         for index in range(start, len(items)):
             item = items[index]
             kind = item.kind
@@ -41,26 +61,31 @@ class MessageBuilder:
                     messages[group.position] = self.answer_message(tuple(group.items))
                     group = _Group()
                 if not group.items:
-                    group.position = len(messages)
+                    newest = group
+                    group.position, group.start = len(messages), index
                     messages.append(_OPEN)
-                    message_places.append(places[index])
+                    indices.append(index)
                 group.add(item)
                 if kind is ItemKind.CALL:
                     names[item.call_id] = item.name
             elif kind is ItemKind.OUTPUT:
                 name = names.get(item.call_id)
                 messages.append(item.versions.get(name) or _output_message(item, name))
-                message_places.append(places[index])
-                group.has_outputs = True
+                indices.append(index)
+                group.has_outputs = bool(group.items)
             elif kind is not ItemKind.SKIPPED:
                 if group.items:
                     messages[group.position] = self.answer_message(tuple(group.items))
                     group = _Group()
                 messages.append(item.message or item.versions.get(None) or _inner_message(item))
-                message_places.append(places[index])
+                indices.append(index)
         if group.items:
             messages[group.position] = self.answer_message(tuple(group.items))
-        return messages, message_places
+        if newest.items:
+            known = _advance(known, items, messages, indices, newest)
+        if known.items:
+            self._recent = [known, *self._recent[: _RECENT_LISTS - 1]]
+        return messages, [places[index] if index >= 0 else "instructions" for index in indices]
 
     def answer_message(self, items: tuple[Item, ...]) -> IncomingMessage:
         """Return the assistant message of the items of one answer."""
@@ -71,13 +96,15 @@ class MessageBuilder:
             found = self._answers[items] = incoming_message(_answer_message(items))
         return found
 
+    def _find_progress(self, instructions: str, items: list[Item]) -> _Progress:
+        """Return how far the conversation is known, and forget it: the caller remembers it with what is new."""
+        for index, known in enumerate(self._recent):
+            if known.instructions == instructions and _begins_with(items, known.items):
+                return self._recent.pop(index)
+        return _Progress(instructions, [], [], [], {})
+
     def _add_system(
-        self,
-        instructions: str,
-        items: Sequence[Item],
-        places: Sequence[str],
-        messages: list[IncomingMessage],
-        message_places: list[str],
+        self, instructions: str, items: Sequence[Item], messages: list[IncomingMessage], indices: list[int]
     ) -> int:
         """Add the system message of the instructions and the leading system items; return where the others start."""
         start = 0
@@ -94,18 +121,19 @@ class MessageBuilder:
             found = incoming_message(join_system_messages([{"content": text} for text in texts if text]))
             self._systems[key] = found
         messages.append(found)
-        message_places.append("instructions" if instructions else places[0])
+        indices.append(-1 if instructions else 0)
         return start
 
 
 class _Group:
     """The items of one assistant message, while they are collected."""
 
-    __slots__ = ("answer", "has_calls", "has_outputs", "has_text", "items", "position")
+    __slots__ = ("answer", "has_calls", "has_outputs", "has_text", "items", "position", "start")
 
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.position = 0
+        self.start = 0
         self.answer: str | None = None
         self.has_text = False
         self.has_calls = False
@@ -158,6 +186,23 @@ class KeptConversations:
         """Return the items up to an answer, with those of the answer; None if there was no such answer."""
         found = self._kept.get(response_id)
         return None if found is None else found[0][: found[1]]
+
+
+def _advance(
+    known: _Progress,
+    items: list[Item],
+    messages: list[IncomingMessage],
+    indices: list[int],
+    group: "_Group",
+) -> _Progress:
+    """Return the progress up to an answer."""
+    names = known.names.copy()
+    for item in items[max(len(known.items) - 1, 0) : group.start]:
+        if item.kind is ItemKind.CALL:
+            names[item.call_id] = item.name
+    position = group.position
+    # The first item of the answer is among the items: only with it, the answer before it is known to be complete.
+    return _Progress(known.instructions, items[: group.start + 1], messages[:position], indices[:position], names)
 
 
 def _begins_with(items: list[Item], known: list[Item]) -> bool:

@@ -1,7 +1,11 @@
 """How requests of the dialect Responses become conversations."""
 
+from typing import Any
+
 import orjson
 import pytest
+from hypothesis import given as given_any
+from hypothesis import strategies as st
 
 from rollout.gateway.dialects.base import RequestRefused
 from rollout.gateway.dialects.responses import ResponsesDialect
@@ -121,6 +125,47 @@ def test_the_same_items_give_the_same_message_objects(dialect: ResponsesDialect)
     assert second.tools is first.tools
 
 
+def sent_items() -> tuple[ResponsesDialect, list[dict[str, Any]]]:
+    """Return a dialect that sent three answers, and items of all kinds, also those of the answers."""
+    dialect = ResponsesDialect()
+    items = [
+        QUESTION,
+        {"role": "developer", "content": "Be brief."},
+        {"role": "assistant", "content": "Made up."},
+        {"type": "function_call", "call_id": "call_b", "name": "sub", "arguments": "{}"},
+        {"type": "web_search_call", "id": "ws"},
+        *({"type": "function_call_output", "call_id": call.id, "output": "3.5"} for call in CALLS),
+    ]
+    for turn, calls in enumerate((CALLS, CALLS[:1], ())):
+        items += output(dialect, answer(f"Text {turn}", calls, reasoning="Hm.", id=f"a{turn}"))
+    return dialect, items
+
+
+ITEM_COUNT = len(sent_items()[1])
+
+
+@given_any(
+    base=st.lists(st.integers(0, ITEM_COUNT - 1), min_size=1, max_size=12),
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, 12), st.lists(st.integers(0, ITEM_COUNT - 1), max_size=4), st.sampled_from(["", "Add."])
+        ),
+        max_size=6,
+    ),
+)
+def test_a_conversation_is_read_the_same_whatever_was_read_before(
+    base: list[int], changes: list[tuple[int, list[int], str]]
+) -> None:
+    used, items = sent_items()
+    for length, more, instructions in [(12, [], ""), *changes]:
+        base = [*base[:length], *more] or [0]
+        request = body([QUESTION, *(items[index] for index in base)], instructions=instructions)
+        fresh = sent_items()[0].read(request)
+        again = used.read(request)
+        assert messages(again) == messages(fresh)
+        assert again.places == fresh.places
+
+
 def test_a_request_can_continue_an_earlier_answer(dialect: ResponsesDialect) -> None:
     first = dialect.read(body(instructions="You add."))
     given = response(dialect, first, answer(calls=CALLS[:1], reasoning="Add."))
@@ -167,6 +212,11 @@ def test_reading_a_request_again_gives_the_same_answer_bytes(dialect: ResponsesD
     given = answer("I add.", CALLS, reasoning="Two calls.")
     first = dialect.write_answer(dialect.read(body()), given)
     assert dialect.write_answer(dialect.read(body()), given) == first
+
+
+def test_a_conversation_can_be_very_long(dialect: ResponsesDialect) -> None:
+    request = dialect.read(body([QUESTION] * 3_000))
+    assert (len(request.messages), request.places[0], request.places[-1]) == (3_000, "input[0]", "input[2999]")
 
 
 def test_sampling_has_the_names_of_the_engine(dialect: ResponsesDialect) -> None:
