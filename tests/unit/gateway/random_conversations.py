@@ -49,6 +49,8 @@ class ClientHabits:
         ids: `kept`, `new`, or `per message` if the client counts the calls of each message from 0.
         text: `kept`, `line break` before it, or `dropped` beside calls.
         splits: whether the text beside calls becomes a message of its own.
+        lists: whether a text is sent as a list of one part.
+        no_text: how an answer without text is sent: `null`, `empty` or `absent`.
     """
 
     separators: tuple[str, str]
@@ -59,6 +61,8 @@ class ClientHabits:
     ids: str
     text: str
     splits: bool
+    lists: bool
+    no_text: str
 
     def call_ids(self, own: list[str]) -> list[str]:
         """Return the ids that the client uses in place of our own."""
@@ -68,7 +72,13 @@ class ClientHabits:
 
     def arguments(self, value: dict[str, Any]) -> str:
         """Return the arguments of a call as JSON text, as this client writes them."""
-        return json.dumps(self._changed(value), separators=self.separators, ensure_ascii=self.escapes)
+        return json.dumps(self.changed(value), separators=self.separators, ensure_ascii=self.escapes)
+
+    def text_of(self, text: str, has_calls: bool) -> str:
+        """Return the text of an answer, as this client keeps it."""
+        if has_calls and self.text == "dropped":
+            return ""
+        return "\n" + text if text and self.text == "line break" else text
 
     def echo(self, answer: PlannedAnswer, turn: int) -> list[IncomingMessage]:
         """Return the assistant messages by which this client repeats an answer."""
@@ -77,21 +87,18 @@ class ClientHabits:
             (call_id, name, self.arguments(value)) for call_id, (name, value) in zip(ids, answer.calls, strict=True)
         ]
         reasoning = answer.reasoning if self.keeps_reasoning else ""
-        text = answer.text
-        if calls and self.text == "dropped":
-            text = ""
-        elif text and self.text == "line break":
-            text = "\n" + text
+        text = self.text_of(answer.text, bool(calls))
         if calls and text and self.splits:
             return [assistant(text, reasoning=reasoning), assistant("", *calls)]
         return [assistant(text, *calls, reasoning=reasoning)]
 
-    def _changed(self, value: Any) -> Any:
+    def changed(self, value: Any) -> Any:
+        """Return a value of arguments as this client keeps it."""
         if isinstance(value, list):
-            return [self._changed(item) for item in value]
+            return [self.changed(item) for item in value]
         if isinstance(value, dict):
             keys = sorted(value) if self.key_order == "sorted" else list(value)
-            return {key: self._changed(value[key]) for key in (keys[::-1] if self.key_order == "reversed" else keys)}
+            return {key: self.changed(value[key]) for key in (keys[::-1] if self.key_order == "reversed" else keys)}
         if isinstance(value, float) and value.is_integer() and self.whole_floats:
             return int(value)
         return value
@@ -120,10 +127,11 @@ def next_messages(answer: PlannedAnswer, call_ids: list[str]) -> list[IncomingMe
 # The halves of surrogate pairs are no text, and no tokenizer makes them.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 _letters = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)
+_booleans = st.booleans()
 _scalars = st.one_of(
     st.none(),
     st.booleans(),
-    st.integers(),
+    st.integers(-(2**63), 2**63 - 1),
     st.floats(allow_nan=False, allow_infinity=False),
     st.integers(-1000, 1000).map(float),
     texts,
@@ -134,7 +142,9 @@ _values = st.recursive(
     max_leaves=6,
 )
 _calls = st.tuples(st.sampled_from(["view", "run", "mcp__files__read"]), st.dictionaries(texts, _values, max_size=3))
-_images = st.just([{"type": "text", "text": "the screen:"}, {"type": "image_url", "image_url": {"url": PIXEL}}])
+_results: st.SearchStrategy[Any] = texts | st.just(
+    [{"type": "text", "text": "the screen:"}, {"type": "image_url", "image_url": {"url": PIXEL}}]
+)
 
 
 @st.composite
@@ -142,8 +152,8 @@ def planned_answers(draw: st.DrawFn) -> PlannedAnswer:
     """Make an answer: text, calls or both, and the results of the calls, some with an image."""
     calls = draw(st.lists(_calls, max_size=3))
     text = draw(texts if calls else _letters)
-    results = [draw(st.one_of(texts, _images)) for _ in calls]
-    return PlannedAnswer(text, draw(texts), calls, results, None if calls and draw(st.booleans()) else draw(_letters))
+    results: list[Any] = [draw(_results) for _ in calls]
+    return PlannedAnswer(text, draw(texts), calls, results, None if calls and draw(_booleans) else draw(_letters))
 
 
 conversations = st.lists(planned_answers(), min_size=1, max_size=5)
@@ -157,4 +167,6 @@ habits = st.builds(
     ids=st.sampled_from(["kept", "new", "per message"]),
     text=st.sampled_from(["kept", "line break", "dropped"]),
     splits=st.booleans(),
+    lists=st.booleans(),
+    no_text=st.sampled_from(["null", "empty", "absent"]),
 )
