@@ -274,11 +274,14 @@ class ConversationTree:
         under_tools = [self._tools_of_answers[echo.key] for echo in echoes if echo.key in self._tools_of_answers]
         if under_tools:
             return ForeignReason.HISTORY if any(tools_key in keys for keys in under_tools) else ForeignReason.TOOLS
-        # Most foreign messages follow another one, so this test keeps a long conversation of them cheap.
-        if not node.answers or any(_known_form(node, later) for later in messages[at + 1 :]):
+        if not node.answers:
             return ForeignReason.INSERTED
         sent = {id(known): known.sent.message for known in _all_answers(node) if known.sent is not None}
-        return smallest_difference(messages[at].message, sent.values())
+        reason = smallest_difference([echo.message for echo in echoes], list(sent.values()))
+        if reason is ForeignReason.ARGUMENTS:
+            return reason
+        # If the answer comes later, this message was put before it.
+        return ForeignReason.INSERTED if any(_known_form(node, later) for later in messages[at + 1 :]) else reason
 
 
 def _possible_echoes(

@@ -3,7 +3,7 @@
 The summary of a run counts the reasons why they are foreign.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -37,14 +37,14 @@ _FROM_NEAREST = (ForeignReason.ARGUMENTS, ForeignReason.TEXT, ForeignReason.CALL
 """What is reported of several answers at the same place: the smallest difference."""
 
 
-def smallest_difference(message: Message, answers: Iterable[Message]) -> ForeignReason:
-    """Return how a message differs from the nearest of the answers that the policy gave at its place.
+def smallest_difference(echoes: Sequence[Message], answers: Sequence[Message]) -> ForeignReason:
+    """Return how a foreign message differs from the nearest of the answers that the policy gave at its place.
 
     Args:
-        message: the assistant message of the request.
+        echoes: the message; also joined with those after it, if it can be a part of one answer.
         answers: the answers as they were sent; the arguments of all calls are JSON text.
     """
-    reasons = {_difference(message, answer) for answer in answers}
+    reasons = {_difference(echo, answer) for echo in echoes for answer in answers}
     return next((reason for reason in _FROM_NEAREST if reason in reasons), ForeignReason.INSERTED)
 
 
