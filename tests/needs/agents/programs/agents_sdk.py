@@ -1,7 +1,7 @@
 """The Agents SDK, which runs the loop itself. Arguments: the model, the task, and `chat` or `responses`, the dialect.
 
-In chat completions this SDK replaces the picture of a tool's result by a placeholder. There a filter, which the SDK calls
-with the whole input before each request, puts each picture into a user message behind the result.
+In chat completions this SDK replaces the picture of a tool's result by a placeholder. There a filter, which the SDK
+calls with the whole input before each request, puts each picture into a user message behind the result.
 """
 
 import json

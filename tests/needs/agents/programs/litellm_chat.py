@@ -1,4 +1,4 @@
-"""litellm's own loop over chat completions: the message goes back as litellm's object. Arguments: the model and the task."""
+"""litellm over chat completions: the message goes back as its own object. Arguments: the model and the task."""
 
 import os
 import sys

@@ -6,71 +6,63 @@ settings. The packages of npm bring native programs, which need no node; `.ci/ag
 
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from tests.conftest import ROOT
+from tests.needs.agents.playing import Command, Endpoint
 from tests.needs.agents.programs import tools
 
+WORK = "work"
+"""The working directory, in the home that they get."""
 PICTURE = "picture.png"
 """The file in the working directory that the CLIs can look at."""
+CONTEXT = 131072
+"""The context that they are told of; the limits that end a rollout are the gateway's."""
 
-_PACKAGES = Path(__file__).resolve().parents[3] / ".agents-node" / "node_modules"
+_PACKAGES = ROOT / ".agents-node" / "node_modules"
 _MACHINE = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-_TRIPLE = f"{platform.machine()}-unknown-linux-musl"
-CODEX = _PACKAGES / "@openai" / f"codex-linux-{_MACHINE}" / "vendor" / _TRIPLE / "bin" / "codex"
-OPENCODE = _PACKAGES / f"opencode-linux-{_MACHINE}" / "bin" / "opencode"
-
-
-@dataclass(frozen=True)
-class Command:
-    """How to start a program.
-
-    Attributes:
-        arguments: the program and its arguments.
-        environ: variables that it gets beside PATH and those of the endpoint.
-        directory: its working directory.
-    """
-
-    arguments: list[str]
-    environ: Mapping[str, str]
-    directory: Path
+_CODEX_VENDOR = _PACKAGES / f"codex-{_MACHINE}" / "vendor" / f"{platform.machine()}-unknown-linux-musl"
+CODEX = _CODEX_VENDOR / "bin" / "codex"
+OPENCODE = _PACKAGES / f"opencode-{_MACHINE}" / "bin" / "opencode"
 
 
 def _make_work(home: Path) -> Path:
-    work = home / "work"
+    work = home / WORK
     work.mkdir(parents=True)
     (work / PICTURE).write_bytes(tools.picture("square"))
     return work
 
 
-def codex(home: Path, base_url: str, model: str, task: str) -> Command:
+def codex(endpoint: Endpoint, home: Path, task: str) -> Command:
     """Write codex's `config.toml`, and return the command. It reads the key from OPENAI_API_KEY.
 
     Args:
+        endpoint: where it plays.
         home: a directory that does not exist yet.
-        base_url: the endpoint's; it ends in `/v1`.
-        model: the name of the model.
         task: what to do.
     """
     work, settings = _make_work(home), home / "codex"
     settings.mkdir()
     (settings / "config.toml").write_text(
         f"""\
-model = {json.dumps(model)}
+model = {json.dumps(endpoint.model)}
 model_provider = "rollout"
-model_context_window = 32768
+model_context_window = {CONTEXT}
 check_for_update_on_startup = false
 web_search = "disabled"
 
 [model_providers.rollout]
 name = "rollout"
-base_url = {json.dumps(base_url)}
+base_url = {json.dumps(endpoint.base_url)}
 env_key = "OPENAI_API_KEY"
 wire_api = "responses"
 supports_websockets = false
 request_max_retries = 2
 stream_max_retries = 2
+
+[features]
+apps = false
+plugins = false
 
 [analytics]
 enabled = false
@@ -85,29 +77,34 @@ exporter = "none"
 persistence = "none"
 """
     )
-    options = ["exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "--color=never"]
+    options = [
+        "exec",
+        "--strict-config",
+        "--skip-git-repo-check",
+        "--dangerously-bypass-approvals-and-sandbox",
+        "--color=never",
+    ]
     environ = {"CODEX_HOME": str(settings), "HOME": str(home)}
-    return Command([str(CODEX), *options, task], environ, work)
+    return Command([str(CODEX), *options, task], work, environ)
 
 
-def opencode(home: Path, base_url: str, model: str, task: str) -> Command:
+def opencode(endpoint: Endpoint, home: Path, task: str) -> Command:
     """Write opencode's `opencode.json`, and return the command. It reads the key from OPENAI_API_KEY.
 
     Args:
+        endpoint: where it plays.
         home: a directory that does not exist yet.
-        base_url: the endpoint's; it ends in `/v1`.
-        model: the name of the model.
         task: what to do.
     """
-    work, settings = _make_work(home), home / ".config" / "opencode"
+    model, work, settings = endpoint.model, _make_work(home), home / ".config" / "opencode"
     settings.mkdir(parents=True)
     modalities = {"input": ["text", "image"], "output": ["text"]}
     about = {"name": model, "tool_call": True, "reasoning": True, "attachment": True, "modalities": modalities}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": "rollout",
-        "options": {"baseURL": base_url, "apiKey": "{env:OPENAI_API_KEY}"},
-        "models": {model: {**about, "limit": {"context": 32768, "output": 8192}}},
+        "options": {"baseURL": endpoint.base_url, "apiKey": "{env:OPENAI_API_KEY}"},
+        "models": {model: {**about, "limit": {"context": CONTEXT, "output": 8192}}},
     }
     config = {
         "$schema": "https://opencode.ai/config.json",
@@ -131,4 +128,4 @@ def opencode(home: Path, base_url: str, model: str, task: str) -> Command:
         "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
         "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
     }
-    return Command([str(OPENCODE), "run", "--model", f"rollout/{model}", task], environ, work)
+    return Command([str(OPENCODE), "run", "--model", f"rollout/{model}", task], work, environ)
