@@ -100,7 +100,17 @@ CLIENTS = [
     Client("anthropic_messages", "messages", _program("anthropic_messages"), _turns_of_program),
     Client("anthropic_messages_streamed", "messages", _program("anthropic_messages", "stream"), _turns_of_program),
     Client("agents_sdk_chat", "chat", _program("agents_sdk", "chat"), _turns_of_program, keeps_reasoning=False),
+    Client(
+        "agents_sdk_chat_streamed",
+        "chat",
+        _program("agents_sdk", "chat", "stream"),
+        _turns_of_program,
+        keeps_reasoning=False,
+    ),
     Client("agents_sdk_responses", "responses", _program("agents_sdk", "responses"), _turns_of_program),
+    Client(
+        "agents_sdk_responses_streamed", "responses", _program("agents_sdk", "responses", "stream"), _turns_of_program
+    ),
     Client("langgraph_chat", "chat", _program("langgraph_chat"), _turns_of_program, keeps_reasoning=False),
     Client("pydantic_ai_chat", "chat", _program("pydantic_ai_chat"), _turns_of_program),
     Client("litellm_chat", "chat", _program("litellm_chat"), _turns_of_program),

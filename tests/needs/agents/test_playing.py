@@ -1,5 +1,6 @@
-"""How the tests start agent programs, and whether those that .ci/agents installs fit together."""
+"""How the tests start agent programs, and whether those that .ci/agents installs are what the table of clients says."""
 
+import asyncio
 import re
 import sys
 from collections.abc import Mapping
@@ -10,8 +11,13 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.loopback_http import read_requests, serve_on_loopback
 from tests.needs.agents import coding_clis
+from tests.needs.agents.clients import CLIENTS, TASK, Client
 from tests.needs.agents.playing import Command, DeadlinePassed, play
+
+_PATHS = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}
+_REFUSAL = b'{"type": "error", "error": {"type": "invalid_request_error", "message": "nobody is here"}}'
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,25 @@ class _NoEndpoint:
     base_url: str = "http://127.0.0.1:9/v1"
     model: str = "nobody"
     environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+async def test_a_client_sends_its_requests_to_the_given_endpoint_in_its_dialect(client: Client, tmp_path: Path) -> None:
+    requested: set[tuple[str, str]] = set()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async for request in read_requests(reader):
+            requested.add((request.path, request.headers["authorization"]))
+            head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(_REFUSAL)}"
+            writer.write(head.encode() + b"\r\n\r\n" + _REFUSAL)
+
+    async with serve_on_loopback(refuse) as url:
+        key = "the-key"
+        openai = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": key}
+        anthropic = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": key}
+        endpoint = _NoEndpoint(f"{url}/v1", "nobody", openai | anthropic)
+        await play(client.command(endpoint, tmp_path / "home", TASK), endpoint)
+    assert requested == {(_PATHS[client.dialect], f"Bearer {key}")}
 
 
 @pytest.mark.parametrize("program", [coding_clis.CODEX, coding_clis.OPENCODE])
