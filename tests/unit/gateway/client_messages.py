@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 
 from rollout.gateway.dialects.base import IncomingMessage
+from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
-from rollout.gateway.normal_form import incoming_message
 
 TOOLS = b"tools"
 

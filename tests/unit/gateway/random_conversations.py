@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from rollout.gateway.dialects.base import IncomingMessage
-from rollout.gateway.normal_form import incoming_message
+from rollout.gateway.dialects.normal_form import incoming_message
 from tests.unit.gateway.client_messages import assistant
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="

@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rollout.gateway.dialects.base import IncomingMessage
+from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.echoes import ForeignReason, Resolved
-from rollout.gateway.normal_form import incoming_message
 from rollout.records.conversations import Echo
 from tests.unit.gateway.client_messages import Client, is_same
 from tests.unit.gateway.random_conversations import (

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rollout.gateway.normal_form import incoming_message
+from rollout.gateway.dialects.normal_form import incoming_message
 from tests.unit.gateway.client_messages import assistant
 
 DEEP = "[" * 300 + "]" * 300
