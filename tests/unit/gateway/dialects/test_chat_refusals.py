@@ -1,5 +1,6 @@
 """What a request of the dialect chat completions may not ask for, and how the client hears of it."""
 
+import json
 import random
 from typing import Any
 
@@ -200,8 +201,6 @@ def test_a_wrong_key_is_refused_by_its_name(fields: dict[str, Any], parameter: s
 
 def json_with_large_numbers(request: dict[str, Any]) -> bytes:
     """Return JSON also of whole numbers of more than 64 bits."""
-    import json
-
     return json.dumps(request).encode()
 
 
