@@ -20,9 +20,9 @@ from rollout.gateway.dialects.chat_answers import (
 from rollout.gateway.dialects.chat_messages import ConversationBuilder, read_message
 from rollout.gateway.dialects.chat_settings import read_settings
 from rollout.gateway.dialects.chat_tools import ToolSet, read_tools
+from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.dialects.openai_errors import error_object
 from rollout.gateway.dialects.reading import KnownItems, split_list, split_object
-from rollout.gateway.normal_form import incoming_message
 
 _NO_TOOLS = ToolSet()
 

@@ -12,6 +12,7 @@ import orjson
 
 from rollout.gateway.dialects.base import IncomingMessage, RequestRefused
 from rollout.gateway.dialects.chat_tools import custom_arguments
+from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.dialects.reading import (
     inner_system_message,
     join_system_messages,
@@ -19,7 +20,6 @@ from rollout.gateway.dialects.reading import (
     require,
     simple_content,
 )
-from rollout.gateway.normal_form import incoming_message
 from rollout.records.messages import Message
 
 _MAX_SYSTEMS = 1024
