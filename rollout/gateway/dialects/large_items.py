@@ -35,14 +35,14 @@ class _Outline(Generic[_T]):
     result: _T
 
     def matches(self, data: bytes) -> bool:
-        """Return whether these bytes are the item."""
+        """Return whether bytes of the item's length are the item."""
         at = 0
         for piece in self.pieces:
             part = piece if isinstance(piece, bytes) else piece.encode()
             if not data.startswith(part, at):
                 return False
             at += len(part)
-        return at == len(data)
+        return True
 
 
 class LargeItems(Generic[_T]):
