@@ -108,6 +108,15 @@ def read_message(item: Any, place: str) -> ReadMessage:
     )
 
 
+def image_urls(item: ReadMessage) -> list[str]:
+    """Return the URLs of the images in a message, which it keeps."""
+    message = item.result or (item.message.message if item.message is not None else {})
+    content = message.get("content")
+    if not isinstance(content, list):
+        return []
+    return [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+
+
 def assistant_message(text: str, reasoning: str, calls: Sequence[tuple[str, str, str]]) -> Message:
     """Return a message of the assistant; each call has its id, its name, and its arguments as JSON text."""
     message: Message = {"role": "assistant", "content": text}

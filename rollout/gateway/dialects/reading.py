@@ -12,6 +12,7 @@ import msgspec
 import orjson
 
 from rollout.gateway.dialects.base import RequestRefused
+from rollout.gateway.dialects.large_items import LargeItems
 
 _MAX_KEPT_BYTES = 1024
 """Larger items are known by their SHA-256 digest."""
@@ -51,21 +52,43 @@ def parse(raw: msgspec.Raw | bytes, parameter: str) -> Any:
 class KnownItems(Generic[_T]):
     """Remembers what was read from each item of one attempt's requests, by the bytes of the item."""
 
-    def __init__(self, read: Callable[[Any, str], _T]) -> None:
-        """Remember the results of `read`, which gets the parsed JSON of an item and its place for errors."""
+    def __init__(self, read: Callable[[Any, str], _T], kept_texts: Callable[[_T], Sequence[str]] | None = None) -> None:
+        """Remember the results of `read`.
+
+        Args:
+            read: reads an item; it gets the parsed JSON of the item and its place for errors.
+            kept_texts: returns the long texts of the item that a result keeps, such as the URLs of images, in the order
+                of the item. With it, items with images are found without a digest; see `LargeItems`.
+        """
         self._read = read
+        self._kept_texts = kept_texts
         self._known: dict[bytes, _T] = {}
+        self._large: LargeItems[_T] = LargeItems()
 
     def read(self, raw: msgspec.Raw, place: str) -> _T:
         """Return what was read from these bytes before, or read them. Raises the errors of `read`."""
         data = bytes(raw)
-        key = data if len(data) <= _MAX_KEPT_BYTES else hashlib.sha256(data).digest()
+        if len(data) <= _MAX_KEPT_BYTES:
+            found = self._known.get(data)
+            return self._add(data, self._read(parse(data, place), place)) if found is None else found
+        if self._kept_texts is not None:
+            found = self._large.find(data)
+            if found is not None:
+                return found
+        key = hashlib.sha256(data).digest()
         found = self._known.get(key)
-        if found is None:
-            if len(self._known) >= _MAX_ITEMS:
-                self._known.clear()
-            found = self._known[key] = self._read(parse(data, place), place)
-        return found
+        if found is not None:
+            return found
+        found = self._read(parse(data, place), place)
+        if self._kept_texts is not None and self._large.keep(data, self._kept_texts(found), found):
+            return found
+        return self._add(key, found)
+
+    def _add(self, key: bytes, result: _T) -> _T:
+        if len(self._known) >= _MAX_ITEMS:
+            self._known.clear()
+        self._known[key] = result
+        return result
 
 
 def require(value: Any, kind: type | tuple[type, ...], place: str, expected: str) -> Any:
