@@ -50,7 +50,14 @@ class FindCode(Environment):
 
 @dataclass
 class Agent:
-    """A small agent for chat completions. It knows nothing of rollout."""
+    """A small agent for chat completions. It knows nothing of rollout.
+
+    Attributes:
+        base_url: the address of the API.
+        key: the key for it.
+        model: the name of the model.
+        notes: what the tool can read, by door.
+    """
 
     base_url: str
     key: str

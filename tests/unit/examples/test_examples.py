@@ -14,7 +14,6 @@ from rollout.testing import embedded_policy, play
 from rollout.trainer import Trajectory, check, samples
 from tests.unit.cli.in_process import run_cli
 
-
 EXAMPLES = ("agents/agents.yaml", "compaction/compaction.yaml", "subagents/subagents.yaml")
 
 
