@@ -1,7 +1,7 @@
 """One open endpoint: answers the requests of a program with the turns of one attempt's session.
 
-A request takes this way: its dialect reads it; the limits are checked; the tree finds the answers that it repeats; the
-session plays a turn for each choice; the tree learns the answer. The HTTP layer writes what comes out.
+A request takes this way. Its dialect reads it. The tree finds the answers that it repeats. The limits are checked. The
+session plays a turn for each choice, and the tree learns the answers. The HTTP layer writes what the dialect returns.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Defines what every dialect gives to the gateway, and what it gets: a request, an answer, and a refusal.
 
-A dialect reads the body of a request into messages as `Session.chat` takes them, and writes an answer in its own form,
-as one JSON object or as server-sent events. It knows nothing of tokens, of HTTP connections or of the session. An
-endpoint makes one object of each dialect that its program uses, so a dialect may keep state for the attempt.
+A dialect reads the body of a request into messages as `Session.chat` takes them. It writes an answer in its own form:
+one JSON object, or server-sent events. It knows nothing of tokens, of HTTP connections or of the session. An endpoint
+makes one object of each dialect that its program uses, so a dialect may keep state for the attempt.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
