@@ -5,7 +5,7 @@ is not parsed again. The bytes of large items, such as images, are not kept; onl
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -86,22 +86,3 @@ def read_image_url(url: Any, place: str) -> dict[str, Any]:
         "as data:image/png;base64,… .",
         parameter=place,
     )
-
-
-def simple_content(parts: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the content of a message: the text itself if there is only one text part, and the parts otherwise."""
-    if not parts:
-        return ""
-    if len(parts) == 1 and parts[0]["type"] == "text":
-        return parts[0]["text"]
-    return list(parts)
-
-
-def join_system_messages(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one system message for several at the start of a conversation; their texts are joined by a blank line."""
-    return {"role": "system", "content": "\n\n".join(str(message["content"]) for message in messages)}
-
-
-def inner_system_message(text: str) -> dict[str, Any]:
-    """Return the user message for a system message that is not at the start, where chat templates have no place."""
-    return {"role": "user", "content": f"<system-message>\n{text}\n</system-message>"}
