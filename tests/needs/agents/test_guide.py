@@ -1,22 +1,23 @@
 """The files of docs/agents.md and the code of the README that need the SDKs of providers, or a coding CLI."""
 
-import asyncio
 import importlib
-import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rollout import Environment, Model, Score, Task
-from rollout.testing import Answer, play
+from rollout.testing import play
 from rollout.trainer import check
 from tests.conftest import ROOT
 from tests.needs.agents import coding_clis
+from tests.needs.agents.playing import Command
+from tests.needs.agents.playing import play as play_program
 
 GUIDE = (ROOT / "docs" / "agents.md").read_text("utf-8")
 FILES = dict(re.findall(r"\*\*`([\w.]+)`\*\*\n\n```\w+\n(.*?)```", GUIDE, re.DOTALL))
@@ -73,54 +74,61 @@ async def test_the_code_of_the_readme_plays(tmp_path: Path) -> None:
     assert played.reward == 1.0
 
 
-@pytest.mark.parametrize("name", ["config.toml", "opencode.json"])
-async def test_the_file_of_a_coding_cli_lets_it_play(name: str, tmp_path: Path) -> None:
-    arguments, variables = {
-        "config.toml": (
-            [coding_clis.CODEX, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"],
-            {"CODEX_HOME": tmp_path},
-        ),
-        "opencode.json": (
-            [coding_clis.OPENCODE, "run"],
-            {
-                "XDG_CONFIG_HOME": tmp_path / "config",
-                "OPENCODE_DISABLE_MODELS_FETCH": "1",
-                "OPENCODE_DISABLE_AUTOUPDATE": "1",
-            },
-        ),
-    }[name]
-    place = {"config.toml": tmp_path / name, "opencode.json": tmp_path / "config" / "opencode" / name}[name]
-    place.parent.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class CodingCli:
+    """How a coding CLI is started.
+
+    Attributes:
+        file: the name of its file in the guide.
+        place: where it looks for this file, in its home.
+        command: the command; the task comes last.
+        variables: what it needs beside the variables of the endpoint; a path is in its home.
+    """
+
+    file: str
+    place: str
+    command: Sequence[str]
+    variables: Mapping[str, str | Path]
+
+
+CODEX = CodingCli(
+    "config.toml",
+    "codex/config.toml",
+    [str(coding_clis.CODEX), "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"],
+    {"CODEX_HOME": Path("codex")},
+)
+OPENCODE = CodingCli(
+    "opencode.json",
+    "config/opencode/opencode.json",
+    [str(coding_clis.OPENCODE), "run", "--model", "rollout/MODEL"],
+    {
+        "XDG_CONFIG_HOME": Path("config"),
+        "OPENCODE_DISABLE_MODELS_FETCH": "1",
+        "OPENCODE_DISABLE_AUTOUPDATE": "1",
+    },
+)
+
+
+@pytest.mark.parametrize("cli", [CODEX, OPENCODE], ids=["codex", "opencode"])
+async def test_the_file_of_a_coding_cli_lets_it_play(cli: CodingCli, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
+    (tmp_path / cli.place).parent.mkdir(parents=True)
+    variables = {
+        key: str(tmp_path / value if isinstance(value, Path) else value) for key, value in cli.variables.items()
+    }
 
     class Greeting(Environment):
         async def run(self, task: Task, model: Model) -> Score:
             async with model.endpoint() as endpoint:
-                text = FILES[name].replace("BASE_URL", endpoint.base_url).replace("MODEL", endpoint.model)
-                place.write_text(text)
-                environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **endpoint.environ}
-                environ |= {key: str(value) for key, value in variables.items()}
-                process = await asyncio.create_subprocess_exec(
-                    *map(str, arguments),
-                    *(["--model", f"rollout/{endpoint.model}"] if name == "opencode.json" else []),
-                    "Say good day.",
-                    cwd=work,
-                    env=environ,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
+                text = FILES[cli.file].replace("BASE_URL", endpoint.base_url).replace("MODEL", endpoint.model)
+                (tmp_path / cli.place).write_text(text)
+                command = [word.replace("MODEL", endpoint.model) for word in cli.command]
+                ended = await play_program(
+                    Command([*command, "Say good day."], work, {"HOME": str(tmp_path), **variables}), endpoint
                 )
-                try:
-                    output, errors = await asyncio.wait_for(process.communicate(), 100)
-                finally:
-                    if process.returncode is None:
-                        process.kill()
-            assert process.returncode == 0, errors.decode()
-            return Score(float("Good day." in output.decode()))
+            assert ended.code == 0, ended.errors
+            return Score(float("Good day." in ended.output))
 
-    def answer(conversation: list[dict[str, Any]]) -> str | Answer:
-        return "Good day."
-
-    played = await play(Greeting, answers=answer)
+    played = await play(Greeting, answers=lambda conversation: "Good day.")
     assert played.reward == 1.0
