@@ -26,7 +26,7 @@ from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
 from rollout.gateway.deliveries import Deliveries
-from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest
+from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest, rollout_ended
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.gateway.flights import Flight, Flights
 from rollout.gateway.root_notes import RootNotes
@@ -110,11 +110,15 @@ class GatewayEndpoint:
     def root_kinds(self) -> Mapping[int, RootKind]:
         """Return the kind of each root, by the index of its first node."""
         roots = self._roots.in_order()
-        kinds = list(self._rule(roots))
-        if len(kinds) != len(roots) or not all(isinstance(kind, RootKind) for kind in kinds):
+        kinds = self._rule(roots)
+        if (
+            not isinstance(kinds, Sequence)
+            or len(kinds) != len(roots)
+            or not all(isinstance(kind, RootKind) for kind in kinds)
+        ):
             raise RootRuleError(
-                f"the rule root_kinds returned {kinds!r:.200} for {len(roots)} roots; it must return one RootKind for "
-                "each."
+                f"the rule root_kinds returned {kinds!r:.200} for {len(roots)} roots; it must return a list with one "
+                "RootKind for each."
             )
         return {root.node: kind for root, kind in zip(roots, kinds, strict=True)}
 
@@ -162,9 +166,7 @@ class GatewayEndpoint:
     def _require_open(self) -> None:
         """Raise RequestRefused if the endpoint was closed, for example while the body of the request arrived."""
         if self._is_closed:
-            raise RequestRefused(
-                "The rollout of this key has ended, so the model answers no more.", reason=RefusalReason.ENDED
-            )
+            raise rollout_ended()
 
     # How a request is played
 

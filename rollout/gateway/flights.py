@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from rollout.gateway.deliveries import Deliveries
-from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest
+from rollout.gateway.dialects.base import Answer, Dialect, RequestRefused, TurnRequest, rollout_ended
 from rollout.records.endings import RolloutLimit
 
 _MAX_KEPT_ANSWERS = 128
@@ -73,9 +73,7 @@ class Flight:
     def raise_refusal(self) -> None:
         """Raise the refusal, if there is one."""
         if self.answer is None:
-            raise self.refusal or RequestRefused(
-                "The rollout of this key has ended, so the model answers no more.", reason=RefusalReason.ENDED
-            )
+            raise self.refusal or rollout_ended()
 
     def written_answer(self) -> bytes:
         """Return the answer as JSON."""
