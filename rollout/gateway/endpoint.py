@@ -110,11 +110,9 @@ class GatewayEndpoint:
     def root_kinds(self) -> Mapping[int, RootKind]:
         """Return the kind of each root, by the index of its first node."""
         roots = self._roots.in_order()
-        kinds = self._rule(roots)
-        if (
-            not isinstance(kinds, Sequence)
-            or len(kinds) != len(roots)
-            or not all(isinstance(kind, RootKind) for kind in kinds)
+        kinds: object = self._rule(roots)
+        if not (
+            isinstance(kinds, Sequence) and len(kinds) == len(roots) and all(isinstance(k, RootKind) for k in kinds)
         ):
             raise RootRuleError(
                 f"the rule root_kinds returned {kinds!r:.200} for {len(roots)} roots; it must return a list with one "

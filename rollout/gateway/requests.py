@@ -81,7 +81,7 @@ class RequestHandler:
             return _json_response(dialect_class().write_refusal(refusal), refusal.reason.status)
         except (asyncio.CancelledError, ConnectionError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - an error of one request must not end the connection's task
             measured.outcome = RequestOutcome.FAILED
             failure = _report_failure(error, dialect_class.name)
             return _json_response(dialect_class().write_refusal(failure), failure.reason.status)
@@ -198,7 +198,7 @@ class RequestHandler:
         try:
             flight.raise_refusal()
             events = _join(flight.written_events())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the stream has begun, so the error must be an event
             refusal = error if isinstance(error, RequestRefused) else _report_failure(error, flight.dialect.name)
             failed = refusal.reason is RefusalReason.FAILED
             measured.outcome = RequestOutcome.FAILED if failed else RequestOutcome.REFUSED
