@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
-from rollout.environments.endpoint import Endpoint, RootRule
+from rollout.environments.endpoint import Endpoint, EndpointUnavailable, RootRule
 from rollout.errors import RolloutError
 from rollout.paths import PathUnusable, resolve_path
 from rollout.records.bounds import MAX_GROUP_SIZE
@@ -194,7 +194,7 @@ class Model(Protocol):
 
         `root_kinds` replaces the rule that says which of the program's conversations are auxiliary or of a sub-agent.
         """
-        ...
+        raise EndpointUnavailable("this model has no gateway, so model.endpoint() cannot be used with it.")
 
 
 _NO_RESOURCES = object()

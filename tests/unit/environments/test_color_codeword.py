@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from rollout import FinishReason, Reply, Task
+from rollout import FinishReason, Model, Reply, Task
 from rollout.environments.color_codeword import ColorCodeword, ColorCodewordSettings, ColorCodewordTasks, draw_square
 from rollout.environments.palette import PALETTE
 
 
 @dataclass
-class AnsweringModel:
+class AnsweringModel(Model):
     """A model that answers with a function of (question number, codeword) and keeps its questions."""
 
     codeword: list[str]

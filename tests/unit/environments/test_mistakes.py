@@ -28,7 +28,7 @@ QUESTION: Message = {"role": "user", "content": "Heads or tails?"}
 TASK = Task("0", 0, 1)
 
 
-class AnswersHeads:
+class AnswersHeads(Model):
     """A model that needs no engine."""
 
     async def chat(self, messages: list[Message], **_: object) -> Reply:

@@ -15,11 +15,11 @@ from examples.grpo_color_codeword.environment import (
     color_ids,
 )
 from renderers_adapter.tokenizer import load_tokenizer
-from rollout import FinishReason, Reply, Score
+from rollout import FinishReason, Model, Reply, Score
 from rollout.records.messages import Message
 
 
-class ScriptedModel:
+class ScriptedModel(Model):
     """A model with fixed answers that keeps the sampling of each call."""
 
     def __init__(self, answers: Sequence[str]) -> None:

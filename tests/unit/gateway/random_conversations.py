@@ -127,7 +127,6 @@ def next_messages(answer: PlannedAnswer, call_ids: list[str]) -> list[IncomingMe
 # The halves of surrogate pairs are no text, and no tokenizer makes them.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 _letters = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)
-_booleans = st.booleans()
 _scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -153,9 +152,11 @@ def planned_answers(draw: st.DrawFn) -> PlannedAnswer:
     calls = draw(st.lists(_calls, max_size=3))
     text = draw(texts if calls else _letters)
     results: list[Any] = [draw(_results) for _ in calls]
-    return PlannedAnswer(text, draw(texts), calls, results, None if calls and draw(_booleans) else draw(_letters))
+    is_silent = bool(calls) and draw(_booleans)
+    return PlannedAnswer(text, draw(texts), calls, results, None if is_silent else draw(_letters))
 
 
+_booleans: st.SearchStrategy[bool] = st.booleans()
 conversations = st.lists(planned_answers(), min_size=1, max_size=5)
 habits = st.builds(
     ClientHabits,

@@ -2,15 +2,22 @@
 
 from dataclasses import replace
 
-from rollout.gateway.roots import ConversationRoot, root_kinds
+from rollout.environments.endpoint import ConversationRoot
+from rollout.gateway.roots import root_kinds
 from rollout.records.conversations import RootKind
 
 MAIN, AUXILIARY, SUBAGENT = RootKind.MAIN, RootKind.AUXILIARY, RootKind.SUBAGENT
 TASK = ConversationRoot(
-    0, "You write code.", "Fix the bug.", ("read", "write"), turns=9, sampled_tokens=900, first_turn=1
+    node=0,
+    first_turn=1,
+    turns=9,
+    sampled_tokens=900,
+    system="You write code.",
+    user="Fix the bug.",
+    tools=("read", "write"),
 )
-TITLE = replace(TASK, node=7, system_text="You write titles.", tools=(), turns=1, sampled_tokens=8, first_turn=0)
-SEARCH = replace(TASK, node=9, system_text="You search.", tools=("read",), first_turn=4)
+TITLE = replace(TASK, node=7, system="You write titles.", tools=(), turns=1, sampled_tokens=8, first_turn=0)
+SEARCH = replace(TASK, node=9, system="You search.", tools=("read",), first_turn=4)
 
 
 def test_a_single_root_is_main() -> None:
@@ -38,11 +45,11 @@ def test_a_root_with_another_system_text_is_a_subagent() -> None:
 
 
 def test_a_root_with_other_tools_is_a_subagent() -> None:
-    assert root_kinds([TASK, replace(SEARCH, system_text=TASK.system_text)]) == [MAIN, SUBAGENT]
+    assert root_kinds([TASK, replace(SEARCH, system=TASK.system)]) == [MAIN, SUBAGENT]
 
 
 def test_a_root_after_a_compaction_is_main() -> None:
-    compacted = replace(TASK, node=20, first_user_text="Summary: the bug is found.", first_turn=10)
+    compacted = replace(TASK, node=20, user="Summary: the bug is found.", first_turn=10)
     assert root_kinds([TASK, SEARCH, compacted]) == [MAIN, SUBAGENT, MAIN]
 
 
