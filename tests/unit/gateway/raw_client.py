@@ -77,11 +77,20 @@ class RawClient:
 
     async def send(self, body: bytes, dialect: DialectName = "chat") -> None:
         """Send a request."""
+        await self.send_bytes(self.encode(body, dialect))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and the port."""
+        return self.host, self.port
+
+    def encode(self, body: bytes, dialect: DialectName = "chat") -> bytes:
+        """Return the bytes of a request."""
         head = (
             f"POST {_PATHS[dialect]} HTTP/1.1\r\nHost: {self.host}\r\nAuthorization: Bearer {self.key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        await self.send_bytes(head.encode() + body)
+        return head.encode() + body
 
     async def send_bytes(self, data: bytes) -> None:
         """Send bytes, over a new connection if there is none."""

@@ -1,6 +1,7 @@
 """Plays the programs of tests at a real endpoint over HTTP, with an engine that a test can hold and stop."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class HeldEngine(ScriptedEngine):
         is_held: whether it holds its answers back.
         started: the number of answers that it began.
         aborted: the number of answers that were aborted while it held them.
+        is_stuck: whether it does not even answer that it aborts a request; only while it holds an answer.
     """
 
     def __init__(self, settings: EmbeddedSettings) -> None:
@@ -54,6 +56,7 @@ class HeldEngine(ScriptedEngine):
         self.is_held = False
         self.started = 0
         self.aborted = 0
+        self.is_stuck = False
 
     def prepare(self, request: GenerateBody) -> Job:
         """See `Engine.prepare`."""
@@ -70,6 +73,8 @@ class _HeldJob(Job):
         self.engine.started += 1
         try:
             while self.engine.is_held:  # noqa: ASYNC110 - the test runs in another thread
+                while self.engine.is_stuck:
+                    time.sleep(0.005)  # noqa: ASYNC251 - the loop of the engine must not run
                 await asyncio.sleep(0.005)
         except asyncio.CancelledError:
             self.engine.aborted += 1
@@ -154,7 +159,7 @@ async def serve(
             served = Served(engine, policy, int(url.rpartition(":")[2]), server)
             yield served
     finally:
-        engine.is_held = False
+        engine.is_held = engine.is_stuck = False
         (server if served is None else served.server).stop()
 
 

@@ -1,12 +1,14 @@
 """The same request gets the same turn until its answer was received, and only received turns train."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from rollout.environments.endpoint import Endpoint
+from rollout.gateway.flights import Flight
 from rollout.records.kinds import Step
 from rollout.records.stream import RolloutStream
 from rollout.testing import Played
@@ -98,16 +100,19 @@ async def test_a_client_that_closed_before_its_answer_came_has_not_received_it(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server reads the end of the client's stream, and never the reset that follows."""
+    write = Flight.written_answer
 
     async def program(endpoint: Endpoint) -> None:
-        queue = HeldQueue(monkeypatch)
-        client = RawClient.of(endpoint)
-        await client.send(QUESTION)
-        await until(lambda: queue.steps == 1)
-        queue.may_pass.set()
-        client.close()  # the loop of this test sends the answer before it reads that the connection is closed
+        connection = socket.create_connection(RawClient.of(endpoint).address)
+        connection.sendall(RawClient.of(endpoint).encode(QUESTION))
+
+        def close_and_write(flight: Flight) -> bytes:
+            connection.close()
+            return write(flight)
+
+        monkeypatch.setattr(Flight, "written_answer", close_and_write)
         await until(lambda: endpoint.transcript.turns)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # the server notices it
         assert not endpoint.transcript.turns[0].received
 
     require_turns(await served.play(program), trained=[], unreceived=[0])
@@ -145,17 +150,18 @@ async def test_a_client_that_hangs_up_cancels_its_request_at_the_engine(served: 
     require_turns(await served.play(program), trained=[], unreceived=[])
 
 
-async def test_a_retry_right_after_a_hang_up_gets_a_new_turn(served: Served) -> None:
+async def test_a_retry_while_its_request_is_being_cancelled_gets_a_new_turn(served: Served) -> None:
     async def program(endpoint: Endpoint) -> None:
         served.engine.is_held = True
         client, retry = RawClient.of(endpoint), RawClient.of(endpoint)
-        await retry.ask(b"{}")  # so that it is connected
         await client.send(QUESTION)
         await until(lambda: served.engine.started == 1)
+        served.engine.is_stuck = True
         client.kill()
-        while not served.engine.aborted:  # noqa: ASYNC110 - without a pause between the cancellation and the retry
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)  # the server notices it
         await retry.send(QUESTION)
+        await asyncio.sleep(0.05)  # the server reads it
+        served.engine.is_stuck = False
         await until(lambda: served.engine.started == 2)
         served.engine.is_held = False
         answer = await retry.read()
