@@ -151,7 +151,7 @@ def close_clients() -> None:
 
 
 def body_of(
-    text: str, dialect: DialectName = "chat", *, history: list[Any] | None = None, stream: bool = False, **more: Any
+    text: str, dialect: DialectName = "chat", /, *, history: list[Any] | None = None, stream: bool = False, **more: Any
 ) -> bytes:
     """Return the body of a request that ends with a user's text."""
     messages = [*(history or ()), {"role": "user", "content": text}]

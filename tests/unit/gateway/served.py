@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import pytest
 
 from renderers_adapter.pool import shared_pool
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
@@ -17,6 +18,8 @@ from rollout.environments.endpoint import Endpoint, RootRule
 from rollout.gateway.server import Gateway
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
+from rollout.records.kinds import Record, Step
+from rollout.records.stream import RolloutStream
 from rollout.serving.embedded import TINY_MODEL, EmbeddedSettings, ScriptedEngine
 from rollout.serving.engine import Answer, Job
 from rollout.serving.gate import PauseGate
@@ -27,6 +30,7 @@ from rollout.session.policy import PolicyClient
 from rollout.testing import Played, play
 from rollout.trainer import Trajectory, samples
 from tests.unit.gateway.raw_client import close_clients
+from transports import Frames
 
 _WORDS = [f"{first}{second}" for first in "bdfgklmnprst" for second in ("ab", "eg", "il", "om", "ur")]
 
@@ -72,7 +76,7 @@ class _HeldJob(Job):
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
         self.engine.started += 1
         try:
-            while self.engine.is_held:  # noqa: ASYNC110 - the test runs in another thread
+            while self.engine.is_held:
                 while self.engine.is_stuck:
                     time.sleep(0.005)  # noqa: ASYNC251 - the loop of the engine must not run
                 await asyncio.sleep(0.005)
@@ -83,17 +87,26 @@ class _HeldJob(Job):
 
 
 class ProgramEnvironment(Environment):
-    """Opens an endpoint for a program, and scores 1."""
+    """Opens an endpoint for a program, and scores 1.
+
+    Attributes:
+        error: the error of the program itself; None if there was none.
+    """
 
     def __init__(self, program: Program, rule: RootRule | None = None) -> None:
         super().__init__(EnvironmentSettings())
         self._program = program
         self._rule = rule
+        self.error: Exception | None = None
 
     async def run(self, task: Task, model: Model) -> Score:
         """See `Environment.run`."""
         async with model.endpoint(root_kinds=self._rule) as endpoint:
-            await self._program(endpoint)
+            try:
+                await self._program(endpoint)
+            except Exception as error:
+                self.error = error
+                raise
         return Score(1.0)
 
 
@@ -113,17 +126,64 @@ class Served:
     port: int
     server: EngineServer
 
-    async def play(self, program: Program, rule: RootRule | None = None) -> Played:
-        """Play a rollout in which a program uses an endpoint."""
+    async def play_beside(self, client: Program, rule: RootRule | None = None) -> Played:
+        """Play a rollout whose environment waits for a client that runs beside it, so that it is not cancelled."""
+        opened: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
+        ended = asyncio.Event()
+
+        async def program(endpoint: Endpoint) -> None:
+            opened.set_result(endpoint)
+            await ended.wait()
+
+        playing = asyncio.ensure_future(self.play(program, rule))
+        await asyncio.wait([playing, opened], return_when=asyncio.FIRST_COMPLETED)
         try:
-            return await play(ProgramEnvironment(program, rule), policy=self.policy)
+            await client(opened.result())
+        finally:
+            ended.set()
+            played = await playing
+        return played
+
+    async def play(self, program: Program, rule: RootRule | None = None) -> Played:
+        """Play a rollout in which a program uses an endpoint. An error of the program is raised."""
+        environment = ProgramEnvironment(program, rule)
+        try:
+            played = await play(environment, policy=self.policy)
         finally:
             close_clients()
+        if environment.error is not None:
+            raise environment.error
+        return played
 
     def restart_engine(self) -> None:
         """Start the engine again at its port, after its server was stopped."""
         self.server = EngineServer(self.engine, weight_version="0", port=self.port)
         self.server.start()
+
+
+class HeldQueue:
+    """Holds steps on their way to the queue, after they were committed.
+
+    Attributes:
+        may_pass: set when they may pass.
+        steps: the number of steps that came.
+        passed: the number of steps that passed.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_pass = asyncio.Event()
+        self.steps = 0
+        self.passed = 0
+        put = RolloutStream._put
+
+        async def put_later(stream: RolloutStream, frames: Frames, record: Record) -> None:
+            if isinstance(record, Step):
+                self.steps += 1
+                await self.may_pass.wait()
+            await put(stream, frames, record)
+            self.passed += isinstance(record, Step)
+
+        monkeypatch.setattr(RolloutStream, "_put", put_later)
 
 
 @asynccontextmanager

@@ -9,12 +9,10 @@ import pytest
 
 from rollout.environments.endpoint import Endpoint
 from rollout.gateway.flights import Flight
-from rollout.records.kinds import Step
-from rollout.records.stream import RolloutStream
 from rollout.testing import Played
 from rollout.trainer import check
 from tests.unit.gateway.raw_client import DIALECTS, DialectName, RawClient, body_of, echo_of, text_of
-from tests.unit.gateway.served import Served, serve, trained_turns, until
+from tests.unit.gateway.served import HeldQueue, Served, serve, trained_turns, until
 
 QUESTION = body_of("Say three words.")
 
@@ -25,30 +23,13 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         yield opened
 
 
-class HeldQueue:
-    """Holds steps on their way to the queue, after they were committed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.may_pass = asyncio.Event()
-        self.steps = 0
-        put = RolloutStream._put
-
-        async def put_later(stream: RolloutStream, frames: object, record: object) -> None:
-            if isinstance(record, Step):
-                self.steps += 1
-                await self.may_pass.wait()
-            await put(stream, frames, record)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(RolloutStream, "_put", put_later)
-
-
 def require_turns(played: Played, *, trained: list[int], unreceived: list[int]) -> None:
     """Require these turns in the trajectory, and no findings."""
     trajectory = played.trajectory
     assert check(trajectory) == []
     assert trained_turns(trajectory) == trained
     assert sorted(trajectory.untrained_turns) == unreceived
-    assert [step.turn for step in trajectory.steps] == sorted({*trained, *unreceived})
+    assert sorted(step.turn for step in trajectory.steps) == sorted({*trained, *unreceived})
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
