@@ -81,13 +81,9 @@ class RequestHandler:
             return _json_response(dialect_class().write_refusal(refusal), refusal.reason.status)
         except (asyncio.CancelledError, ConnectionError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - an error of one request must not end the connection's task
             measured.outcome = RequestOutcome.FAILED
-            log.exception("a request of a program failed", dialect=dialect_class.name)
-            failure = RequestRefused(
-                f"The gateway failed with {type(error).__name__}; the log of the worker has the error.",
-                reason=RefusalReason.FAILED,
-            )
+            failure = _report_failure(error, dialect_class.name)
             return _json_response(dialect_class().write_refusal(failure), failure.reason.status)
         finally:
             if path in _DIALECTS:
@@ -201,14 +197,16 @@ class RequestHandler:
                 await response.write(_COMMENT)
         try:
             flight.raise_refusal()
-        except RequestRefused as refusal:
+            events = _join(flight.written_events())
+        except Exception as error:  # noqa: BLE001 - the stream has begun, so the error must be an event
+            refusal = error if isinstance(error, RequestRefused) else _report_failure(error, flight.dialect.name)
             failed = refusal.reason is RefusalReason.FAILED
             measured.outcome = RequestOutcome.FAILED if failed else RequestOutcome.REFUSED
             assert flight.request is not None
             await response.write_eof(_join(flight.dialect.write_failure_events(flight.request, refusal)))
             return response
         # One write for all events: a client that hangs up after the last event has then read the end of the stream.
-        await response.write_eof(_join(flight.written_events()))
+        await response.write_eof(events)
         self._note_sent(request, flight, endpoint, measured)
         return response
 
@@ -246,6 +244,15 @@ def _dialect_of_path(path: str) -> _DialectClass:
     if path.startswith("/v1/messages"):
         return MessagesDialect
     return _DIALECTS.get(path, ChatDialect)
+
+
+def _report_failure(error: Exception, dialect: str) -> RequestRefused:
+    """Log an error of the gateway itself, and return the refusal that the program gets."""
+    log.error("a request of a program failed", dialect=dialect, exc_info=error)
+    return RequestRefused(
+        f"The gateway failed with {type(error).__name__}; the log of the worker has the error.",
+        reason=RefusalReason.FAILED,
+    )
 
 
 def _json_response(body: bytes, status: int = 200, limit: RolloutLimit = RolloutLimit.NONE) -> web.Response:

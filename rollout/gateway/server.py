@@ -23,7 +23,7 @@ from rollout.environments.endpoint import Endpoint, RootRule
 from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses, new_key
 from rollout.gateway.connections import GatewayConnection
-from rollout.gateway.dialects.base import RefusalReason, RequestRefused
+from rollout.gateway.dialects.base import RefusalReason, RequestRefused, rollout_ended
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.requests import RequestHandler
 from rollout.metrics.worker import WorkerMetrics
@@ -113,9 +113,7 @@ class Gateway:
         if endpoint is not None:
             return endpoint
         if key in self._ended_keys:
-            raise RequestRefused(
-                "The rollout of this key has ended, so the model answers no more.", reason=RefusalReason.ENDED
-            )
+            raise rollout_ended()
         raise RequestRefused(
             "The key of the request is unknown. Use the key that the endpoint has in `endpoint.key`.",
             reason=RefusalReason.UNKNOWN_KEY,
