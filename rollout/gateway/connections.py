@@ -1,13 +1,22 @@
-"""One connection to the gateway. It notes when a connection is reset after an answer was sent."""
+"""One connection to the gateway. It notes when a connection is reset after an answer was sent.
+
+What a program sends can contain its key, so nothing of it is in the log, or in the answer to a request that is no HTTP.
+"""
 
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
+import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from rollout.gateway.dialects.base import RefusalReason, RequestRefused
+from rollout.gateway.dialects.chat import ChatDialect
 from rollout.metrics.worker import WorkerMetrics
+
+log = structlog.get_logger()
 
 _KEEPALIVE_TIMEOUT = 75.0
 _FIRST_REQUEST_TIMEOUT = 30.0
@@ -32,6 +41,7 @@ class GatewayConnection(RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # a path may contain a key
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
+            auto_decompress=False,  # `compression.py` stops at the limit, and refuses what it cannot read
         )
         self.on_reset: Callable[[], None] | None = None
         self._stack = ExitStack()
@@ -59,6 +69,28 @@ class GatewayConnection(RequestHandler):
         if self._first_request_timer is not None:
             self._first_request_timer.cancel()
             self._first_request_timer = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that is no valid HTTP, and close the connection. The text does not repeat the request."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("a part of another answer was sent already")
+        refusal = RequestRefused(f"The request is not valid HTTP ({type(exc).__name__}).", reason=RefusalReason.INVALID)
+        response = web.Response(
+            body=ChatDialect().write_refusal(refusal), status=refusal.reason.status, content_type="application/json"
+        )
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Log that a connection failed, without the text of the error, which can contain what the program sent."""
+        error = options.get("exc_info")
+        log.warning("a connection of a program failed", error=type(error).__name__)
 
     def _close_if_idle(self) -> None:
         self.force_close()

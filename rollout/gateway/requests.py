@@ -15,6 +15,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from rollout.gateway.addresses import KEY_PATH
+from rollout.gateway.compression import BodyDecompressor
 from rollout.gateway.connections import GatewayConnection
 from rollout.gateway.dialects.base import Dialect, RefusalReason, RequestRefused
 from rollout.gateway.dialects.chat import ChatDialect
@@ -143,14 +144,15 @@ class RequestHandler:
         """Read the body. Raises RequestRefused if it is too large or too slow."""
         if (length := request.content_length) is not None and length > self._max_body_bytes:
             raise self._too_large()
-        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-            assert request.transport is not None
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        decompressor = BodyDecompressor(request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower())
         chunks: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(_BODY_TIMEOUT):
-                async for chunk in request.content.iter_any():
+                async for data in request.content.iter_any():
+                    chunk = decompressor.read(data, self._max_body_bytes - size)
                     size += len(chunk)
                     if size > self._max_body_bytes:
                         raise self._too_large()
@@ -159,6 +161,7 @@ class RequestHandler:
             raise RequestRefused(f"The body of the request did not arrive within {_BODY_TIMEOUT:g} s.") from None
         except (web.RequestPayloadError, ValueError) as error:
             raise RequestRefused(f"The body of the request cannot be read: {type(error).__name__}.") from None
+        decompressor.require_end()
         body = b"".join(chunks)
         key = endpoint.key.encode()
         return body.replace(key, _KEY_SUBSTITUTE) if key in body else body
