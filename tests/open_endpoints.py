@@ -1,8 +1,8 @@
 """Opens an endpoint of the gateway for a test, which then is the program: a real rollout waits until the test is done.
 
-    async with embedded_policy(tmp_path) as policy, open_endpoint(policy) as opened:
-        answer = await opened.client.post("/v1/chat/completions", json={...})
-    assert opened.played.failure is None
+async with embedded_policy(tmp_path) as policy, open_endpoint(policy) as opened:
+    answer = await opened.client.post("/v1/chat/completions", json={...})
+assert opened.played.failure is None
 """
 
 import asyncio

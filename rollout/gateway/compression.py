@@ -15,8 +15,8 @@ class BodyDecompressor:
         """Begin to read a body with this `Content-Encoding`. Raises RequestRefused for an unknown one."""
         if encoding not in ("", "identity", *_KNOWN_ENCODINGS):
             raise RequestRefused(
-                f"The body has a Content-Encoding that the gateway cannot read; it reads {', '.join(_KNOWN_ENCODINGS)}. "
-                "Send the body without compression.",
+                "The body has a Content-Encoding that the gateway cannot read; send it without compression. It reads "
+                f"{', '.join(_KNOWN_ENCODINGS)}."
             )
         self._is_plain = encoding not in _KNOWN_ENCODINGS
         self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)

@@ -14,13 +14,11 @@ from aiohttp.web_protocol import RequestHandler
 
 from rollout.gateway.dialects.base import RefusalReason, RequestRefused
 from rollout.gateway.dialects.chat import ChatDialect
+from rollout.gateway.timeouts import GatewayTimeouts
 from rollout.metrics.worker import WorkerMetrics
 
 log = structlog.get_logger()
 
-_KEEPALIVE_TIMEOUT = 75.0
-_FIRST_REQUEST_TIMEOUT = 30.0
-"""Seconds in which a new connection must have sent the head of its first request."""
 _MAX_LINE_BYTES = 16_384
 
 
@@ -31,13 +29,20 @@ class GatewayConnection(RequestHandler):
         on_reset: called if the connection is reset before its next request; set after each answer.
     """
 
-    __slots__ = ("_first_request_timer", "_stack", "on_reset")
+    __slots__ = ("_first_request_timeout", "_first_request_timer", "_stack", "on_reset")
 
-    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        metrics: WorkerMetrics,
+        timeouts: GatewayTimeouts,
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
-            keepalive_timeout=_KEEPALIVE_TIMEOUT,
+            keepalive_timeout=timeouts.keepalive,
             access_log=None,  # type: ignore[arg-type]  # a path may contain a key
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
@@ -46,12 +51,14 @@ class GatewayConnection(RequestHandler):
         self.on_reset: Callable[[], None] | None = None
         self._stack = ExitStack()
         self._stack.enter_context(metrics.count_gateway_connection())
+        self._first_request_timeout = timeouts.first_request
         self._first_request_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol.connection_made`."""
         super().connection_made(transport)
-        self._first_request_timer = asyncio.get_running_loop().call_later(_FIRST_REQUEST_TIMEOUT, self._close_if_idle)
+        loop = asyncio.get_running_loop()
+        self._first_request_timer = loop.call_later(self._first_request_timeout, self._close_if_idle)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See `asyncio.Protocol.connection_lost`; an error means that the other side reset the connection."""

@@ -33,7 +33,15 @@ _KEYS = (
     *("system", "thinking", "output_config", "output_format", "source", "tool_use_id", "cache_control", "call_id"),
     *("logprobs", "top_logprobs", "structured_outputs", "background", "conversation", "prompt", "functions", "output"),
     *("summary", "encrypted_content", "namespace", "action", "stop_sequences", "mcp_servers", "is_error", "detail"),
-    *("presence_penalty", "min_p", "repetition_penalty", "frequency_penalty", "parallel_tool_calls", "metadata", "\ud83d"),
+    *(
+        "presence_penalty",
+        "min_p",
+        "repetition_penalty",
+        "frequency_penalty",
+        "parallel_tool_calls",
+        "metadata",
+        "\ud83d",
+    ),
 )
 _TYPES = (
     *("text", "input_text", "output_text", "image", "image_url", "input_image", "tool_use", "tool_result", "thinking"),
@@ -126,7 +134,9 @@ class HostileBodies:
             elif kind == 2:
                 del data[at : at + chance.randint(1, 40)]
             else:
-                data[at:at] = chance.choice([b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x00", b'"', b"{", b"]", b"\\u", b"\\"])
+                data[at:at] = chance.choice(
+                    [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x00", b'"', b"{", b"]", b"\\u", b"\\"]
+                )
         return bytes(data)
 
     def noise(self, dialect: str) -> bytes:
@@ -142,7 +152,9 @@ class HostileBodies:
     def deep(self, dialect: str) -> bytes:
         """Return a body with one deep value."""
         depth = self._chance.choice([100, 250, 260, 1000, 100_000])
-        opening, closing = self._chance.choice([("[", "]"), ('{"a":', "}"), ('{"type":"tool_result","content":[', "]}")])
+        opening, closing = self._chance.choice(
+            [("[", "]"), ('{"a":', "}"), ('{"type":"tool_result","content":[', "]}")]
+        )
         self._raw.append(opening * depth + "1" + closing * depth)
         return self._with_one(dialect, f"@raw{len(self._raw) - 1}@")
 
