@@ -140,14 +140,7 @@ class GatewayEndpoint:
     async def count_tokens(self, dialect_class: type[Dialect], body: bytes) -> int:
         """Return the number of tokens of a request's prompt. Raises RequestRefused."""
         self._require_open()
-        request = self._dialect(dialect_class).read(body)
-        resolved = self._tree.resolve(request.messages, self._tools_key(request))
-        try:
-            return await self._session.count_prompt_tokens(resolved.messages, request.tools)
-        except ContextExhausted as error:
-            raise RequestRefused(str(error)) from None
-        except _REFUSED_ERRORS as error:
-            raise _as_refusal(error, request) from None
+        return await asyncio.create_task(self._count_tokens(dialect_class, body), context=self._context.copy())
 
     @property
     def max_model_len(self) -> int | None:
@@ -168,6 +161,22 @@ class GatewayEndpoint:
 
     # How a request is played
 
+    async def _count_tokens(self, dialect_class: type[Dialect], body: bytes) -> int:
+        """Count the tokens in the context of the attempt, so that it ends the attempt if it blocks the event loop."""
+        request: TurnRequest | None = None
+        try:
+            request = self._dialect(dialect_class).read(body)
+            resolved = self._tree.resolve(request.messages, self._tools_key(request))
+            return await self._session.count_prompt_tokens(resolved.messages, request.tools)
+        except ContextExhausted as error:
+            raise RequestRefused(str(error)) from None
+        except _REFUSED_ERRORS as error:
+            raise _as_refusal(error, request) from None
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # noqa: BLE001 - such as an interruption, after which nothing can be trusted
+            raise self._end(error) from None
+
     async def _play(self, flight: Flight, body: bytes) -> None:
         """Play a request, and set the answer or the refusal of its flight."""
         try:
@@ -179,7 +188,7 @@ class GatewayEndpoint:
             self._refuse(flight, RequestRefused(str(error), reason=RefusalReason.ENDED))
         except EngineRefused as error:
             if error.infrastructure:
-                self._fail(flight, error)
+                flight.refusal = self._end(error)
             else:
                 self._refuse(flight, RequestRefused(f"The engine refuses this request: {error}"))
         except _REFUSED_ERRORS as error:
@@ -187,21 +196,19 @@ class GatewayEndpoint:
         except asyncio.CancelledError:
             raise
         except (RolloutError, QueueError) as error:
-            self._fail(flight, error)
+            flight.refusal = self._end(error)
         except BaseException as error:  # noqa: BLE001 - an error of one rollout must not end the server
-            self._fail(flight, error)
+            flight.refusal = self._end(error)
 
     def _refuse(self, flight: Flight, refusal: RequestRefused) -> None:
         self._session.counters.gateway[GatewayCount.REFUSALS] += 1
         flight.refusal = refusal
 
-    def _fail(self, flight: Flight, error: BaseException) -> None:
+    def _end(self, error: BaseException) -> RequestRefused:
         """End the endpoint with an error: the environment is cancelled, and `async with` raises the error."""
         self.failure = self.failure or error
-        flight.refusal = RequestRefused(
-            f"The rollout cannot continue: {type(error).__name__}.", reason=RefusalReason.FAILED
-        )
         self.cancel_scope.cancel()
+        return RequestRefused(f"The rollout cannot continue: {type(error).__name__}.", reason=RefusalReason.FAILED)
 
     async def _answer(self, flight: Flight, request: TurnRequest) -> Answer:
         for tool_type in request.ignored_tools:

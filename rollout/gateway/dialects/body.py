@@ -108,9 +108,7 @@ class BodyReader(Generic[_T]):
         self._remember(body, data, 0, raw, {name: _copy(fields[name]) for name in before}, items)
         return fields, items
 
-    def _read_rest(
-        self, body: RequestBody, head: _Head[_T]
-    ) -> tuple[Mapping[str, msgspec.Raw], list[_T]] | None:
+    def _read_rest(self, body: RequestBody, head: _Head[_T]) -> tuple[Mapping[str, msgspec.Raw], list[_T]] | None:
         """Read what follows a known beginning; None if it is not the rest of the list."""
         rest = body.read(head.length)
         first = rest[:1]
