@@ -118,7 +118,7 @@ class MessagesDialect:
                 places.append(place)
             for call_id, name in item.calls:
                 names[call_id] = name
-        if len(messages) == 0 or start == len(items):
+        if start == len(items) or not messages:
             raise RequestRefused("messages has no message of the user.", parameter="messages")
         return messages, places
 

@@ -61,7 +61,7 @@ def write_message_events(request: TurnRequest, answer: Answer) -> Iterator[bytes
         )
         index += 1
     if _has_text(choice):
-        start = {"type": "text", "text": "", "citations": None}
+        start: dict[str, Any] = {"type": "text", "text": "", "citations": None}
         yield from _block(index, start, *([{"type": "text_delta", "text": choice.text}] if choice.text else ()))
         index += 1
     for call in choice.calls:
@@ -97,7 +97,7 @@ def write_error_event(refusal: RequestRefused) -> bytes:
 
 def _message(request: TurnRequest, answer: Answer) -> dict[str, Any]:
     """Return the message of an answer before anything is in it, as streams start with it."""
-    message = {
+    message: dict[str, Any] = {
         "id": f"msg_{answer.id}",
         "type": "message",
         "role": "assistant",
@@ -113,7 +113,7 @@ def _message(request: TurnRequest, answer: Answer) -> dict[str, Any]:
 
 
 def _usage(answer: Answer) -> dict[str, int]:
-    """Return the numbers of tokens. In this API, cached tokens are no part of the input tokens."""
+    """Return the numbers of tokens. In this API, `input_tokens` does not count cached tokens."""
     return {
         "input_tokens": answer.prompt_tokens - answer.cached_tokens,
         "cache_creation_input_tokens": 0,

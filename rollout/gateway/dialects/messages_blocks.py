@@ -26,7 +26,7 @@ _TOOL_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
 _EMPTY_ERROR = "Error"
 """The text of a failed tool result without content: the policy would otherwise not see that the call failed."""
 _ACCOUNTING = "x-anthropic-billing-header:"
-"""Claude Code puts a block with this start before its system prompt. It is for the provider, and can change each turn."""
+"""Claude Code puts a block with this start before its system prompt. It is for the provider, and can change."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,15 @@ _IMPOSSIBLE = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the keys of a request ask for; its attributes are those of `TurnRequest` with the same name."""
+    """What the keys of a request ask for.
+
+    Attributes:
+        sampling: as `TurnRequest.sampling`.
+        constraints: as `TurnRequest.constraints`.
+        streamed: whether the client wants events.
+        may_call_tools: False with `tool_choice: none`.
+        model: the name of the model.
+    """
 
     sampling: Mapping[str, Any]
     constraints: Mapping[str, Constraint]

@@ -30,6 +30,8 @@ from rollout.gateway.dialects.responses_settings import ENCRYPTED_REASONING, LOG
 from rollout.gateway.dialects.responses_tools import NO_TOOLS, ToolSet, read_tools
 from rollout.gateway.normal_form import incoming_message
 
+_PLACES = tuple(f"input[{index}]" for index in range(1024))
+
 
 @dataclass(frozen=True, slots=True)
 class ResponsesOptions:
@@ -61,7 +63,6 @@ class ResponsesDialect:
         self._items = KnownItems(ItemReader(self._kept).read)
         self._tools = KnownItems(read_tools)
         self._sent: dict[str, SentAnswer] = {}
-        self._places: list[str] = []
 
     def read(self, body: bytes) -> TurnRequest:
         """Read the body of a request. Raises RequestRefused."""
@@ -139,11 +140,9 @@ class ResponsesDialect:
                 raise RequestRefused("The request has no `input`. Send a text or a list of items.", parameter="input")
             return
         raws = split_list(data, "input")
-        for index in range(len(self._places), len(raws)):
-            self._places.append(f"input[{index}]")
-        read = self._items.read
-        items.extend(map(read, raws, self._places))
-        places.extend(self._places[: len(raws)])
+        names = [*_PLACES[: len(raws)], *(f"input[{index}]" for index in range(len(_PLACES), len(raws)))]
+        items.extend(map(self._items.read, raws, names))
+        places.extend(names)
 
     def _send(self, request: TurnRequest, answer: Answer) -> SentAnswer:
         """Return the items of an answer, and keep them. The same answer has the same items."""

@@ -140,6 +140,8 @@ class ItemReader:
             "function_call_output": _read_output,
             "custom_tool_call_output": _read_output,
             "item_reference": self._read_reference,
+            "agent_message": _read_agent_message,
+            "configuration_update": _read_configuration_update,
             **dict.fromkeys(_CLIENT_CALLS, _read_client_call),
             **dict.fromkeys(_CLIENT_OUTPUTS, _read_client_output),
         }
@@ -223,6 +225,24 @@ class ItemReader:
 def _read_output(item: Mapping[str, Any], place: str) -> Item:
     content = simple_content(_read_parts(item.get("output"), f"{place}.output"))
     return Item(ItemKind.OUTPUT, content=content, call_id=_read_call_id(item, place))
+
+
+def _read_agent_message(item: Mapping[str, Any], place: str) -> Item:
+    """Read a message of one agent of Codex to another, as a user message that names both."""
+    author, recipient = (require(item.get(key), str, f"{place}.{key}", "a string") for key in ("author", "recipient"))
+    head = {"type": "text", "text": f"Message from {author} to {recipient}:\n"}
+    parts = [head, *_read_parts(item.get("content"), f"{place}.content")]
+    return Item(ItemKind.USER, message=incoming_message({"role": "user", "content": parts}))
+
+
+def _read_configuration_update(item: Mapping[str, Any], place: str) -> Item:
+    """Skip a new effort for reasoning. A new format for the text would constrain the policy, and is refused."""
+    text = item.get("text")
+    if text is not None and text != {"format": {"type": "text"}}:
+        raise RequestRefused(
+            f"{place} sets the format of the text. Set it in `text.format` of the request.", parameter=f"{place}.text"
+        )
+    return Item(ItemKind.SKIPPED)
 
 
 def _read_client_call(item: Mapping[str, Any], place: str) -> Item:

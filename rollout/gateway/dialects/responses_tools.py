@@ -123,7 +123,7 @@ def _read_tool(
             parameter=f"{place}.name",
         )
     description = _read_description(tool, place)
-    if description:
+    if description is not None:
         function["description"] = description
     function["parameters"] = _CUSTOM_PARAMETERS if kind == "custom" else _read_parameters(tool, place)
     schemas.append({"type": "function", "function": function})
@@ -140,9 +140,11 @@ def _read_name(tool: Mapping[str, Any], place: str) -> str:
     return name
 
 
-def _read_description(tool: Mapping[str, Any], place: str) -> str:
+def _read_description(tool: Mapping[str, Any], place: str) -> str | None:
     """Return the description. That of a custom tool also says which format its input must have."""
-    description: str = require(tool.get("description") or "", str, f"{place}.description", "a string")
+    description: str | None = tool.get("description")
+    if description is not None:
+        require(description, str, f"{place}.description", "a string")
     form = tool.get("format") if tool["type"] == "custom" else None
     if isinstance(form, dict) and form.get("type") == "grammar":
         grammar = f"The input must match this grammar ({form.get('syntax')}):\n{form.get('definition')}"

@@ -214,6 +214,11 @@ def test_reading_a_request_again_gives_the_same_answer_bytes(dialect: ResponsesD
     assert dialect.write_answer(dialect.read(body()), given) == first
 
 
+def test_a_conversation_can_be_very_long(dialect: ResponsesDialect) -> None:
+    request = dialect.read(body([QUESTION] * 3_000))
+    assert (len(request.messages), request.places[0], request.places[-1]) == (3_000, "input[0]", "input[2999]")
+
+
 def test_sampling_has_the_names_of_the_engine(dialect: ResponsesDialect) -> None:
     request = dialect.read(
         body(temperature=0.5, top_p=1, max_output_tokens=64, stop="END", seed=None, top_k=5, presence_penalty=-1)

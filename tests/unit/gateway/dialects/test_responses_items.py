@@ -140,3 +140,17 @@ def test_a_result_without_its_call_splits_no_answer(dialect: ResponsesDialect) -
     read = messages(dialect.read(body([QUESTION, result, {"role": "assistant", "content": "I add."}, call])))
     assert [message["role"] for message in read] == ["user", "tool", "assistant"]
     assert "name" not in read[1]
+
+
+def test_a_message_between_agents_is_a_user_message(dialect: ResponsesDialect) -> None:
+    content = [{"type": "input_text", "text": "Look at a.py."}]
+    item = {"type": "agent_message", "author": "/root", "recipient": "/root/reader", "content": content}
+    message = last(dialect, item)
+    text = "".join(part["text"] for part in message["content"])
+    assert message["role"] == "user"
+    assert [word in text for word in ("/root", "/root/reader", "Look at a.py.")] == [True] * 3
+
+
+def test_a_new_effort_of_reasoning_is_skipped(dialect: ResponsesDialect) -> None:
+    update = {"type": "configuration_update", "reasoning": {"effort": "low"}}
+    assert messages(dialect.read(body([QUESTION, update]))) == [QUESTION]

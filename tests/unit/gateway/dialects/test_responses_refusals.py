@@ -36,6 +36,12 @@ def refuse(request: bytes) -> RequestRefused:
         ({"type": "item_reference", "id": "msg_x"}, "input[1].id"),
         ({"type": "compaction", "encrypted_content": "x"}, "input[1].type"),
         ({"type": "additional_tools", "role": "developer", "tools": []}, "input[1].type"),
+        ({"type": "configuration_update", "text": {"format": {"type": "json_schema"}}}, "input[1].text"),
+        ({"type": "agent_message", "author": "a", "content": []}, "input[1].recipient"),
+        (
+            {"type": "agent_message", "author": "a", "recipient": "b", "content": [{"type": "encrypted_content"}]},
+            "input[1].content[0]",
+        ),
         ({"role": "critic", "content": "x"}, "input[1].role"),
         ({"role": "user"}, "input[1].content"),
         ({"role": "user", "content": 5}, "input[1].content"),
