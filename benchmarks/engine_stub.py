@@ -83,5 +83,7 @@ def _serve(port: int, pad: int, completion: list[int]) -> None:
         return Response(orjson.dumps(listed), media_type="application/json")
 
     routes = [Route("/inference/v1/generate", generate, methods=["POST"]), Route("/v1/models", models)]
-    config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=port, log_level="critical", timeout_keep_alive=600)
+    config = uvicorn.Config(
+        Starlette(routes=routes), host="127.0.0.1", port=port, log_level="critical", timeout_keep_alive=600
+    )
     asyncio.run(uvicorn.Server(config).serve())

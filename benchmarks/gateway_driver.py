@@ -11,8 +11,8 @@ import io
 import json
 import multiprocessing
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -25,7 +25,7 @@ from PIL import Image
 
 REASON = "I look at the next place."
 ARGUMENTS = {"place": "left", "size": 3}
-ANSWER = f'{REASON}\n<tool_call>\n{json.dumps({"name": "look", "arguments": ARGUMENTS})}\n</tool_call>'
+ANSWER = f"{REASON}\n<tool_call>\n{json.dumps({'name': 'look', 'arguments': ARGUMENTS})}\n</tool_call>"
 SYSTEM = "You search a painting. Call the tool look until you have found the red square, then answer."
 WORDS = ("the", "red", "square", "lies", "left", "of", "a", "blue", "one", "and", "above", "the", "grey", "noise")
 HALF_WINDOW = 2
@@ -70,7 +70,11 @@ def tool(name: str, description: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-TOOLS = [tool("look", "Look at a place of the painting."), tool("mark", "Mark a place."), tool("erase", "Erase a mark.")]
+TOOLS = [
+    tool("look", "Look at a place of the painting."),
+    tool("mark", "Mark a place."),
+    tool("erase", "Erase a mark."),
+]
 
 
 @cache
@@ -214,10 +218,7 @@ class ServingProcess:
 
     async def _ask(self, command: int | None) -> Any:
         self._connection.send(command)
-        answer = await asyncio.to_thread(self._connection.recv)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return await asyncio.to_thread(self._connection.recv)
 
 
 def _centre(turn: int, turns: Sequence[int]) -> int:
@@ -244,22 +245,13 @@ def serving_process(serve: Callable[..., None], *arguments: Any) -> Iterator[Ser
 
 async def serve_commands(connection: Connection, open_conversations: OpenConversations) -> None:
     """Serve the driver in the serving process: open conversations, and close them after the driver has played them."""
-    while True:
-        try:
-            count = await asyncio.to_thread(connection.recv)
-        except (EOFError, OSError):
-            return
-        async with _reporting(connection), open_conversations(count) as (addresses, read_records):
-            connection.send([tuple(address) for address in addresses])
-            await asyncio.to_thread(connection.recv)
-            recorded = [tuple(record) for record in read_records()]
-        connection.send(recorded)
-
-
-@asynccontextmanager
-async def _reporting(connection: Connection) -> AsyncIterator[None]:
     try:
-        yield
-    except Exception as error:
-        connection.send(RuntimeError(f"the serving process failed: {error!r}"))
-        raise
+        while True:
+            count = await asyncio.to_thread(connection.recv)
+            async with open_conversations(count) as (addresses, read_records):
+                connection.send([tuple(address) for address in addresses])
+                await asyncio.to_thread(connection.recv)
+                recorded = [tuple(record) for record in read_records()]
+            connection.send(recorded)
+    except (EOFError, BrokenPipeError):
+        return  # the driver has closed the connection

@@ -54,7 +54,9 @@ async def _serve(connection: Connection, engine_url: str) -> None:
 
 
 def _new_trace() -> WireTrace:
-    return WireTrace.model_validate({"task": {"type": "Task", "data": {"idx": 0, "prompt": ""}}, "agent": {"config": {}}})
+    return WireTrace.model_validate(
+        {"task": {"type": "Task", "data": {"idx": 0, "prompt": ""}}, "agent": {"config": {}}}
+    )
 
 
 def _read_records(sessions: Sequence[RolloutSession]) -> list[Recorded]:
