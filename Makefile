@@ -46,5 +46,5 @@ dist: $(READY)
 	  $(BIN)/uv build --quiet --out-dir "$(OUT)" "$$tree"
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-torch .venv-transformers .venv-trl runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-torch .venv-transformers .venv-trl .venv-agents .agents-node runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

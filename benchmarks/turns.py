@@ -41,7 +41,8 @@ from rollout.records.messages import Message
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.serving.server import serve_until_signal
-from rollout.session.session import PolicyClient, Session
+from rollout.session.policy import PolicyClient
+from rollout.session.session import Session
 from transports import open_queue
 
 EARLY = 16

@@ -65,6 +65,10 @@ class RendererPool:
         """Parse a completion; see `RendererAdapter.parse`. Parsing does not wait for a free renderer."""
         return self._prototype.parse(parse_prefix, completion, tools)
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, including special tokens."""
+        return self._prototype.tokenizer.decode(list(token_ids))
+
     async def _run_encoder(self, character_count: int, operation: Callable[[RendererAdapter], _T]) -> _T:
         async with self._semaphore:
             adapter = self._idle.pop() if self._idle else self._prototype.clone()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rollout.records.endings import RolloutLimit
-from rollout.records.kinds import ROOT
+from rollout.records.kinds import ROOT, Step
 from rollout.records.messages import Message
 from rollout.trainer import Trajectory, TrajectoryNode, check
 
@@ -39,6 +39,8 @@ def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: b
             yield f"--- {'another conversation' if parent == ROOT else f'branch: continues from #{parent}'}"
         for node in new_nodes:
             if node.parent == ROOT:
+                if (kind := trajectory.root_kinds.get(node.index)) is not None:
+                    yield f"{kind.value} conversation"
                 yield from _tool_lines(trajectory.steps[node.step].tools or (), full=full)
             yield ""
             yield from _message_lines(trajectory, node, full=full)
@@ -101,12 +103,25 @@ def _message_lines(trajectory: Trajectory, node: TrajectoryNode, *, full: bool) 
         ]
         if (reward := trajectory.turn_rewards.get(step.turn)) is not None:
             facts.append(f"reward {reward:g}")
+        facts += _turn_marks(trajectory, step)
     yield f"#{node.index} {_describe_role(trajectory, node)}  [{', '.join(facts)}]"
     for text in _message_texts(node.message):
         yield from (f"    {line}" for line in text.splitlines() or [""])
     for slot in run.images:
         image = _describe_image(slot.hash, trajectory.images.get(slot.hash), full=full)
         yield f"    image at {slot.offset}, {slot.length} tokens: {image}"
+
+
+def _turn_marks(trajectory: Trajectory, step: Step) -> Iterator[str]:
+    """Yield what the gateway said about a turn, and whether the turn does not train."""
+    if step.echo is not None:
+        yield f"echo {step.echo.value}"
+    if step.constrained:
+        yield "constrained"
+    if step.turn in trajectory.unreceived_turns:
+        yield "not received"
+    elif step.turn in trajectory.untrained_turns:
+        yield "does not train"
 
 
 def _describe_role(trajectory: Trajectory, node: TrajectoryNode) -> str:

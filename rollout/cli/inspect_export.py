@@ -14,7 +14,8 @@ from rollout.texts import dump_json
 from rollout.trainer import Trajectory, samples
 
 _ROWS_AT_ONCE = 256
-_JSON_COLUMNS = ("metrics", "rewards", "turn_rewards", "task")
+_TURN_COLUMNS = ("unreceived_turns", "untrained_turns")
+_JSON_COLUMNS = ("metrics", "rewards", "turn_rewards", "root_kinds", "task")
 
 
 def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
@@ -25,6 +26,9 @@ def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
         "metrics": dict(trajectory.metrics),
         "rewards": {name: asdict(named) for name, named in trajectory.rewards.items()},
         "turn_rewards": {str(turn): reward for turn, reward in trajectory.turn_rewards.items()},
+        "unreceived_turns": sorted(trajectory.unreceived_turns),
+        "untrained_turns": sorted(trajectory.untrained_turns),
+        "root_kinds": {str(root): kind.value for root, kind in trajectory.root_kinds.items()},
         "task": to_plain(trajectory.started.task) if trajectory.started else None,
         "assets": trajectory.started.assets if trajectory.started else None,
         "nodes": [
@@ -108,7 +112,8 @@ class _Parquet:
         sample |= {"turn_index": numbers, "token_rewards": arrow.list_(arrow.float32())}
         kinds = dict.fromkeys(("attempt", "turns", "images", "tokens", "sampled"), whole)
         kinds |= {"reward": arrow.float64(), "seconds": arrow.float64(), "samples": arrow.list_(arrow.struct(sample))}
-        names = ("run", *COLUMNS, "assets", *_JSON_COLUMNS, "nodes", "samples")
+        kinds |= dict.fromkeys(_TURN_COLUMNS, numbers)
+        names = ("run", *COLUMNS, "assets", *_TURN_COLUMNS, *_JSON_COLUMNS, "nodes", "samples")
         self._schema = arrow.schema([(name, kinds.get(name, text)) for name in names])
         self._file = self._parquet.ParquetWriter(path, self._schema)
         self._rows: list[dict[str, Any]] = []

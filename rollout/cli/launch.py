@@ -147,6 +147,7 @@ def _launch(state: "LaunchState", *, as_json: bool) -> int:
 def _print_summary(
     state: "LaunchState", report: Mapping[str, Any], errors: "Sequence[DistinctError]", console: Console
 ) -> None:
+    from rollout.records.gateway_counts import summarize_gateway
     from rollout.rundir.limits import warn_if_all_limited
 
     rows = []
@@ -161,6 +162,8 @@ def _print_summary(
         rows.append((environment.name, line))
         if environment.rows_used is not None:
             rows.append(("", str(environment.rows_used)))
+    if (gateway := summarize_gateway(state.outcomes.totals.gateway)) is not None:
+        rows.append(("gateway", gateway))
     deaths = (
         Counter(f"{death.environment}, {death.description}" for death in state.supervisor.deaths)
         if state.supervisor

@@ -67,6 +67,7 @@ def _exit_code(state: "RunState") -> int:
 
 
 def _print_summary(state: "RunState", config: "Config", errors: "Sequence[DistinctError]", console: Console) -> None:
+    from rollout.records.gateway_counts import summarize_gateway
     from rollout.rundir.limits import warn_if_all_limited
     from rollout.session.prompt import summarize_prompt_sources
 
@@ -89,6 +90,8 @@ def _print_summary(state: "RunState", config: "Config", errors: "Sequence[Distin
         ("run", escape(str(state.directory.path))),
         ("time", f"{state.elapsed_seconds:.1f} s" + ("  (stopped early)" if state.interrupted else "")),
     ]
+    if (gateway := summarize_gateway(state.totals.gateway)) is not None:
+        rows.insert(4, ("gateway", escape(gateway)))
     if state.rows_used is not None:
         rows.insert(1, ("tasks", escape(str(state.rows_used))))
     if report["retries"] or report["request_retries"]:

@@ -19,6 +19,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from rollout.config.environment_class import class_problem
+from rollout.config.gateway import GatewayConfig
 from rollout.config.problems import KeyPath, describe_problem, show_key, show_written, suggest_name
 from rollout.config.references import Reference, put_all_back
 from rollout.config.sections import (
@@ -57,6 +58,7 @@ class Config:
         worker: the section `worker`.
         policy: the section `policy`.
         metrics: the section `metrics`.
+        gateway: the section `gateway`.
         run: the section `run`.
     """
 
@@ -74,6 +76,7 @@ class Config:
     worker: WorkerConfig
     policy: PolicyConfig
     metrics: MetricsConfig
+    gateway: GatewayConfig
     run: RunConfig
 
     def new_environment(self) -> Environment:
@@ -105,7 +108,10 @@ class Config:
 
         It is the same on every machine, because it leaves out paths, addresses and the name of the run.
         """
-        identifying = {key: value for key, value in self.to_dict().items() if key not in ("run", "queue", "metrics")}
+        left_out = ("run", "queue", "metrics", "gateway")
+        identifying = {key: value for key, value in self.to_dict().items() if key not in left_out}
+        if gateway := self.gateway.identity():  # so configurations without the section keep the hash that they had
+            identifying["gateway"] = gateway
         for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):
             identifying[section].pop(key)
         if source := self.tasks.source:
@@ -121,6 +127,7 @@ _SECTION_MODELS: dict[str, type[Section]] = {
     "worker": WorkerConfig,
     "policy": PolicyConfig,
     "metrics": MetricsConfig,
+    "gateway": GatewayConfig,
     "run": RunConfig,
 }
 _CLASS_PATH = re.compile(r"[\w.]{1,300}:\w{1,300}")

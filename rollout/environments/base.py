@@ -16,13 +16,14 @@ import inspect
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
+from rollout.environments.endpoint import Endpoint, RootRule
 from rollout.errors import RolloutError
 from rollout.paths import PathUnusable, resolve_path
 from rollout.records.bounds import MAX_GROUP_SIZE
@@ -185,6 +186,13 @@ class Model(Protocol):
             ContextExhausted: the conversation is too long for the model. If nothing catches it, the rollout is
                 unscored.
             EngineError: the engine cannot be reached, or its answer must not be used for training.
+        """
+        ...
+
+    def endpoint(self, *, root_kinds: RootRule | None = None) -> AbstractAsyncContextManager[Endpoint]:
+        """Open an address at which an agent program calls the policy; see `rollout.environments.endpoint`.
+
+        `root_kinds` replaces the rule that says which of the program's conversations are auxiliary or of a sub-agent.
         """
         ...
 

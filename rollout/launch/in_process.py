@@ -26,7 +26,7 @@ from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RUN_CONFIG_NAME, RunDirectory, create_run_directory
 from rollout.rundir.outcomes import OutcomeTotals
 from rollout.rundir.queues import RunQueues
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.tasks.orders import RolloutOrder, encode_order, iter_orders
 from rollout.tasks.sources import RowsUsed, count_rows_used
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples

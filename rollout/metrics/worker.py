@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from rollout.metrics import catalogue
 from rollout.metrics.loop_monitor import LoopMonitor
+from rollout.records.gateway_counts import RequestOutcome
 from rollout.records.kinds import Step
 from rollout.records.versions import version_number
 
@@ -53,7 +54,7 @@ class EngineClientState(Protocol):
 
 
 class CurrentPolicyVersion(Protocol):
-    """The trainer's policy version; see `rollout.session.session.PolicyVersionState`."""
+    """The trainer's policy version; see `rollout.session.policy.PolicyVersionState`."""
 
     @property
     def current(self) -> str:
@@ -77,6 +78,13 @@ class WorkerMetrics:
         self._engine_seconds = cache(
             partial(catalogue.ENGINE_REQUEST_SECONDS.histogram(self.registry).labels, environment)
         )
+        self._gateway_requests = cache(partial(catalogue.GATEWAY_REQUESTS.counter(self.registry).labels, environment))
+        self._gateway_seconds = cache(
+            partial(catalogue.GATEWAY_REQUEST_SECONDS.histogram(self.registry).labels, environment)
+        )
+        self._gateway_echoes = cache(partial(catalogue.GATEWAY_ECHOES.counter(self.registry).labels, environment))
+        self._gateway_retries = cache(partial(catalogue.GATEWAY_RETRIES.counter(self.registry).labels, environment))
+        self._gateway_connections = catalogue.GATEWAY_CONNECTIONS.gauge(self.registry).labels(environment)
         self._policy_lag = catalogue.POLICY_LAG.histogram(self.registry).labels(environment)
         self._attempt_retries = catalogue.ATTEMPT_RETRIES.counter(self.registry).labels(environment)
         self._admission_wait = catalogue.ADMISSION_WAIT.gauge(self.registry).labels(environment)
@@ -118,6 +126,29 @@ class WorkerMetrics:
     def record_engine_request(self, url: str, outcome: str, seconds: float) -> None:
         """Record the outcome and the duration of one try of a request to an engine."""
         self._engine_seconds(url, outcome).observe(seconds)
+
+    def record_gateway_request(self, dialect: str, outcome: RequestOutcome, seconds: float) -> None:
+        """Record the end of a program's request to the gateway, and its duration if the policy answered."""
+        self._gateway_requests(dialect, outcome).inc()
+        if outcome is RequestOutcome.OK:
+            self._gateway_seconds(dialect).observe(seconds)
+
+    def record_gateway_echo(self, dialect: str, echo: str) -> None:
+        """Record how the earlier answers came back in a request: exact, normalised or foreign."""
+        self._gateway_echoes(dialect, echo).inc()
+
+    def record_gateway_retry(self, dialect: str) -> None:
+        """Record a request that got the same turn as an earlier request with the same body."""
+        self._gateway_retries(dialect).inc()
+
+    @contextmanager
+    def count_gateway_connection(self) -> Iterator[None]:
+        """Count a connection of a program as open during a `with` block."""
+        self._gateway_connections.inc()
+        try:
+            yield
+        finally:
+            self._gateway_connections.dec()
 
     @contextmanager
     def time_admission(self) -> Iterator[None]:

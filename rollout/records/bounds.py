@@ -28,11 +28,16 @@
                experts         rows[token, layer, choice] of integers, for tokens of the prompt and the answer
                masks           token ids, and the number of ids for each sampled token
                banned          token ids
+               echo            none, or the name of an echo
+               constrained     none, or a truth value
                timings         whole microseconds, 0 … MAX_COUNT * 1_000_000
     finished   status, reward  a reward, -MAX_REWARD … MAX_REWARD, if the status is `ok`; otherwise none
                limit           none, or the name of a limit
                rewards         values and weights, each -MAX_REWARD … MAX_REWARD, only if the status is `ok`
                turn_rewards    rising turns, 0 … MAX_COUNT, and their rewards, only if the status is `ok`
+               unreceived_turns
+                               rising turns, 0 … MAX_COUNT, each with a step
+               root_kinds      rising indices of roots for each kind of a root but `main`; each root has one kind
                metrics         finite numbers
                error           none, or strings
                steps           0 … MAX_COUNT

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from renderers_adapter.tokens import TokenRun
 from rollout.errors import RolloutError
+from rollout.records.conversations import Echo, RootKind
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.messages import FinishReason, Message
@@ -216,6 +217,10 @@ class Step:
         sampling_mask: the tokens that could be sampled at each position; None if the engine did not report them.
         banned_ids: the ids of the tokens that the engine was not allowed to sample; empty in records of schema versions
             before 1.02. `TrainingSample.banned_ids` explains the effect on log-probs.
+        echo: how the earlier answers came back in the request; None if the request had no assistant message, or did not
+            come through the gateway.
+        constrained: whether the request changed the distribution of the answer, such as by a JSON schema or a forced
+            tool. The log-probs are then those of another distribution.
         timings: the duration of each stage of the turn, in seconds: `prepare`, `render`, `engine` and `parse`.
         extra: fields that only a newer minor version of the schema has; usually empty.
     """
@@ -240,6 +245,8 @@ class Step:
     routed_experts: RoutedExperts | None = None
     sampling_mask: SamplingMask | None = None
     banned_ids: tuple[int, ...] = ()
+    echo: Echo | None = None
+    constrained: bool = False
     timings: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -265,6 +272,8 @@ class RolloutFinished:
         limit: the limit that stopped the rollout.
         rewards: the named rewards; empty if the score had a single reward. `reward` is their weighted sum.
         turn_rewards: the rewards of single answers, by `Step.turn`; `reward` does not contain them.
+        unreceived_turns: the turns whose answers the program did not receive, by `Step.turn`, rising.
+        root_kinds: the kinds of the roots, by the index of the root's node. Roots of the kind `MAIN` are left out.
         extra: fields that only a newer minor version of the schema has; usually empty.
     """
 
@@ -280,6 +289,8 @@ class RolloutFinished:
     limit: RolloutLimit = RolloutLimit.NONE
     rewards: Mapping[str, NamedReward] = field(default_factory=dict)
     turn_rewards: Mapping[int, float] = field(default_factory=dict)
+    unreceived_turns: tuple[int, ...] = ()
+    root_kinds: Mapping[int, RootKind] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 
 from rollout.errors import RolloutError
+from rollout.records.conversations import RootKind
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.kinds import (
     NamedReward,
@@ -133,6 +134,8 @@ class RolloutStream:
         limit: RolloutLimit = RolloutLimit.NONE,
         rewards: Mapping[str, NamedReward] | None = None,
         turn_rewards: Mapping[int, float] | None = None,
+        unreceived_turns: Collection[int] = (),
+        root_kinds: Mapping[int, RootKind] | None = None,
     ) -> RolloutFinished:
         """Send the last record and return it. `RolloutFinished` explains the arguments.
 
@@ -156,6 +159,8 @@ class RolloutStream:
             limit=limit,
             rewards=rewards or {},
             turn_rewards=turn_rewards or {},
+            unreceived_turns=tuple(sorted(set(unreceived_turns))),
+            root_kinds={root: kind for root, kind in (root_kinds or {}).items() if kind is not RootKind.MAIN},
         )
         self.finished_record = record  # set before sending, because the record may arrive even if sending fails
         await self._put(encode_record(record), record)

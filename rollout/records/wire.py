@@ -22,23 +22,29 @@ from rollout.records.bounds import (
     MAX_PATH_CHARACTERS,
     MAX_PATH_TOKENS,
 )
+from rollout.records.conversation_fields import (
+    encode_root_kinds,
+    encode_unreceived_turns,
+    pop_constrained,
+    pop_echo,
+    pop_root_kinds,
+    pop_unreceived_turns,
+)
 from rollout.records.endings import RolloutLimit, RolloutStatus
-from rollout.records.evidence import (
-    ANSWER_DIGEST_BYTES,
-    PROMPT_DIGEST_BYTES,
-    RoutedExperts,
-    SamplingMask,
-    VersionSpan,
+from rollout.records.evidence import ANSWER_DIGEST_BYTES, PROMPT_DIGEST_BYTES
+from rollout.records.evidence_fields import (
+    decode_routed_experts,
+    decode_sampling_mask,
+    decode_version_spans,
+    encode_evidence,
 )
 from rollout.records.fields import (
     Wire,
-    pop_array,
     pop_bytes,
     pop_field,
     pop_integer,
     pop_optional_field,
     pop_optional_integer,
-    pop_token_ids,
     refuse_number,
     require_no_pixels,
     require_plain,
@@ -62,7 +68,7 @@ from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
-SCHEMA = 104
+SCHEMA = 105
 """The version of the schema: 100 times the major version, plus the minor version."""
 
 _DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = PromptSource.BRIDGE, FinishReason.STOP
@@ -215,6 +221,8 @@ def _encode_finished(finished: RolloutFinished) -> dict[str, Any]:
         "reward": finished.reward,
         "rewards": encode_rewards(finished.rewards),
         "turn_rewards": encode_turn_rewards(finished.turn_rewards),
+        "unreceived_turns": encode_unreceived_turns(finished.unreceived_turns),
+        "root_kinds": encode_root_kinds(finished.root_kinds),
         "metrics": finished.metrics,
         "error": finished.error,
         "steps": finished.steps,
@@ -252,6 +260,8 @@ def _decode_finished(wire: Wire) -> RolloutFinished:
         reward=None if reward is None else require_reward(reward, "reward"),
         rewards=rewards,
         turn_rewards=turn_rewards,
+        unreceived_turns=pop_unreceived_turns(wire),
+        root_kinds=pop_root_kinds(wire),
         metrics=metrics,
         error=error,
         steps=pop_integer(wire, "steps"),
@@ -278,9 +288,11 @@ def _encode_step(step: Step) -> dict[str, Any]:
         "policy": list(step.policy) if step.policy else None,
         "cached": step.cached_tokens,
         "tools": list(step.tools) if step.tools else None,
-        "experts": _encode_evidence(step.routed_experts),
-        "masks": _encode_evidence(step.sampling_mask),
+        "experts": encode_evidence(step.routed_experts),
+        "masks": encode_evidence(step.sampling_mask),
         "banned": list(step.banned_ids) or None,
+        "echo": step.echo.value if step.echo is not None else None,
+        "constrained": step.constrained or None,
         "timings": {stage: round(seconds * _MICROSECONDS_PER_SECOND) for stage, seconds in step.timings.items()}
         or None,
     }
@@ -310,60 +322,18 @@ def _decode_step(wire: Wire) -> Step:
         finish_reason=FinishReason(finish) if finish else _DEFAULT_FINISH_REASON,
         answer_digest=pop_bytes(wire, "answer", ANSWER_DIGEST_BYTES) if "answer" in wire else b"",
         stop_reason=stop_reason,
-        versions=_decode_version_spans(pop_optional_field(wire, "versions", list) or [], sampled_count),
+        versions=decode_version_spans(pop_optional_field(wire, "versions", list) or [], sampled_count),
         policy=_decode_policy_versions(pop_optional_field(wire, "policy", list)),
         cached_tokens=pop_optional_integer(wire, "cached"),
         tools=_decode_tools(pop_optional_field(wire, "tools", list)),
-        routed_experts=_decode_routed_experts(pop_optional_field(wire, "experts", dict), prompt_length + sampled_count),
-        sampling_mask=_decode_sampling_mask(pop_optional_field(wire, "masks", dict), sampled_count),
+        routed_experts=decode_routed_experts(pop_optional_field(wire, "experts", dict), prompt_length + sampled_count),
+        sampling_mask=decode_sampling_mask(pop_optional_field(wire, "masks", dict), sampled_count),
         banned_ids=_decode_banned_ids(pop_optional_field(wire, "banned", list) or []),
+        echo=pop_echo(wire),
+        constrained=pop_constrained(wire),
         timings=_decode_timings(pop_optional_field(wire, "timings", dict) or {}),
         extra=_pop_extra(wire),
     )
-
-
-def _encode_evidence(evidence: RoutedExperts | SamplingMask | None) -> dict[str, Any] | None:
-    return None if evidence is None else {name: getattr(evidence, name) for name in evidence.__slots__}
-
-
-def _decode_routed_experts(wire: Wire | None, token_count: int) -> RoutedExperts | None:
-    if wire is None:
-        return None
-    first, rows = pop_integer(wire, "first"), pop_field(wire, "rows", np.ndarray)
-    if rows.ndim != 3 or rows.dtype.kind not in "iu" or first + len(rows) >= max(token_count, 1):
-        raise RecordError(
-            f"'experts' has rows of {rows.dtype} with the shape {rows.shape}, from token {first} on. Expected integers "
-            f"of the shape [token, layer, choice], and no row for the last of {token_count} tokens."
-        )
-    return RoutedExperts(first, rows)
-
-
-def _decode_sampling_mask(wire: Wire | None, sampled_count: int) -> SamplingMask | None:
-    if wire is None:
-        return None
-    ids, lengths = pop_token_ids(wire, "ids"), pop_array(wire, "lengths", np.int32)
-    if len(lengths) != sampled_count or (lengths < 0).any() or int(lengths.sum()) != len(ids):
-        raise RecordError(
-            f"'masks' has {len(ids)} ids and {len(lengths)} lengths; expected one length for each of {sampled_count} "
-            "sampled tokens, and as many ids as the lengths add up to."
-        )
-    return SamplingMask(ids, lengths)
-
-
-def _decode_version_spans(wire: list[Any], sampled_count: int) -> tuple[VersionSpan, ...]:
-    spans: list[VersionSpan] = []
-    end_before = 0
-    for version, start, end in zip(wire[::3], wire[1::3], wire[2::3], strict=True):
-        if (type(version), type(start), type(end)) != (str, int, int) or start != end_before or end < start:
-            raise RecordError(
-                f"'versions' says that {version!r} sampled the tokens {start!r} to {end!r}; expected a range from "
-                f"{end_before} on, where the previous one ends."
-            )
-        spans.append(VersionSpan(version, start, end))
-        end_before = end
-    if wire and end_before != sampled_count:
-        raise RecordError(f"'versions' covers {end_before} tokens, but {sampled_count} tokens were sampled.")
-    return tuple(spans)
 
 
 def _decode_banned_ids(wire: list[Any]) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import structlog
@@ -91,6 +92,7 @@ class Outcome:
             finished the rollout.
         close_failed: whether the environment's `close` failed or took too long.
         retry_reason: the latest reason why the environment asked for another attempt; None if it did not.
+        gateway: what happened in the gateway, see `rollout.records.gateway_counts`; empty if no program used it.
     """
 
     rollout: str
@@ -111,9 +113,18 @@ class Outcome:
     request_retries: int = 0
     close_failed: bool = False
     retry_reason: str | None = None
+    gateway: dict[str, int] = field(default_factory=dict)
 
 
 _OUTCOME_ADAPTER = TypeAdapter(Outcome)
+
+
+def _to_dict(outcome: Outcome) -> dict[str, Any]:
+    """Return the content of an outcome's file."""
+    fields = asdict(outcome)
+    if not outcome.gateway:
+        del fields["gateway"]
+    return fields
 
 
 class Claims:
@@ -165,7 +176,7 @@ class Claims:
             return
         draft_path = self._path(outcome.rollout, f"{outcome.attempt}.outcome")
         try:
-            draft_path.write_bytes(dump_json(asdict(outcome)))
+            draft_path.write_bytes(dump_json(_to_dict(outcome)))
             draft_path.rename(self._path(outcome.rollout, "done"))  # atomic: no process reads a part of the file
         except OSError as error:
             raise ClaimsError(f"{draft_path}: the outcome cannot be written: {error.strerror}.") from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rollout.records.endings import RolloutLimit
+from rollout.records.gateway_counts import add_gateway_counts, report_gateway
 from rollout.rundir.claims import Claims, Outcome
 
 _PAUSE_FACTOR = 20
@@ -120,6 +121,7 @@ class OutcomeTotals:
         reward: the mean of the rewards.
         named_rewards: the mean of each named reward, by name.
         metrics: the mean of each metric of the scores, by name.
+        gateway: what happened in the gateway, see `rollout.records.gateway_counts.GatewayCount`.
     """
 
     rollouts: int = 0
@@ -137,6 +139,7 @@ class OutcomeTotals:
     reward: _Mean = field(default_factory=_Mean)
     named_rewards: _Means = field(default_factory=lambda: defaultdict(_Mean))
     metrics: _Means = field(default_factory=lambda: defaultdict(_Mean))
+    gateway: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -162,6 +165,7 @@ class OutcomeTotals:
         self.request_retries += outcome.request_retries
         self.retry_reason = outcome.retry_reason or self.retry_reason
         self.close_failures += outcome.close_failed
+        add_gateway_counts(self.gateway, outcome.gateway)
         if outcome.error is not None:
             self.errors.add(outcome)
         if outcome.reward is not None:
@@ -191,6 +195,7 @@ class OutcomeTotals:
             "retry_reason": self.retry_reason,
             "close_failures": self.close_failures,
             "limits": dict(self.limits),
+            "gateway": report_gateway(self.gateway),
         }
 
 

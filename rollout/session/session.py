@@ -10,32 +10,29 @@
 """
 
 import hashlib
-import time
 from collections.abc import Coroutine, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import structlog
 
-from renderers_adapter.pool import RendererPool
-from renderers_adapter.rendered import ParsedCompletion
 from renderers_adapter.tokens import TokenRun, concat_ids
 from rollout.config.sampling import check_sampling
-from rollout.engine.client import EngineClient
 from rollout.engine.errors import UnusableCompletion
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.environments.base import ContextExhausted, Reply
-from rollout.images import ImageError, ImagePolicy, prepare_images_async
-from rollout.metrics.worker import WorkerMetrics
+from rollout.environments.endpoint import Endpoint, EndpointUnavailable, RootRule
+from rollout.images import ImageError, prepare_images_async
+from rollout.records.conversations import Echo, RootKind
 from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import ROOT, MessageTokens, Step
 from rollout.records.messages import (
     CanonicalMessage,
     CanonicalMessageCache,
     Message,
-    ToolCall,
     canonicalise,
     digest_tools,
     require_bounded,
@@ -47,51 +44,15 @@ from rollout.session.chat_arguments import refuse_arguments
 from rollout.session.chat_calls import ChatCalls
 from rollout.session.counters import SessionCounters
 from rollout.session.image_table import ImageTable
+from rollout.session.policy import PolicyClient
 from rollout.session.prompt import Prompt, PromptBuilder
+from rollout.session.replies import build_assistant_message
+from rollout.session.stage_timer import StageTimer
 from rollout.session.trace import Commit, Trace
+from rollout.session.turns import EndpointReport, SessionTurn, TurnObserver
 from rollout.value_limits import MAX_CHARACTERS, TooMuchTextError
 
-
-@dataclass(slots=True)
-class PolicyVersionState:
-    """The trainer's policy version, as this process knows it; it changes while rollouts run.
-
-    Attributes:
-        current: the name of the trainer's version.
-        required: the version that the trainer pushed to the engines. Engines with older weights are not used. None: all
-            engines are used.
-    """
-
-    current: str = "0"
-    required: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyClient:
-    """The objects that a session needs to talk to the policy; all sessions of a worker share them.
-
-    Attributes:
-        renderers: the renderers, which turn messages into tokens, and tokens into messages.
-        engine: the client that sends requests to the engines.
-        image_policy: which images are accepted, and where they are stored.
-        sampling: the sampling parameters of the YAML, which a turn may override.
-        version: the trainer's policy version.
-        metrics: the metrics of the worker.
-        ban_placeholders: whether requests forbid the engines to sample the pad tokens of images and videos.
-    """
-
-    renderers: RendererPool
-    engine: EngineClient
-    image_policy: ImagePolicy
-    sampling: Mapping[str, Any]
-    version: PolicyVersionState = field(default_factory=PolicyVersionState)
-    metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(""))
-    ban_placeholders: bool = True
-
-    @property
-    def banned_ids(self) -> tuple[int, ...]:
-        """The ids of the tokens that the requests forbid the engines to sample."""
-        return self.renderers.media_ids if self.ban_placeholders else ()
+log = structlog.get_logger()
 
 
 class Session:
@@ -107,6 +68,7 @@ class Session:
         self._calls = ChatCalls()
         self._next_turn = 0
         self.counters = SessionCounters(policy.metrics)
+        self.endpoint_reports: list[EndpointReport] = []
 
     def close_unawaited_calls(self) -> int:
         """Close the calls of `chat` that were never awaited; return their number."""
@@ -131,23 +93,63 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None,
         sampling: Mapping[str, Any] | None,
     ) -> Reply:
-        """Play a turn, and record the limit if the conversation does not fit the model's context."""
-        try:
-            return await self._play_turn(messages, tools=tools, sampling=sampling)
-        except ContextExhausted:
-            self.counters.last_limit = RolloutLimit.CONTEXT
-            raise
+        return (await self.play_turn(messages, tools=tools, sampling=sampling)).reply
 
-    async def _play_turn(
+    def endpoint(self, *, root_kinds: RootRule | None = None) -> AbstractAsyncContextManager[Endpoint]:
+        """Open an address for an agent program; see `rollout.environments.base.Model.endpoint`."""
+        if self._policy.open_endpoint is None:
+            raise EndpointUnavailable(
+                "this policy has no gateway, so model.endpoint() cannot be used; play the rollout with `rollout run`, "
+                "`rollout launch` or `rollout.testing.play`."
+            )
+        return self._policy.open_endpoint(self, root_kinds)
+
+    async def play_turn(
         self,
         messages: list[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None,
         sampling: Mapping[str, Any] | None,
-    ) -> Reply:
+        echo: Echo | None = None,
+        constrained: bool = False,
+        observer: TurnObserver | None = None,
+    ) -> SessionTurn:
+        """Play a turn, and record the limit if the conversation does not fit the model's context.
+
+        Args:
+            messages: the conversation; see `rollout.environments.base.Model.chat`, also for the errors.
+            tools: the schemas of the tools.
+            sampling: the sampling keys of this turn.
+            echo: how a program repeated earlier answers; for the step.
+            constrained: whether the program's request changes the distribution of the answer; for the step.
+            observer: is told when the prompt is ready, and when the turn is committed.
+        """
+        try:
+            return await self._play_turn(messages, tools, sampling, echo, constrained, observer)
+        except ContextExhausted:
+            self.counters.record_limit(RolloutLimit.CONTEXT)
+            raise
+
+    async def count_prompt_tokens(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None) -> int:
+        """Return the number of tokens of a prompt, with its images expanded. Nothing is recorded."""
+        require_conversation(messages)
+        require_tools(tools, "tools")
+        canonical_messages = await self._prepare_messages(messages)
+        prompt = await self._prompt_builder.build_prompt(canonical_messages, digest_tools(tools), tools)
+        return len(prompt.full_path.expanded.ids)
+
+    async def _play_turn(
+        self,
+        messages: list[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        sampling: Mapping[str, Any] | None,
+        echo: Echo | None,
+        constrained: bool,
+        observer: TurnObserver | None,
+    ) -> SessionTurn:
         """Play a turn: make the prompt, let an engine sample the answer, and put the step on the queue."""
         turn, self._next_turn = self._next_turn, self._next_turn + 1
-        stage_timer = _StageTimer()
+        stage_timer = StageTimer()
         version_at_start = self._policy.version.current
         structlog.contextvars.bind_contextvars(turn=turn)
         self._stream.require_open()
@@ -164,6 +166,9 @@ class Session:
 
         request = self._build_request(turn, prompt, {**self._policy.sampling, **turn_sampling})
         self.counters.context_tokens = len(request.expanded_prompt)
+        if observer is not None:
+            await observer.on_prompt_ready()
+            stage_timer.mark_stage("wait")
         generation = await self._policy.engine.generate(request)
         self._require_usable(generation, request)
         stage_timer.mark_stage("engine")
@@ -174,9 +179,13 @@ class Session:
 
         commit = self._commit_turn(prompt, message, generation, tools_digest)
         step = self._build_step(turn, commit, prompt, generation, tools, stage_timer, version_at_start)
-        await self._stream.put_step(step)
+        step = replace(step, echo=echo, constrained=constrained)
+        sending = self._stream.put_step(step)
+        if observer is not None:
+            observer.on_commit(turn)
+        await sending
         self.counters.add_turn(step, len(generation.token_ids), self._policy.engine.max_model_len)
-        return Reply(
+        reply = Reply(
             message=message,
             text=parsed.text,
             finish_reason=generation.finish_reason,
@@ -185,6 +194,42 @@ class Session:
             completion_tokens=len(generation.token_ids),
             turn=turn,
         )
+        return SessionTurn(
+            reply,
+            root=self._trace.root_of(commit.leaf),
+            prompt_source=prompt.source,
+            cached_tokens=generation.cached_tokens or 0,
+            token_ids=generation.token_ids,
+            logprobs=generation.logprobs,
+        )
+
+    def decode_token(self, token_id: int) -> str:
+        """Return the text of one token."""
+        return self._policy.renderers.decode([token_id])
+
+    def unreceived_turns(self) -> list[int]:
+        """Return the turns whose answers the programs of this rollout did not receive."""
+        return [turn for report in self.endpoint_reports for turn in report.unreceived_turns()]
+
+    def root_kinds(self) -> dict[int, RootKind]:
+        """Return the kinds of the roots that the programs of this rollout began, by the root's first node."""
+        kinds: dict[int, RootKind] = {}
+        for report in self.endpoint_reports:
+            try:
+                kinds |= report.root_kinds()
+            except Exception:  # the rule is the environment's code; it has raised this error in `async with`, too
+                log.warning("the kinds of roots are unknown", exc_info=True)
+        return kinds
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """The sampling parameters of the YAML, which a turn may override."""
+        return self._policy.sampling
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The limit for the tokens of a prompt and its answer; None if it is unknown."""
+        return self._policy.engine.max_model_len
 
     @property
     def played_turns(self) -> Set[int]:
@@ -278,7 +323,7 @@ class Session:
         prompt: Prompt,
         generation: Generation,
         tools: Sequence[Mapping[str, Any]] | None,
-        stage_timer: "_StageTimer",
+        stage_timer: StageTimer,
         version_at_start: str,
     ) -> Step:
         """Return the record of a turn."""
@@ -308,39 +353,6 @@ class Session:
 
 Session._chat.__qualname__ = "model.chat"
 """Environments know the method by this name. Python shows the name in the warning about a missing `await`."""
-
-
-class _StageTimer:
-    """Measures the seconds of each stage of a turn."""
-
-    def __init__(self) -> None:
-        self.stage_seconds: dict[str, float] = {}
-        self._last_mark = time.perf_counter()
-
-    def mark_stage(self, stage: str) -> None:
-        """Record the time since the previous stage as the time of this stage."""
-        now = time.perf_counter()
-        self.stage_seconds[stage], self._last_mark = round(now - self._last_mark, 6), now
-
-
-def build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Message, tuple[ToolCall, ...]]:
-    """Return the message and the tool calls of a completion, for a `Reply`."""
-    tool_calls = tuple(
-        ToolCall(call.id or f"call-{turn}-{at}", call.name, call.arguments, call.raw, call.error)
-        for at, call in enumerate(parsed.tool_calls)
-    )
-    # Malformed calls stay in the text. Otherwise, they would be missing when the whole conversation is rendered.
-    malformed_texts = (call.malformed_text for call in parsed.tool_calls if call.error is not None)
-    message: Message = {"role": "assistant", "content": "\n".join(filter(None, (parsed.text, *malformed_texts)))}
-    if parsed.reasoning:
-        message["reasoning_content"] = parsed.reasoning
-    valid_calls = [call for call in tool_calls if call.error is None]
-    if valid_calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for call in valid_calls
-        ]
-    return message, tool_calls
 
 
 def _remaining_context_tokens(prompt_length: int, max_model_len: int | None) -> int | None:

@@ -76,12 +76,14 @@ class TraceNode:
     Attributes:
         tokens: the message and its tokens.
         parent: the index of the node of the previous message, or ROOT.
+        root: the index of the node that begins the conversation.
         last_answer_index: the index of the last answer of the policy from the root to this node; ROOT if there is none.
         trie_node: the entry for the sequence of messages that ends with this node.
     """
 
     tokens: MessageTokens
     parent: int
+    root: int
     last_answer_index: int
     trie_node: _TrieNode
 
@@ -121,6 +123,10 @@ class Trace:
             if (answer := self.nodes[node].last_answer_index) in last_answered.answers
         ]
         return PrefixMatch((continuing or last_answered.answers)[-1], answered, matched)
+
+    def root_of(self, node: int) -> int:
+        """Return the index of the node that begins the conversation of a node."""
+        return self.nodes[node].root
 
     def path_runs(self, leaf: int) -> list[TokenRun]:
         """Return the tokens of each message from the root to the node `leaf`."""
@@ -164,7 +170,8 @@ class Trace:
         if tokens.sampled:
             trie_node.answers.append(index)
             last_answer_index = index
-        self.nodes.append(TraceNode(tokens, parent, last_answer_index, trie_node))
+        root = index if parent == ROOT else self.nodes[parent].root
+        self.nodes.append(TraceNode(tokens, parent, root, last_answer_index, trie_node))
         return index
 
     def _trie_node(self, parent: int, digest: bytes, tools_digest: bytes) -> _TrieNode:

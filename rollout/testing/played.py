@@ -10,7 +10,9 @@ from rollout.environments.base import Reply, Score
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.messages import Message
 from rollout.records.stream import RolloutStream
-from rollout.session.session import PolicyClient, Session
+from rollout.session.policy import PolicyClient
+from rollout.session.session import Session
+from rollout.session.turns import SessionTurn
 from rollout.testing.answers import Answer
 from rollout.testing.message_text import describe_messages
 from rollout.testing.scripted_engine import call_of_chat
@@ -152,21 +154,24 @@ class RecordingSession(Session):
         """The turns that were played, in the order in which they began."""
         return tuple(sorted(self._recorded, key=lambda played: played.turn))
 
-    async def _play_turn(
+    async def play_turn(
         self,
         messages: list[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None,
         sampling: Mapping[str, Any] | None,
-    ) -> Reply:
+        **options: Any,
+    ) -> SessionTurn:
+        """See `Session.play_turn`."""
         with call_of_chat(self._next_turn, messages, tools):
-            reply = await super()._play_turn(messages, tools=tools, sampling=sampling)
+            turn = await super().play_turn(messages, tools=tools, sampling=sampling, **options)
+        reply = turn.reply
         # Copy the messages after the turn, because it replaces the images in them by references.
         sent = copy.deepcopy(messages)
         known = max((_common_length(sent, played) for played in self._recorded), default=0)
         played = PlayedTurn(reply.turn, tuple(sent), tuple(sent[known:]), tuple(tools or ()), copy.deepcopy(reply))
         self._recorded.append(played)
-        return reply
+        return turn
 
 
 def _common_length(messages: Sequence[Message], played: PlayedTurn) -> int:

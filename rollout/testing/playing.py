@@ -15,7 +15,7 @@ from rollout.config.environment_class import EnvironmentUnusable, class_problem
 from rollout.config.problems import describe_problem, show_key
 from rollout.environments.base import Environment, EnvironmentSettings, Retry
 from rollout.records.task import Task
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.tasks.orders import RolloutOrder
 from rollout.testing.answers import Answers, AnswerScript
 from rollout.testing.played import Played, RecordingSession

@@ -8,11 +8,14 @@ from typing import Any, Literal
 import anyio.to_thread
 
 from renderers_adapter.pool import RendererPool, shared_pool
+from rollout.config.gateway import GatewayConfig
 from rollout.engine.client import EngineClient
+from rollout.gateway.server import Gateway
 from rollout.images import ImagePolicy
+from rollout.metrics.worker import WorkerMetrics
 from rollout.serving.embedded import TINY_MODEL, EmbeddedServer, EmbeddedSettings
 from rollout.serving.server import EngineServer
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing.answers import AnswerScript
 from rollout.testing.scripted_engine import ScriptedAnswersEngine, ScriptedClient
 
@@ -29,6 +32,7 @@ async def embedded_policy(
     script: str = "rollout.serving.policies:ColorPolicy",
     sampling: Mapping[str, Any] | None = None,
     max_model_len: int = 32768,
+    gateway: GatewayConfig | None = None,
 ) -> AsyncIterator[PolicyClient]:
     """Start an embedded engine with the small model that we ship, and yield a policy that uses it.
 
@@ -38,15 +42,21 @@ async def embedded_policy(
         script: the scripted policy that answers, as `package.module:Class`.
         sampling: sampling parameters; the default temperature is 0.
         max_model_len: the limit for a prompt and its completion together, in tokens.
+        gateway: the section `gateway` of a configuration; None: its defaults.
     """
     renderers = await _open_renderers()
     settings = EmbeddedSettings(policy=script, allowed_directories=(directory,), max_model_len=max_model_len)
     with EmbeddedServer(settings) as url:
         async with EngineClient([url], settings.model_name, timeout=_TIMEOUT) as engine:
             await engine.check()
-            yield PolicyClient(
-                renderers, engine, ImagePolicy(mode, directory), {"temperature": 0.0, **(sampling or {})}
-            )
+            async with _open_gateway(gateway, settings.model_name) as opened_gateway:
+                yield PolicyClient(
+                    renderers,
+                    engine,
+                    ImagePolicy(mode, directory),
+                    {"temperature": 0.0, **(sampling or {})},
+                    open_endpoint=opened_gateway.open_endpoint,
+                )
 
 
 @asynccontextmanager
@@ -67,7 +77,12 @@ async def answering_policy(
         async with ScriptedClient(url, engine, script, renderers, timeout=_TIMEOUT) as client:
             await client.check()
             images = ImagePolicy("inline", directory, allow=tuple(allow))
-            yield PolicyClient(renderers, client, images, {"temperature": 0.0})
+            async with _open_gateway(None, settings.model_name) as gateway:
+                yield PolicyClient(renderers, client, images, {"temperature": 0.0}, open_endpoint=gateway.open_endpoint)
+
+
+def _open_gateway(config: GatewayConfig | None, model: str) -> Gateway:
+    return Gateway(config or GatewayConfig(), model=model, metrics=WorkerMetrics(""))
 
 
 async def _open_renderers() -> RendererPool:

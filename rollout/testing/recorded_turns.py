@@ -13,7 +13,7 @@ from renderers_adapter.tokens import LogicalIds, concat_ids
 from rollout.environments.base import Reply
 from rollout.records.kinds import Step
 from rollout.records.messages import CanonicalMessage, Message, ToolCall, canonicalise, digest_tools
-from rollout.session.session import build_assistant_message
+from rollout.session.replies import build_assistant_message
 from rollout.trainer.trajectory import Trajectory, TrajectoryNode
 
 

@@ -12,7 +12,8 @@ faulty turn are not reported again for the same fault.
     3 positions  each placeholder covers exactly the pad tokens of its image
     4 raw        a descriptor contains no pixels
     5 once       nothing crosses the queue twice
-    6 branches   the nodes form a tree, branches share equal nodes, and every sampled token trains exactly once
+    6 branches   the nodes form a tree, branches share equal nodes, every sampled token trains exactly once, and
+                 none in an untrained turn
     8 score      the reward is the weighted sum of the named rewards
     11 aligned   all arrays about tokens have one entry for each token, and no image is cut
 """
@@ -292,9 +293,11 @@ def _check_branches(trajectory: Trajectory) -> Iterator[Finding]:
             if trained_tokens and trained_tokens != (len(node.run.ids) - node.run.sampled_from if node.sampled else 0):
                 yield 6, where, f"it trains {trained_tokens} tokens of node {node.index}; expected all sampled tokens"
             times_trained[node.index] = times_trained.get(node.index, 0) + (trained_tokens > 0)
-    for node in trajectory.nodes:
-        if trajectory.trainable and node.sampled and times_trained.get(node.index, 0) != 1:
-            yield 6, f"node {node.index}", f"it trains in {times_trained.get(node.index, 0)} samples; expected 1 sample"
+    untrained_turns = trajectory.untrained_turns | trajectory.unreceived_turns
+    for node in trajectory.nodes if trajectory.trainable else ():
+        expected = 0 if trajectory.steps[node.step].turn in untrained_turns else 1
+        if node.sampled and (times := times_trained.get(node.index, 0)) != expected:
+            yield 6, f"node {node.index}", f"it trains in {times} samples; expected {expected}"
 
 
 def _check_turn(trajectory: Trajectory, sample: TrainingSample, node: TrajectoryNode, end: int) -> Iterator[str]:

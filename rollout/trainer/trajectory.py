@@ -8,6 +8,7 @@ import numpy as np
 
 from renderers_adapter.descriptors import raw_mm_common_fields
 from rollout.records.bounds import MAX_BRANCH_TOKENS
+from rollout.records.conversations import RootKind
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.kinds import (
     ROOT,
@@ -58,6 +59,10 @@ class Trajectory(HasRolloutIdentity):
         limit: which limit stopped the rollout; `NONE` if none did.
         rewards: the named rewards; `reward` is their weighted sum. Empty if the environment gave a single reward.
         turn_rewards: the rewards of single turns, by `Step.turn`; they are not part of `reward`.
+        unreceived_turns: the turns whose answers the program did not receive, by `Step.turn`.
+        root_kinds: the kinds of the roots, by the index of the node. A root without an entry is a main root.
+        untrained_turns: the turns whose answers do not train, by `Step.turn`: those that were not received, and those
+            that the reader's settings leave out.
         held_back: whether the trajectory has a score but does not train, because `ReaderSettings.untrained_limits`
             contains its limit.
     """
@@ -79,6 +84,9 @@ class Trajectory(HasRolloutIdentity):
     limit: RolloutLimit = RolloutLimit.NONE
     rewards: Mapping[str, NamedReward] = field(default_factory=dict)
     turn_rewards: Mapping[int, float] = field(default_factory=dict)
+    unreceived_turns: frozenset[int] = frozenset()
+    root_kinds: Mapping[int, RootKind] = field(default_factory=dict)
+    untrained_turns: frozenset[int] = frozenset()
     held_back: bool = False
 
     @property
@@ -115,8 +123,19 @@ class Trajectory(HasRolloutIdentity):
         return [node.index for node in self.nodes if node.index not in parents]
 
 
-def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFinished) -> Trajectory:
-    """Make a trajectory from the records of one attempt. Raises RecordError if the records contradict each other."""
+def assemble(
+    started: RolloutStarted,
+    steps: Sequence[Step],
+    finished: RolloutFinished,
+    *,
+    train_auxiliary_roots: bool = False,
+    train_constrained_turns: bool = True,
+) -> Trajectory:
+    """Make a trajectory from the records of one attempt. `ReaderSettings` explains the keyword arguments.
+
+    Raises:
+        RecordError: the records contradict each other.
+    """
     nodes: list[TrajectoryNode] = []
     images: dict[str, Mapping[str, Any]] = {}
     path_tokens: list[int] = []  # for each node, the number of expanded tokens from the root to it
@@ -163,6 +182,15 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         )
     if unknown_turns := finished.turn_rewards.keys() - {step.turn for step in steps}:
         raise RecordError(f"turn {min(unknown_turns)} has a reward but no step.")
+    if unknown_turns := set(finished.unreceived_turns) - {step.turn for step in steps}:
+        raise RecordError(f"turn {min(unknown_turns)} was not received, but it has no step.")
+    if no_roots := finished.root_kinds.keys() - {step.first for step in steps if step.parent == ROOT}:
+        raise RecordError(f"node {min(no_roots)} has a kind of root, but it is no root.")
+    untrained_turns = set(finished.unreceived_turns)
+    if not train_auxiliary_roots:
+        untrained_turns |= _auxiliary_turns(steps, finished.root_kinds)
+    if not train_constrained_turns:
+        untrained_turns |= {step.turn for step in steps if step.constrained}
     header = finished.header
     return Trajectory(
         run=header.run,
@@ -182,7 +210,21 @@ def assemble(started: RolloutStarted, steps: Sequence[Step], finished: RolloutFi
         limit=finished.limit,
         rewards=finished.rewards,
         turn_rewards=finished.turn_rewards,
+        unreceived_turns=frozenset(finished.unreceived_turns),
+        root_kinds=finished.root_kinds,
+        untrained_turns=frozenset(untrained_turns),
     )
+
+
+def _auxiliary_turns(steps: Sequence[Step], root_kinds: Mapping[int, RootKind]) -> set[int]:
+    """Return the turns in the conversations that begin at an auxiliary root."""
+    auxiliary_nodes = {root for root, kind in root_kinds.items() if kind is RootKind.AUXILIARY}
+    auxiliary_turns: set[int] = set()
+    for step in steps if auxiliary_nodes else ():
+        if step.first in auxiliary_nodes or step.parent in auxiliary_nodes:
+            auxiliary_nodes.update(range(step.first, step.leaf + 1))
+            auxiliary_turns.add(step.turn)
+    return auxiliary_turns
 
 
 def _require_images_on_pads(nodes: Sequence[TrajectoryNode], pad_id: int | None) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import anyio
 import structlog
@@ -14,7 +15,8 @@ from rollout.errors import RolloutError, flatten_exceptions
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.kinds import RolloutFinished
 from rollout.records.stream import AttemptId, RolloutStream
-from rollout.session.session import PolicyClient, Session
+from rollout.session.policy import PolicyClient
+from rollout.session.session import Session
 from rollout.tasks.orders import RolloutOrder
 from rollout.worker.containment import enter_attempt_context
 from rollout.worker.failures import Failure, describe_failure, requested_retry
@@ -184,7 +186,7 @@ class Attempt:
         if isinstance(score, BaseException):
             return await self._finish_after_exception(score)
         limit = self.session.counters.last_limit if score.limit is RolloutLimit.NONE else score.limit
-        return await self.stream.put_finished(
+        return await self._put_finished(
             RolloutStatus.OK,
             reward=score.reward,
             metrics=score.metrics,
@@ -206,7 +208,7 @@ class Attempt:
             raise retry
         if all(isinstance(leaf, ContextExhausted) for leaf in leaf_errors):
             record = describe_failure(leaf_errors[0]).as_record()
-            return await self.stream.put_finished(RolloutStatus.UNSCORED, limit=RolloutLimit.CONTEXT, error=record)
+            return await self._put_finished(RolloutStatus.UNSCORED, limit=RolloutLimit.CONTEXT, error=record)
         return await self._finish_with_error(error)
 
     async def _finish_with_error(self, error: BaseException) -> RolloutFinished:
@@ -215,7 +217,13 @@ class Attempt:
         if stopped.status is RolloutStatus.FAILED:
             log.warning("rollout failed", exception=failure.full_traceback)
             self.failure = failure
-        return await self.stream.put_finished(stopped.status, limit=stopped.limit, error=failure.as_record())
+        return await self._put_finished(stopped.status, limit=stopped.limit, error=failure.as_record())
+
+    async def _put_finished(self, status: RolloutStatus, **fields: Any) -> RolloutFinished:
+        """Put the finished record on the queue, with what the endpoints of the rollout know."""
+        return await self.stream.put_finished(
+            status, unreceived_turns=self.session.unreceived_turns(), root_kinds=self.session.root_kinds(), **fields
+        )
 
     def _bind_log_context(self) -> AbstractContextManager[None]:
         return structlog.contextvars.bound_contextvars(

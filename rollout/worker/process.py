@@ -120,7 +120,12 @@ class WorkerRunner:
                         else find_or_start_engines(config, self.directory, engine_stack)
                     )
 
-                policy = await stack.enter_async_context(open_policy(config, self.directory, get_engine_urls, metrics))
+                gateway_config = config.gateway
+                if self.supervisor_link is not None:
+                    gateway_config = gateway_config.for_launched_worker(os.getpid())
+                policy = await stack.enter_async_context(
+                    open_policy(config, self.directory, get_engine_urls, metrics, gateway_config=gateway_config)
+                )
                 queues = RunQueues(config, self.directory)
                 tasks_queue = await stack.enter_async_context(queues.open_tasks())
                 trajectories_queue = await stack.enter_async_context(queues.open_trajectories())

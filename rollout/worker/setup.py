@@ -11,15 +11,17 @@ import structlog
 
 from renderers_adapter.pool import RendererPool, shared_pool
 from renderers_adapter.special_text import SpecialText
+from rollout.config.gateway import GatewayConfig
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model
 from rollout.engine.client import WaitObserver
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
 from rollout.errors import RolloutError
+from rollout.gateway.server import Gateway
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.directory import RunDirectory
-from rollout.session.session import PolicyClient, PolicyVersionState
+from rollout.session.policy import PolicyClient, PolicyVersionState
 from rollout.worker.attempt import RunMetadata
 
 log = structlog.get_logger()
@@ -66,11 +68,13 @@ async def open_policy(
     get_engine_urls: Callable[[], tuple[str, ...]],
     metrics: WorkerMetrics,
     on_wait: WaitObserver = lambda text: log.warning("the worker waits for its engines", text=text),
+    *,
+    gateway_config: GatewayConfig | None = None,
 ) -> AsyncIterator[PolicyClient]:
     """Open the renderers, check the engines, and yield the client of the policy.
 
     One thread opens the renderers while another calls `get_engine_urls`. `on_wait` is called with a sentence when a
-    wait for the engines begins, and when it ends.
+    wait for the engines begins, and when it ends. `gateway_config` replaces the section `gateway`.
 
     Raises:
         EngineError: no engine answers, or an engine's answer is wrong.
@@ -108,15 +112,17 @@ async def open_policy(
             max_pixels=config.images.max_pixels,
             memory=config.images.memory,
         )
-        yield PolicyClient(
-            renderer_pools[0],
-            engine,
-            images,
-            config.engine.sampling.model_dump(mode="json"),  # the keys of a JSON object are strings
-            PolicyVersionState(config.policy.version),
-            metrics,
-            ban_placeholders=config.engine.ban_placeholders,
-        )
+        async with Gateway(gateway_config or config.gateway, model=config.model.name, metrics=metrics) as gateway:
+            yield PolicyClient(
+                renderer_pools[0],
+                engine,
+                images,
+                config.engine.sampling.model_dump(mode="json"),  # the keys of a JSON object are strings
+                PolicyVersionState(config.policy.version),
+                metrics,
+                ban_placeholders=config.engine.ban_placeholders,
+                open_endpoint=gateway.open_endpoint,
+            )
 
 
 def build_run_metadata(config: Config, run_id: str) -> RunMetadata:

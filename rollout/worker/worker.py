@@ -19,7 +19,7 @@ from rollout.errors import RolloutError
 from rollout.records.kinds import PromptSource
 from rollout.rundir.claims import Claim, Claims, Outcome
 from rollout.rundir.outcomes import OutcomeTotals
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.tasks.orders import OrderError, RolloutOrder, decode_order
 from rollout.worker.attempt import Attempt, RolloutAbandoned, RunMetadata
 from rollout.worker.deadlines import DeadlineEnforcer
@@ -306,6 +306,7 @@ class Worker:
             request_retries=history.request_retries,
             close_failed=attempt.close_failure is not None,
             retry_reason=history.retry_reason,
+            gateway=dict(counters.gateway),
         )
         self.totals.add(outcome)
         self.prompt_sources.update(counters.prompt_sources)

@@ -46,7 +46,8 @@ KEYS = (
     "engine.sampling.temperature", "engine.sampling.stop", "engine.sampling.seed", "engine.sampling.logit_bias",
     "engine.sampling.extra_args", "engine.embedded.policy", "images.allow", "images.mode", "images.max_bytes",
     "queue", "queue.url", "queue.tasks", "worker.concurrency", "worker.grace", "policy.version",
-    "policy.max_staleness", "metrics.port", "metrics.host", "run.name", "run.directory", "run.max_failed",
+    "policy.max_staleness", "metrics.port", "metrics.host", "gateway.limits.turns", "gateway.advertise",
+    "gateway.unix_socket", "run.name", "run.directory", "run.max_failed",
     "nonsense.key", "queue.nonsense",
 )  # fmt: skip
 VALID = (

@@ -31,7 +31,8 @@ from rollout.images.sources import encode_data_uri, encode_pillow_image
 from rollout.records.messages import ROLES, digest_tools, require_conversation
 from rollout.records.tools import require_tools
 from rollout.serving.embedded import TINY_MODEL
-from rollout.session.session import PolicyClient, Session
+from rollout.session.policy import PolicyClient
+from rollout.session.session import Session
 from tests.fuzz.fuzzing import fuzz
 
 TEXTS = (

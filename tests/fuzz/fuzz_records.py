@@ -107,13 +107,13 @@ class GivenQueue:
 
 
 @functools.cache
-def valid_records() -> list[Frames]:
+def valid_records(*, all_received: bool) -> list[Frames]:
     """Return the records of a rollout with images, a fork, tools, calls, experts and masks."""
     packets = asyncio.run(scripted_rollout("g.0", group_size=2, turns=2, image_tokens=4, assets=str(IMAGES)))
     started, first, second, finished = (decode(packet.frames) for packet in packets)
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {"n": {}}}}}
-    first |= {"tools": [tool], "stop": 5, "cached": 2, "source": "first", "finish": "length"}
+    first |= {"tools": [tool], "stop": 5, "cached": 2, "source": "first", "finish": "length", "constrained": True}
     first["messages"][1] |= {"tool_calls": [call], "reasoning_content": "hm"}
     # The second question follows the first question, not its answer.
     runs = [decode_nodes(copy.deepcopy(step))[0].run for step in (first, second)]
@@ -121,10 +121,12 @@ def valid_records() -> list[Frames]:
     digest = prompt_digest(prompt.ids, [placeholder.hash for placeholder in prompt.placeholders])
     second |= {"parent": 0, "length": len(prompt.ids), "digest": digest}
     second["messages"][0]["content"].append({"type": "thinking", "thinking": "so"})
+    second["echo"] = "normalised"
     second["masks"] = {"ids": np.array([21, 22, 23], np.int32), "lengths": np.array([1, 2], np.int32)}
     second["experts"] = {"first": 5, "rows": np.zeros((len(prompt.ids) + 1 - 5, 2, 2), np.uint8)}
     finished |= {"limit": "tokens", "reward": 1.2, "rewards": {"answer": [1.0, 1.0], "format": [1.0, 0.2]}}
-    finished |= {"turn_rewards": [0, 0.5, 1, -0.5]}
+    finished |= {"turn_rewards": [0, 0.5, 1, -0.5], "root_kinds": {"subagent": [0]}}
+    finished |= {} if all_received else {"unreceived_turns": [1]}
     return with_digest([encode(value) for value in (started, first, second, finished)])
 
 
@@ -136,7 +138,7 @@ def neighbour_records() -> list[Frames]:
 
 
 def make(chance: random.Random) -> Case:
-    records = list(valid_records())
+    records = list(valid_records(all_received=chance.random() < 0.5))
     for _ in range(chance.choice([0, 1, 1, 1, 2])):
         at = chance.randrange(len(records))
         if isinstance(value := decode(records[at]), dict) and value:
@@ -252,6 +254,7 @@ def use(trajectory: Trajectory) -> str:
         assert trajectory.error is not None or trajectory.status is not RolloutStatus.OK, "nothing says why it failed"
         return f"failed: {(trajectory.error or {}).get('type')}"
     for sample in found:
+        assert trajectory.unreceived_turns.isdisjoint(sample.turn_index[sample.mask].tolist())
         assert math.isfinite(sample.logprobs.sum())
         assert math.isfinite(sample.token_rewards.sum())
         assert sample.token_ids.min() >= 0

@@ -12,7 +12,8 @@ from rollout.records.kinds import RolloutFinished, RolloutStarted, Step
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.records.task import Task
 from rollout.records.wire import decode_record
-from rollout.session.session import PolicyClient, Session
+from rollout.session.policy import PolicyClient
+from rollout.session.session import Session
 from rollout.trainer import Trajectory
 from rollout.trainer.trajectory import assemble
 from tests.programs.engine_double import EngineDouble

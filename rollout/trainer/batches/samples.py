@@ -6,7 +6,7 @@ for sample in samples(trajectory):
     auxiliary(sample.token_ids, where=sample.content_mask("tool"))
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -31,10 +31,11 @@ class TrainingSample:
     Attributes:
         rollout: the id of the rollout.
         group: the id of its group.
-        leaf: the index of the last node of the branch.
+        leaf: the index of the last node of the branch, an answer that trains.
         reward: the reward of the rollout.
         token_ids: the expanded ids of the branch.
-        mask: True for tokens that train. Each sampled token trains in exactly one sample of its rollout.
+        mask: True for tokens that train. Each sampled token trains in exactly one sample of its rollout, except in
+            `Trajectory.untrained_turns`.
         logprobs: the log-prob of a sampled token, from the weights that sampled it; 0 for other tokens.
         token_types: 1 for image tokens, 0 for text.
         version_index: the index in `versions` of the version that sampled the token; -1 for other tokens.
@@ -106,19 +107,38 @@ class TrainingSample:
 
 
 def samples(trajectory: Trajectory) -> list[TrainingSample]:
-    """Return one sample for each branch with tokens to train. A node in several branches trains only in the first."""
+    """Return one sample for each branch with tokens to train. A node in several branches trains only in the first.
+
+    The answers of `Trajectory.untrained_turns` do not train. They are in a sample only as context of later answers.
+    """
     if not trajectory.trainable:
         return []
     training_samples: list[TrainingSample] = []
-    trained: set[int] = set()
     turns = trajectory.turns
-    for leaf in trajectory.leaves():
+    nodes_to_train = {
+        node.index
+        for node in trajectory.nodes
+        if node.sampled and trajectory.steps[node.step].turn not in trajectory.untrained_turns
+    }
+    for leaf in _last_nodes(trajectory, nodes_to_train):
         path = trajectory.path(leaf)
-        untrained_nodes = {node.index for node in path if node.sampled} - trained
-        if untrained_nodes:
-            trained |= untrained_nodes
-            training_samples.append(_make_sample(trajectory, turns, path, untrained_nodes))
+        nodes_of_branch = nodes_to_train.intersection(node.index for node in path)
+        nodes_to_train -= nodes_of_branch
+        training_samples.append(_make_sample(trajectory, turns, path, nodes_of_branch))
     return training_samples
+
+
+def _last_nodes(trajectory: Trajectory, nodes: Set[int]) -> list[int]:
+    """Return those of the nodes below which there are none of the others, in order."""
+    last_nodes: list[int] = []
+    has_node_below: set[int] = set()
+    for node in reversed(trajectory.nodes):  # children come before their parents
+        is_above = node.index in has_node_below
+        if is_above or node.index in nodes:
+            has_node_below.add(node.parent)
+            if not is_above:
+                last_nodes.append(node.index)
+    return last_nodes[::-1]
 
 
 def _make_sample(

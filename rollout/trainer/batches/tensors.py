@@ -43,7 +43,8 @@ class Batch:
     sample_index: torch.Tensor
     """int32: the number of the token's sample; -1 in the padding. The attention must not mix the packed samples."""
     mask: torch.Tensor
-    """bool: whether the token trains. Each sampled token trains in exactly one sample of its rollout."""
+    """bool: whether the token trains. Each sampled token trains in exactly one sample of its rollout, except in
+    `Trajectory.untrained_turns`."""
     logprobs: torch.Tensor
     """float32: the log-prob of a sampled token, from the weights that sampled it; 0 elsewhere."""
     advantages: torch.Tensor | None

@@ -6,9 +6,11 @@ attempts may still arrive. They are settled together with the rollout.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from rollout.records.endings import RolloutStatus
 from rollout.records.kinds import Record, RecordError, RecordHeader, RolloutFinished, RolloutStarted, Step, StepsDigest
+from rollout.trainer.reading.settings import ReaderSettings
 from rollout.trainer.reading.spill import StepStore, StoredStep
 from rollout.trainer.trajectory import Trajectory, assemble
 from transports import Frames
@@ -90,9 +92,14 @@ class PendingRollout:
 class PendingRollouts:
     """Holds all rollouts that have records and that the trainer has not received."""
 
-    def __init__(self, step_store: StepStore, *, gap_timeout: float, unfinished_timeout: float) -> None:
+    def __init__(self, step_store: StepStore, settings: ReaderSettings) -> None:
         self._step_store = step_store
-        self._timeouts = {"gap_timeout": gap_timeout, "unfinished_timeout": unfinished_timeout}
+        self._timeouts = {"gap_timeout": settings.gap_timeout, "unfinished_timeout": settings.unfinished_timeout}
+        self._assemble = partial(
+            assemble,
+            train_auxiliary_roots=settings.train_auxiliary_roots,
+            train_constrained_turns=settings.train_constrained_turns,
+        )
         self._rollouts: dict[str, PendingRollout] = {}
 
     def unfinished(self) -> list[PendingRollout]:
@@ -159,7 +166,7 @@ class PendingRollouts:
             error = {"type": "DigestMismatch", "message": "the steps that arrived differ from those that were sent"}
             return _failed_trajectory(attempt, error)
         try:
-            return assemble(attempt.started, steps, attempt.finished)
+            return self._assemble(attempt.started, steps, attempt.finished)
         except RecordError as error:
             return _failed_trajectory(attempt, {"type": type(error).__name__, "message": str(error)})
 
@@ -189,7 +196,7 @@ class PendingRollouts:
         header = attempt.started.header
         finished = RolloutFinished(header, RolloutStatus.FAILED, None, {}, error, len(steps), b"", 0.0)
         try:
-            return assemble(attempt.started, steps, finished)
+            return self._assemble(attempt.started, steps, finished)
         except RecordError:
             return _failed_trajectory(attempt, error)
 

@@ -66,9 +66,7 @@ class TrajectoryReader:
         self.version: int | None = None
         self.queue = queue
         self._step_store = StepStore(self.settings.memory_limit, self.settings.spill_directory)
-        self._pending_rollouts = PendingRollouts(
-            self._step_store, gap_timeout=self.settings.gap_timeout, unfinished_timeout=self.settings.unfinished_timeout
-        )
+        self._pending_rollouts = PendingRollouts(self._step_store, self.settings)
         self._group_assembler: GroupAssembler[PendingRollout] = GroupAssembler()
         self._consumed_rollouts = ConsumedRollouts()
         self._pending_acks = PendingAcks(queue)

@@ -35,6 +35,10 @@ class ReaderSettings:
     """Whether to check that a trajectory's images can be read before the trainer gets the trajectory."""
     untrained_limits: frozenset[RolloutLimit | str] = frozenset()
     """Limits, or their names. A rollout that was stopped by one of these does not train, even if it has a score."""
+    train_auxiliary_roots: bool = False
+    """Whether the turns of auxiliary roots train, such as those for a title or a summary; see `RootKind`."""
+    train_constrained_turns: bool = True
+    """Whether turns train whose request changed the distribution of the answer; see `Step.constrained`."""
     wait_for_more: bool = False
     """Whether to wait for another launch when every launch that wrote to the queue has ended."""
     given_up_runs: frozenset[str] = frozenset()

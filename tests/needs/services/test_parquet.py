@@ -35,4 +35,5 @@ async def test_an_exported_run_has_a_typed_row_for_each_trajectory(tmp_path: Pat
     assert sample["turn_index"][-3:] == [-1, 0, 0]
     assert sample["token_rewards"][-3:] == [0.0, 0.0, 0.5]
     assert (json.loads(row["turn_rewards"]), json.loads(row["rewards"])) == ({"0": 0.5}, {})
+    assert (row["unreceived_turns"], row["untrained_turns"], json.loads(row["root_kinds"])) == ([], [], {})
     assert len(json.loads(row["nodes"])["nodes"]) == 2

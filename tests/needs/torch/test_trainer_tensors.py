@@ -99,7 +99,8 @@ def step_of(draw: st.DrawFn, turn: int, leaf: int, sampled: int) -> Step:
 def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
     """Draw a rollout whose turns fork from any earlier node, so that branches share nodes.
 
-    The numbers of the turns are not in the order of the steps, some are missing, and some turns have a reward.
+    The numbers of the turns are not in the order of the steps, some are missing, and some turns have a reward. At least
+    one turn trains.
     """
     nodes: list[TrajectoryNode] = []
     steps: list[Step] = []
@@ -109,6 +110,7 @@ def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
         nodes.append(answer_node(draw, len(nodes), len(nodes) - 1, len(steps)))
         steps.append(step_of(draw, turn, len(nodes) - 1, len(nodes[-1].run.logprobs)))
     hashes = {slot.hash for node in nodes for slot in node.run.images}
+    _, *others = draw(st.permutations([step.turn for step in steps]))
     header = RecordHeader("run", "Env", "g", rollout, 1, 0)
     started = RolloutStarted(header, {}, 0, 1, "3", "c", "m", PAD, "/images", {})
     return Trajectory(
@@ -126,6 +128,7 @@ def trajectories(draw: st.DrawFn, rollout: str = "g.0") -> Trajectory:
         turn_rewards=draw(
             st.dictionaries(st.sampled_from([step.turn for step in steps]), st.sampled_from([-1.0, 0.5]))
         ),
+        untrained_turns=frozenset(others[draw(st.integers(0, len(others))) :]),
     )
 
 
@@ -133,12 +136,16 @@ groups = st.integers(1, 4).flatmap(lambda size: st.tuples(*(trajectories(f"g.{at
 
 
 def expected_branches(trajectory: Trajectory) -> list[ExpectedBranch]:
-    """Write out every branch; a sampled message trains only in the first branch that contains it."""
+    """Write out every branch up to its last answer that trains; an answer trains only in the first such branch."""
     found: list[ExpectedBranch] = []
     trained: set[int] = set()
-    for leaf in [
-        node.index for node in trajectory.nodes if all(other.parent != node.index for other in trajectory.nodes)
-    ]:
+    trainable = {
+        node.index
+        for node in trajectory.nodes
+        if node.sampled and trajectory.steps[node.step].turn not in trajectory.untrained_turns
+    }
+    above = {node.index for leaf in trainable for node in trajectory.path(leaf)[:-1]}
+    for leaf in sorted(trainable - above):
         conversation = ExpectedBranch(trajectory.rollout, float(trajectory.reward or 0.0))
         path: list[TrajectoryNode] = []
         at = leaf
@@ -146,10 +153,9 @@ def expected_branches(trajectory: Trajectory) -> list[ExpectedBranch]:
             path.insert(0, trajectory.nodes[at])
             at = path[0].parent
         for node in path:
-            write_out(conversation, trajectory, node, trains=node.index not in trained)
+            write_out(conversation, trajectory, node, trains=node.index in trainable - trained)
             trained.add(node.index)
-        if any(token.trains for token in conversation.tokens):
-            found.append(conversation)
+        found.append(conversation)
     return found
 
 

@@ -20,7 +20,7 @@ from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.images import ImagePolicy
 from rollout.serving.vllm import SHIM_DIRECTORY, VllmServer, VllmSettings
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from tests.needs.services.redis_server import free_port
 
 VENV = os.environ.get("ROLLOUT_VLLM_VENV")

@@ -13,7 +13,7 @@ import pytest
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.records.messages import Message
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing import play
 from rollout.trainer import check
 from rollout.trainer.trajectory import Trajectory

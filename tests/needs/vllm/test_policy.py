@@ -18,7 +18,7 @@ from renderers_adapter.tokenizer import load_tokenizer
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.records.versions import OnUpdate
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing import play
 from rollout.trainer import AsyncPolicyPublisher, PublisherSettings, check, samples
 from rollout.trainer.trajectory import Trajectory

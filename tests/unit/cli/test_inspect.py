@@ -23,6 +23,7 @@ from rollout.cli.inspect_export import trajectory_document
 from rollout.cli.inspect_rows import COLUMNS, InspectError, Row, row_of
 from rollout.cli.inspect_table import print_table
 from rollout.cli.options import newest_run
+from rollout.records.conversations import Echo, RootKind
 from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import NamedReward
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
@@ -165,6 +166,25 @@ def test_a_conversation_shows_the_limit_the_rewards_and_the_reward_of_a_turn(run
     assert first.endswith("ok  limit turns  reward 2  answer 2 (weight 1)  format 0 (weight 0.5)")
     assert [line for line in lines if "reward" in line] == [
         "#3 assistant  [3 tokens, sampled 1:3, mean logprob -0.250, version 7, stop, reward 0.25]"
+    ]
+
+
+def test_a_conversation_shows_the_kind_of_its_root_and_the_marks_of_its_turns(run_directory: Path) -> None:
+    found = anyio.run(read_one, run_directory, "a.1")
+    first, second, third = found.steps
+    marked = replace(
+        found,
+        steps=(first, replace(second, echo=Echo.NORMALISED, constrained=True), replace(third, echo=Echo.EXACT)),
+        root_kinds={0: RootKind.AUXILIARY},
+        unreceived_turns=frozenset({2}),
+        untrained_turns=frozenset({0, 1, 2}),
+    )
+    lines = [*conversation_lines(marked, None, full=False)]
+    assert lines.index("auxiliary conversation") < next(at for at, line in enumerate(lines) if line.startswith("#0 "))
+    assert [line.partition("stop, ")[2] for line in lines if "sampled" in line] == [
+        "does not train]",
+        "echo normalised, constrained, does not train]",
+        "echo exact, not received]",
     ]
 
 
@@ -333,6 +353,14 @@ async def test_rewards_by_name_and_by_turn_are_exported() -> None:
     (sample,) = document["samples"]
     assert sample["turn_index"][-3:] == [-1, 1, 1]
     assert sample["token_rewards"][-3:] == [0.0, 0.0, -0.5]
+
+
+async def test_turns_that_do_not_train_and_the_kinds_of_roots_are_exported() -> None:
+    *others, finished = await scripted_rollout(turns=3)
+    value = decode(finished.frames) | {"unreceived_turns": [2], "root_kinds": {"subagent": [0]}}
+    document = await exported([*others, finished._replace(frames=encode(value))])
+    assert (document["unreceived_turns"], document["untrained_turns"]) == ([2], [2])
+    assert document["root_kinds"] == {"0": "subagent"}
 
 
 async def test_task_data_that_is_not_json_is_exported() -> None:

@@ -16,7 +16,7 @@ from rollout.config.sampling import SAMPLING_KEYS, SamplingError, check_sampling
 from rollout.config.source import ConfigFileError
 from rollout.metrics.worker import WorkerMetrics
 from rollout.rundir.directory import RunDirectory
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.worker.setup import find_or_start_engines, open_policy
 
 ALL_KEYS: dict[str, Any] = {

@@ -21,7 +21,7 @@ from rollout.environments.base import (
 )
 from rollout.records.messages import FinishReason, Message
 from rollout.records.task import Task
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing import embedded_policy, play
 
 QUESTION: Message = {"role": "user", "content": "Heads or tails?"}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rollout.metrics.catalogue import MetricSpec, MetricType, all_metrics
+from rollout.metrics.catalogue import all_metrics
+from rollout.metrics.specs import MetricSpec, MetricType
 
 SPECS_BY_NAME = {family.name: family for family in all_metrics()}
 HISTOGRAM_SUFFIXES = ("_bucket", "_count", "_sum")

@@ -114,6 +114,8 @@ def test_an_invalid_start_is_refused(changes: dict[str, Any], reason: str) -> No
             ({"masks": {"ids": np.arange(3, dtype=np.int32), "lengths": np.array(lengths, np.int32)}}, "'masks' has")
             for lengths in ([3], [1, 1, 2], [4, -1, 0])
         ],
+        *[({"echo": value}, "'echo' is of type|not a valid Echo") for value in (1, "", "tolerant")],
+        *[({"constrained": value}, "'constrained' is of type") for value in (1, "yes")],
         *[({"timings": {"engine": number}}, "microseconds for 'engine'") for number in (-1, 0.5, 2**63)],
         (messages(pixel_values=[1.0]), "pixel_values"),
         (messages(novelty=np.zeros(3)), "ndarray"),
@@ -156,6 +158,18 @@ def test_an_invalid_step_is_refused(changes: dict[str, Any], reason: str) -> Non
             ({"turn_rewards": pairs}, "one is out of order or occurs twice")
             for pairs in ([1, 1.0, 0, 1.0], [1, 1.0, 1, 1.0])
         ],
+        *[({"unreceived_turns": turns}, "'unreceived_turns' begins with") for turns in ([-1], [2**31], [0.0], [True])],
+        *[
+            ({"unreceived_turns": turns}, "the numbers of 'unreceived_turns' must rise, but one is out of order")
+            for turns in ([1, 0], [1, 1])
+        ],
+        *[({"root_kinds": {kind: [0]}}, "'root_kinds' has the kind") for kind in ("main", "title", "")],
+        *[
+            ({"root_kinds": {"auxiliary": roots}}, "'root_kinds.auxiliary' begins with")
+            for roots in (0, [-1], [2**31], ["0"])
+        ],
+        ({"root_kinds": {"subagent": [3, 3]}}, "the numbers of 'root_kinds.subagent' must rise"),
+        ({"root_kinds": {"auxiliary": [0, 3], "subagent": [3]}}, "'root_kinds' has two kinds for the root 3"),
         ({"status": "failed", "reward": None, "turn_rewards": [0, 1.0]}, "has named rewards or rewards of turns"),
         *[({"steps": number}, "'steps' is") for number in (-1, 2**31)],
         ({"digest": b""}, "'digest' has 0 bytes"),

@@ -14,8 +14,9 @@ from PIL import Image
 
 from renderers_adapter.pool import shared_pool
 from rollout.images import ImagePolicy, prepare_images
+from rollout.records.conversations import RootKind
 from rollout.records.evidence import RoutedExperts
-from rollout.records.kinds import PromptSource, RecordError, Step
+from rollout.records.kinds import PromptSource, RecordError, RolloutFinished, Step
 from rollout.records.wire import SCHEMA, decode_queue_record, decode_record, encode_record
 from tests.programs.engine_double import ScriptedAnswer
 from tests.programs.in_process import InProcessRollout
@@ -135,6 +136,14 @@ def test_reasons_are_enums_before_and_after_the_queue() -> None:
     assert isinstance(decoded, Step)
     assert decoded.prompt_source is PromptSource.RETRY
     assert decoded.finish_reason is step().finish_reason
+
+
+def test_the_usual_values_of_a_turn_and_main_roots_are_not_sent() -> None:
+    usual, finished = RECORDS["usual_step"], RECORDS["rollout_finished"]
+    assert isinstance(finished, RolloutFinished)
+    main = replace(finished, root_kinds={0: RootKind.MAIN})
+    assert decode(encode_record(usual)).keys().isdisjoint({"echo", "constrained"})
+    assert decode(encode_record(main)).keys().isdisjoint({"unreceived_turns", "root_kinds"})
 
 
 def test_experts_of_a_later_turn_keep_their_first_token() -> None:

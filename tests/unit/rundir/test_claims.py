@@ -123,6 +123,18 @@ def test_an_outcome_in_the_old_format_without_a_limit_is_read(
     assert (outcome.status, outcome.limit, outcome.reward) == ending
 
 
+@pytest.mark.parametrize("counts", [{}, {"turns": 3, "foreign: message inserted": 1}])
+def test_an_outcome_has_what_happened_in_the_gateway_if_a_program_used_it(
+    tmp_path: Path, counts: dict[str, int]
+) -> None:
+    claims = Claims(tmp_path)
+    claims.record_outcome(Outcome("r", "g", claims.claim_next_attempt("r").attempt_number, "ok", gateway=counts))
+    assert ("gateway" in orjson.loads(next(tmp_path.glob("r-*.done")).read_bytes())) == bool(counts)
+    found = claims.outcome("r")
+    assert found is not None
+    assert found.gateway == counts
+
+
 def test_an_outcome_on_a_full_disk_is_not_recorded_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claims = Claims(tmp_path)
     claim = claims.claim_next_attempt("r")

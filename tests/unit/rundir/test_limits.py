@@ -30,3 +30,12 @@ def test_a_warning_names_the_limits_that_stopped_every_rollout(
     warning = warn_if_all_limited(limit_counts, status_counts, config)
     assert (warning is None) == (expected is None)
     assert (expected or "") in (warning or "")
+
+
+@pytest.mark.parametrize(("limit", "name"), [("turns", "turns"), ("tokens", "tokens"), ("time", "seconds")])
+def test_a_warning_names_the_limit_of_the_gateway_if_it_is_set(
+    repository: Path, config: Config, limit: str, name: str
+) -> None:
+    limited = load_config(repository / "configs" / "color_codeword.yaml", [f"gateway.limits.{name}=1000000"])
+    warnings = [warn_if_all_limited({limit: 1}, {"ok": 1}, one) or "" for one in (limited, config)]
+    assert [f", or gateway.limits.{name} (now 1,000,000)" in warning for warning in warnings] == [True, False]

@@ -51,8 +51,15 @@ def test_a_report_sums_up_all_rollouts() -> None:
         "retry_reason": "no judge",
         "close_failures": 1,
         "limits": {"tokens": 1, "context": 1},
+        "gateway": None,
     }
     assert totals_of().report()["reward_mean"] is None
+
+
+def test_a_report_has_what_happened_in_the_gateway_in_all_rollouts() -> None:
+    counts = {"turns": 3, "first": 1, "bridged": 1, "exact": 1, "foreign": 1, "foreign: message inserted": 1}
+    report = totals_of(outcome("a", gateway=counts), outcome("b"), outcome("c", gateway=counts)).report()["gateway"]
+    assert (report["turns"], report["echoes"]["exact"], report["foreign_reasons"]) == (6, 2, {"message inserted": 2})
 
 
 def test_a_metric_is_averaged_over_the_scores_that_have_it() -> None:

@@ -26,7 +26,7 @@ from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.kinds import RecordError
 from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.wire import encode_record
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing import embedded_policy, play
 from rollout.trainer import check, samples
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from rollout.environments.base import Environment, Retry
 from rollout.records.task import Task
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.tasks.orders import RolloutOrder
 from rollout.testing.answers import Answer, AnswerScript
 from rollout.testing.played import RecordingSession

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rollout.config.load import Config, load_config
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing import embedded_policy
 from tests.unit.worker.harness import ScriptedEnvironment, WorkerFactory
 

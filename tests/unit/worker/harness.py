@@ -12,7 +12,7 @@ from rollout.config.load import Config
 from rollout.environments.base import Environment, Model, Score
 from rollout.records.task import Task
 from rollout.rundir.claims import Claims
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.tasks.orders import RolloutOrder, encode_order
 from rollout.trainer import Trajectory, TrajectoryReader
 from rollout.worker.setup import build_run_metadata

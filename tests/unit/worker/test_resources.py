@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from rollout.environments.base import Environment, EnvironmentSettings, Model, Score, SharedResourcesMissing
 from rollout.records.task import Task
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing import play
 from rollout.worker import containment, resources
 from rollout.worker.containment import LimitedOutput, LoopWatchdog

@@ -15,7 +15,7 @@ from rollout.engine.errors import EngineRefused
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.images import ImagePolicy
 from rollout.records.messages import Message
-from rollout.session.session import PolicyClient
+from rollout.session.policy import PolicyClient
 from rollout.testing import play
 from rollout.trainer import check
 from rollout.trainer.trajectory import Trajectory

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from renderers_adapter.tokens import ImageSlot, TokenRun, as_logical_ids
+from rollout.records.conversations import Echo, RootKind
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.evidence import RoutedExperts, SamplingMask, VersionSpan
 from rollout.records.kinds import (
@@ -104,6 +105,11 @@ def banning_step() -> Step:
     return replace(proven_step(), banned_ids=(900, 901))
 
 
+def foreign_step() -> Step:
+    """Return a step with the fields of schema 1.05: how earlier answers came back, and a constrained answer."""
+    return replace(banning_step(), echo=Echo.FOREIGN, constrained=True)
+
+
 def ended_by(
     status: RolloutStatus, limit: RolloutLimit, *, reward: float | None = None, error: str | None = None
 ) -> RolloutFinished:
@@ -137,6 +143,7 @@ RECORDS: dict[str, Record] = {
     "usual_step": usual_step(),
     "proven_step": proven_step(),
     "banning_step": banning_step(),
+    "foreign_step": foreign_step(),
     "rollout_finished": RolloutFinished(
         header=header(3),
         status=RolloutStatus.OK,
@@ -159,6 +166,18 @@ RECORDS: dict[str, Record] = {
         limit=RolloutLimit.TURNS,
         rewards={"answer": NamedReward(1.0, 1.0), "format": NamedReward(0.5, 0.5)},
         turn_rewards={0: 0.25, 1: -1.0},
+    ),
+    "rollout_of_program": RolloutFinished(
+        header=header(3),
+        status=RolloutStatus.OK,
+        reward=0.75,
+        metrics={},
+        error=None,
+        steps=4,
+        digest=bytes(range(16)),
+        seconds=1.25,
+        unreceived_turns=(1, 3),
+        root_kinds={0: RootKind.AUXILIARY, 6: RootKind.SUBAGENT, 9: RootKind.AUXILIARY},
     ),
     "rollout_cut": ended_by(RolloutStatus.OK, RolloutLimit.TOKENS, reward=0.5),
     "rollout_full": ended_by(RolloutStatus.UNSCORED, RolloutLimit.CONTEXT, error="ContextExhausted"),

@@ -1,0 +1,56 @@
+"""Makes the choices of an answer: what clients see of a played turn, and the last text when a limit is used up."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from rollout.gateway.dialects.base import AnswerChoice, AnsweredCall, SampledToken, TurnRequest
+from rollout.records.endings import RolloutLimit
+from rollout.records.messages import FinishReason
+from rollout.session.turns import EndpointSession, SessionTurn
+
+_LIMIT_TEXTS = {
+    RolloutLimit.TURNS: "the limit of turns of this task is reached",
+    RolloutLimit.TOKENS: "the limit of tokens of this task is reached",
+    RolloutLimit.TIME: "the time of this task is used up",
+    RolloutLimit.CONTEXT: "the conversation fills the context of the model",
+}
+
+
+def build_choice(turn: SessionTurn, request: TurnRequest, session: EndpointSession) -> AnswerChoice:
+    """Return what a client sees of a turn. If it may not call tools, it sees calls as text."""
+    reply = turn.reply
+    text, calls = str(reply.message["content"]), reply.message.get("tool_calls", ())
+    if calls and not request.may_call_tools:
+        raw_calls = [call.raw for call in reply.tool_calls if call.error is None]
+        text, calls = "\n".join(filter(None, (text, *raw_calls))), ()
+    tokens: tuple[SampledToken, ...] = ()
+    if request.wants_logprobs:
+        pairs = zip(turn.token_ids.tolist(), turn.logprobs.tolist(), strict=True)
+        tokens = tuple(SampledToken(session.decode_token(token), logprob) for token, logprob in pairs)
+    return AnswerChoice(
+        text=text,
+        reasoning=reply.message.get("reasoning_content", ""),
+        calls=tuple(
+            AnsweredCall(call["id"], call["function"]["name"], _write_arguments(call["function"]["arguments"]))
+            for call in calls
+        ),
+        finish_reason=reply.finish_reason,
+        completion_tokens=reply.completion_tokens,
+        tokens=tokens,
+    )
+
+
+def final_choice(limit: RolloutLimit) -> AnswerChoice:
+    """Return the text that ends a program whose limit is used up. It is not the policy's."""
+    text = f"[The model was not asked, because {_LIMIT_TEXTS[limit]}. Stop here with what you have.]"
+    return AnswerChoice(text, "", (), FinishReason.STOP, completion_tokens=0)
+
+
+def _write_arguments(arguments: Mapping[str, Any]) -> str:
+    try:
+        return orjson.dumps(arguments).decode()
+    except TypeError:  # orjson writes no integers of more than 64 bits
+        return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,146 @@
+"""The dialect Anthropic Messages: `/v1/messages` and `/v1/messages/count_tokens`.
+
+A user message of this API can hold the results of several calls, each of which becomes a message of its own. What the
+API has for the provider alone, such as `cache_control`, is ignored wherever it stands.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from rollout.gateway.dialects.base import Answer, IncomingMessage, RequestRefused, TurnRequest
+from rollout.gateway.dialects.messages_answers import (
+    echoed_message,
+    write_error,
+    write_error_event,
+    write_message,
+    write_message_events,
+    write_token_count,
+)
+from rollout.gateway.dialects.messages_blocks import MessageReader, ReadMessage, read_text
+from rollout.gateway.dialects.messages_settings import read_settings
+from rollout.gateway.dialects.reading import KnownItems, parse, require, split_list, split_object
+
+
+class MessagesDialect:
+    """Anthropic Messages, for one endpoint. It implements `Dialect`, and can also count tokens."""
+
+    name = "messages"
+
+    def __init__(self) -> None:
+        """Start without any known message."""
+        self._reader = MessageReader()
+        self._messages = KnownItems(self._reader.read)
+        self._tools = KnownItems(self._reader.read_tools)
+        self._systems = KnownItems(read_text)
+
+    def read(self, body: bytes) -> TurnRequest:
+        """Read the body of a request. Raises RequestRefused."""
+        request = self._read(body)
+        if request.messages[-1].role == "assistant":
+            place = request.places[-1]
+            raise RequestRefused(
+                f"{place} is of the assistant, but the last message must be of the user: the policy cannot continue a "
+                "message that was begun for it.",
+                parameter=place,
+            )
+        return request
+
+    def read_count(self, body: bytes) -> TurnRequest:
+        """Read the body of a request for the number of tokens in a prompt. Raises RequestRefused."""
+        return self._read(body)
+
+    def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
+        """Return the answer as one JSON object."""
+        return write_message(request, answer)
+
+    def write_events(self, request: TurnRequest, answer: Answer) -> Iterable[bytes]:
+        """Return the answer as server-sent events in the official order."""
+        return write_message_events(request, answer)
+
+    def sent_messages(self, request: TurnRequest, answer: Answer) -> Sequence[IncomingMessage]:
+        """Return, for each choice, the message that `read` returns for an exact echo."""
+        return [self._reader.known(echoed_message(choice)) for choice in answer.choices]
+
+    def write_token_count(self, count: int) -> bytes:
+        """Return the answer to a request for the number of tokens in a prompt."""
+        return write_token_count(count)
+
+    def write_refusal(self, refusal: RequestRefused) -> bytes:
+        """Return the JSON body of an error."""
+        return write_error(refusal)
+
+    def write_failure_events(self, request: TurnRequest, refusal: RequestRefused) -> Iterable[bytes]:
+        """Return the events of an error after the first byte of a stream was sent."""
+        return (write_error_event(refusal),)
+
+    def _read(self, body: bytes) -> TurnRequest:
+        fields = split_object(body)
+        settings = read_settings(fields)
+        messages, places = self._read_messages(fields)
+        tools = self._tools.read(fields["tools"], "tools") if "tools" in fields else None
+        ignored = tools.ignored if tools else ()
+        if "mcp_servers" in fields:
+            servers = parse(fields["mcp_servers"], "mcp_servers")
+            if servers is not None and require(servers, list, "mcp_servers", "a list"):
+                ignored += ("mcp_server",) * len(servers)
+        return TurnRequest(
+            messages=messages,
+            places=places,
+            tools=tools.schemas if tools else None,
+            sampling=settings.sampling,
+            constraints=settings.constraints,
+            streamed=settings.streamed,
+            may_call_tools=settings.may_call_tools,
+            model=settings.model,
+            ignored_tools=ignored,
+        )
+
+    def _read_messages(self, fields: Mapping[str, msgspec.Raw]) -> tuple[list[IncomingMessage], list[str]]:
+        """Return the messages of a request, and the place of each."""
+        if "messages" not in fields:
+            raise RequestRefused("messages is missing; it must be a list of messages.", parameter="messages")
+        read = self._messages.read
+        items = []
+        for index, raw in enumerate(split_list(fields["messages"], "messages")):
+            place = f"messages[{index}]"
+            items.append((place, read(raw, place)))
+        messages: list[IncomingMessage] = []
+        places: list[str] = []
+        start = self._read_leading_system(fields, items, messages, places)
+        names: dict[str, str] = {}
+        for place, item in items[start:]:
+            for result in item.results:
+                messages.append(self._reader.tool_message(result, names.get(result.call_id)))
+                places.append(place + result.place)
+            if item.message is not None:
+                messages.append(item.message)
+                places.append(place)
+            for call_id, name in item.calls:
+                names[call_id] = name
+        if start == len(items) or not messages:
+            raise RequestRefused("messages has no message of the user.", parameter="messages")
+        return messages, places
+
+    def _read_leading_system(
+        self,
+        fields: Mapping[str, msgspec.Raw],
+        items: Sequence[tuple[str, ReadMessage]],
+        messages: list[IncomingMessage],
+        places: list[str],
+    ) -> int:
+        """Add the system message at the start, if there is one. Return the number of messages that are part of it."""
+        texts: list[tuple[str, str]] = []
+        if "system" in fields and bytes(fields["system"]) != b"null":
+            texts.append(("system", self._systems.read(fields["system"], "system")))
+        start = 0
+        for place, item in items:
+            if item.system_text is None:
+                break
+            texts.append((place, item.system_text))
+            start += 1
+        texts = [(place, text) for place, text in texts if text]
+        if texts:
+            messages.append(self._reader.system_message(tuple(text for _, text in texts)))
+            places.append(texts[0][0])
+        return start

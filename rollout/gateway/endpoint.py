@@ -1,0 +1,378 @@
+"""One open endpoint: answers the requests of a program with the turns of one attempt's session.
+
+A request takes this way: its dialect reads it; the limits are checked; the tree finds the answers that it repeats; the
+session plays a turn for each choice; the tree learns the answer. The HTTP layer writes what comes out.
+"""
+
+import asyncio
+import contextvars
+import itertools
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from renderers_adapter.errors import AdapterError
+from rollout.config.gateway import GatewayConfig
+from rollout.config.sampling import SamplingError
+from rollout.engine.errors import EngineRefused, RequestRefusedLocally
+from rollout.environments.base import ContextExhausted
+from rollout.environments.endpoint import EndpointTurn, RootRule, Transcript
+from rollout.errors import RolloutError
+from rollout.gateway.addresses import EndpointAddresses
+from rollout.gateway.answers import build_choice, final_choice
+from rollout.gateway.deliveries import Deliveries
+from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest
+from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
+from rollout.gateway.flights import Flight, Flights
+from rollout.gateway.root_notes import RootNotes
+from rollout.gateway.roots import root_kinds
+from rollout.metrics.worker import WorkerMetrics
+from rollout.records.conversations import RootKind
+from rollout.records.endings import RolloutLimit
+from rollout.records.gateway_counts import GatewayCount, add_ignored_tool, foreign_count
+from rollout.records.kinds import PromptSource
+from rollout.records.messages import MessageError, digest_tools
+from rollout.records.stream import RolloutAlreadyFinished
+from rollout.session.turns import EndpointSession, SessionTurn
+from transports import QueueError
+
+_MESSAGE_PLACE = re.compile(r"messages\[(\d+)\]|\bmessage (\d+)\b")
+_REFUSED_ERRORS = (AdapterError, MessageError, SamplingError, RequestRefusedLocally)
+"""Errors that are the request's own fault."""
+
+
+class RootRuleError(RolloutError):
+    """The rule of an environment for the kinds of roots returned something else than one kind for each root."""
+
+
+class GatewayEndpoint:
+    """An endpoint of one attempt; `rollout.environments.endpoint.Endpoint` is what the environment sees of it.
+
+    Attributes:
+        failure: the error of the infrastructure that ended the endpoint; None if there was none.
+    """
+
+    def __init__(
+        self,
+        session: EndpointSession,
+        config: GatewayConfig,
+        addresses: EndpointAddresses,
+        metrics: WorkerMetrics,
+        rule: RootRule | None,
+    ) -> None:
+        self.base_url = addresses.base_url
+        self.anthropic_base_url = addresses.anthropic_base_url
+        self.keyed_base_url = addresses.keyed_base_url
+        self.keyed_anthropic_base_url = addresses.keyed_anthropic_base_url
+        self.key = addresses.key
+        self.model = addresses.model
+        self.environ: Mapping[str, str] = addresses.environ()
+        self.unix_socket: Path | None = addresses.unix_socket
+        self.failure: BaseException | None = None
+        self.cancel_scope = anyio.CancelScope()
+        self.deliveries = Deliveries()
+        self._session = session
+        self._config = config
+        self._metrics = metrics
+        self._rule = rule or root_kinds
+        self._tree = ConversationTree(EchoMode(config.echo))
+        self._flights = Flights(self.deliveries)
+        self._dialects: dict[type[Dialect], Dialect] = {}
+        self._slots = asyncio.Semaphore(config.limits.parallel)
+        self._turns_in_flight = 0
+        self._opened_at = time.monotonic()
+        self._answer_numbers = itertools.count(len(session.endpoint_reports) << 20)
+        self._context = contextvars.copy_context()
+        self._turns: dict[int, EndpointTurn] = {}
+        self._roots = RootNotes()
+        self._tools: tuple[Any, bytes] = (None, b"")
+
+    # What the environment and the attempt read
+
+    @property
+    def transcript(self) -> Transcript:
+        """What was played until now; see `rollout.environments.endpoint.Endpoint`."""
+        turns = (
+            replace(turn, received=self.deliveries.is_received(number)) for number, turn in sorted(self._turns.items())
+        )
+        return Transcript(tuple(turns), self.root_kinds())
+
+    def unreceived_turns(self) -> Sequence[int]:
+        """Return the turns whose answer the program did not receive."""
+        return self.deliveries.unreceived_turns()
+
+    def root_kinds(self) -> Mapping[int, RootKind]:
+        """Return the kind of each root, by the index of its first node."""
+        roots = self._roots.in_order()
+        kinds = list(self._rule(roots))
+        if len(kinds) != len(roots) or not all(isinstance(kind, RootKind) for kind in kinds):
+            raise RootRuleError(
+                f"the rule root_kinds returned {kinds!r:.200} for {len(roots)} roots; it must return one RootKind for "
+                "each."
+            )
+        return {root.node: kind for root, kind in zip(roots, kinds, strict=True)}
+
+    # What the HTTP layer calls
+
+    def fly(self, dialect_class: type[Dialect], body: bytes) -> Flight:
+        """Return the flight of a request: that of an earlier request with the same body, or a new one."""
+        flight, is_new = self._flights.find_or_add(self._dialect(dialect_class), body)
+        if is_new:
+            self._context.copy().run(flight.start, lambda flight: self._play(flight, body))
+        else:
+            self._session.counters.gateway[GatewayCount.RETRIES] += 1
+            self._metrics.record_gateway_retry(dialect_class.name)
+        return flight
+
+    async def count_tokens(self, dialect_class: type[Dialect], body: bytes) -> int:
+        """Return the number of tokens of a request's prompt. Raises RequestRefused."""
+        request = self._dialect(dialect_class).read(body)
+        resolved = self._tree.resolve(request.messages, self._tools_key(request))
+        try:
+            return await self._session.count_prompt_tokens(resolved.messages, request.tools)
+        except ContextExhausted as error:
+            raise RequestRefused(str(error)) from None
+        except _REFUSED_ERRORS as error:
+            raise _as_refusal(error, request) from None
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The limit for the tokens of a prompt and its answer; None if it is unknown."""
+        return self._session.max_model_len
+
+    async def close(self) -> None:
+        """Cancel the requests in flight."""
+        with anyio.CancelScope(shield=True):
+            await self._flights.close()
+        self._session.counters.gateway[GatewayCount.UNRECEIVED] += len(self.unreceived_turns())
+
+    # How a request is played
+
+    async def _play(self, flight: Flight, body: bytes) -> None:
+        """Play a request, and set the answer or the refusal of its flight."""
+        try:
+            flight.request = flight.dialect.read(body)
+            flight.answer = await self._answer(flight, flight.request)
+        except RequestRefused as refusal:
+            self._refuse(flight, refusal)
+        except RolloutAlreadyFinished as error:
+            self._refuse(flight, RequestRefused(str(error), reason=RefusalReason.ENDED))
+        except EngineRefused as error:
+            if error.infrastructure:
+                self._fail(flight, error)
+            else:
+                self._refuse(flight, RequestRefused(f"The engine refuses this request: {error}"))
+        except _REFUSED_ERRORS as error:
+            self._refuse(flight, _as_refusal(error, flight.request))
+        except asyncio.CancelledError:
+            raise
+        except (RolloutError, QueueError) as error:
+            self._fail(flight, error)
+        except BaseException as error:  # noqa: BLE001 - an error of one rollout must not end the server
+            self._fail(flight, error)
+
+    def _refuse(self, flight: Flight, refusal: RequestRefused) -> None:
+        self._session.counters.gateway[GatewayCount.REFUSALS] += 1
+        flight.refusal = refusal
+
+    def _fail(self, flight: Flight, error: BaseException) -> None:
+        """End the endpoint with an error: the environment is cancelled, and `async with` raises the error."""
+        self.failure = self.failure or error
+        flight.refusal = RequestRefused(
+            f"The rollout cannot continue: {type(error).__name__}.", reason=RefusalReason.FAILED
+        )
+        self.cancel_scope.cancel()
+
+    async def _answer(self, flight: Flight, request: TurnRequest) -> Answer:
+        for tool_type in request.ignored_tools:
+            add_ignored_tool(self._session.counters.gateway, tool_type)
+        sampling = self._sampling(request)
+        resolved = self._tree.resolve(request.messages, self._tools_key(request))
+        self.deliveries.mark_echoed(resolved.echoed_turns)
+        limit = self._used_up_limit(request.choices)
+        if limit is RolloutLimit.NONE:
+            self._turns_in_flight += request.choices
+            try:
+                turns = await self._play_choices(flight, request, resolved, sampling)
+            except ContextExhausted:
+                limit = RolloutLimit.CONTEXT
+            else:
+                return self._finish(flight, request, resolved, turns)
+            finally:
+                self._turns_in_flight -= request.choices
+        else:
+            self._session.counters.record_limit(limit, ends_rollout=True)
+        return self._final_answer(flight, request, resolved, limit)
+
+    async def _play_choices(
+        self, flight: Flight, request: TurnRequest, resolved: Resolved, sampling: Mapping[str, Any]
+    ) -> list[SessionTurn]:
+        """Play a turn for each choice; the turns run at the same time."""
+        plays = [self._play_choice(flight, request, resolved, sampling) for _ in range(request.choices)]
+        if len(plays) == 1:
+            return [await plays[0]]
+        results = await asyncio.gather(*plays, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, SessionTurn)]
+
+    async def _play_choice(
+        self, flight: Flight, request: TurnRequest, resolved: Resolved, sampling: Mapping[str, Any]
+    ) -> SessionTurn:
+        observer = _ChoiceObserver(flight, self._slots, self.deliveries)
+        try:
+            return await self._session.play_turn(
+                resolved.messages,
+                tools=request.tools,
+                sampling=sampling,
+                echo=resolved.echo,
+                constrained=bool(request.constraints),
+                observer=observer,
+            )
+        finally:
+            observer.leave()
+
+    def _finish(self, flight: Flight, request: TurnRequest, resolved: Resolved, turns: Sequence[SessionTurn]) -> Answer:
+        """Make the answer of played turns; the tree, the transcript and the counters learn of it."""
+        answer = Answer(
+            id=f"{next(self._answer_numbers):08d}",
+            created=int(time.time()),
+            choices=tuple(build_choice(turn, request, self._session) for turn in turns),
+            prompt_tokens=turns[0].reply.prompt_tokens,
+            cached_tokens=turns[0].cached_tokens,
+        )
+        for turn, sent in zip(turns, flight.dialect.sent_messages(request, answer), strict=True):
+            number = turn.reply.turn
+            self._tree.add_answer(resolved, sent, turn.reply.message, number)
+            self._roots.add(turn, resolved.messages, request.tools)
+            self._turns[number] = EndpointTurn(
+                number,
+                flight.dialect.name,
+                resolved.messages,
+                turn.reply.message,
+                resolved.echo,
+                turn.root,
+                received=False,
+            )
+            self._count(flight.dialect.name, turn, resolved)
+        return answer
+
+    def _final_answer(self, flight: Flight, request: TurnRequest, resolved: Resolved, limit: RolloutLimit) -> Answer:
+        """Return an answer of the gateway, which tells the program to stop. It is not recorded."""
+        answer = Answer(
+            id=f"{next(self._answer_numbers):08d}",
+            created=int(time.time()),
+            choices=(final_choice(limit),) * request.choices,
+            prompt_tokens=0,
+            limit=limit,
+        )
+        for sent in flight.dialect.sent_messages(request, answer):
+            self._tree.add_answer(resolved, sent, {"role": "assistant", "content": final_choice(limit).text}, None)
+        return answer
+
+    def _used_up_limit(self, choices: int) -> RolloutLimit:
+        """Return the limit of the rollout that leaves no room for a turn."""
+        limits, counters = self._config.limits, self._session.counters
+        turns = len(counters.played_turns) + self._turns_in_flight + choices
+        if limits.turns is not None and turns > limits.turns:
+            return RolloutLimit.TURNS
+        if limits.tokens is not None and counters.sampled_tokens >= limits.tokens:
+            return RolloutLimit.TOKENS
+        if limits.seconds is not None and time.monotonic() - self._opened_at >= limits.seconds:
+            return RolloutLimit.TIME
+        return RolloutLimit.NONE
+
+    def _sampling(self, request: TurnRequest) -> dict[str, Any]:
+        """Return the sampling keys of a turn. Raises RequestRefused for constraints that are not allowed."""
+        allowed = self._config.constrained == "allow"
+        for key, constraint in request.constraints.items():
+            if not allowed or constraint.value is None:
+                fix = "" if constraint.value is None else ", or set gateway.constrained to allow"
+                raise RequestRefused(
+                    f"{constraint.parameter} changes the distribution from which the policy samples ({key}), so the "
+                    f"turn could not be trained as it is; leave it out{fix}.",
+                    parameter=constraint.parameter,
+                )
+        theirs = dict(request.sampling)
+        sampling = theirs if self._config.sampling == "theirs" else {}
+        if "stop" in theirs:
+            sampling["stop"] = theirs["stop"]
+        limits = [theirs.get("max_tokens")]
+        if self._config.sampling == "ours":
+            limits.append(self._session.sampling.get("max_tokens"))
+        if self._config.limits.tokens is not None:
+            limits.append(max(1, self._config.limits.tokens - self._session.counters.sampled_tokens))
+        if known := [limit for limit in limits if limit is not None]:
+            sampling["max_tokens"] = min(known)
+        return {**sampling, **{key: constraint.value for key, constraint in request.constraints.items()}}
+
+    def _tools_key(self, request: TurnRequest) -> bytes:
+        """Return the digest of the tools, which most requests share."""
+        if self._tools[0] is not request.tools:
+            self._tools = (request.tools, digest_tools(request.tools))
+        return self._tools[1] if request.tools else b""
+
+    def _dialect(self, dialect_class: type[Dialect]) -> Dialect:
+        if dialect_class not in self._dialects:
+            self._dialects[dialect_class] = dialect_class()
+        return self._dialects[dialect_class]
+
+    def _count(self, dialect: str, turn: SessionTurn, resolved: Resolved) -> None:
+        counts = self._session.counters.gateway
+        counts[GatewayCount.TURNS] += 1
+        if resolved.echo is None:
+            counts[GatewayCount.FIRST] += 1
+            return
+        counts[GatewayCount(resolved.echo.value)] += 1
+        self._metrics.record_gateway_echo(dialect, resolved.echo)
+        if turn.prompt_source is PromptSource.BRIDGE:
+            counts[GatewayCount.BRIDGED] += 1
+        if resolved.foreign_reason is not None:
+            counts[foreign_count(resolved.foreign_reason)] += 1
+
+
+class _ChoiceObserver:
+    """Follows the turn of one choice: it waits for a free slot before the engine, and notes the turn's number."""
+
+    def __init__(self, flight: Flight, slots: asyncio.Semaphore, deliveries: Deliveries) -> None:
+        self._flight = flight
+        self._slots = slots
+        self._deliveries = deliveries
+        self._has_slot = False
+
+    async def on_prompt_ready(self) -> None:
+        """Tell the flight that only the engine is missing, and wait for a slot."""
+        self._flight.ready.set()
+        await self._slots.acquire()
+        self._has_slot = True
+
+    def on_commit(self, turn: int) -> None:
+        """Note the turn."""
+        self._flight.turns.append(turn)
+        self._deliveries.add_turn(turn)
+
+    def leave(self) -> None:
+        """Free the slot."""
+        if self._has_slot:
+            self._slots.release()
+
+
+def _as_refusal(error: Exception, request: TurnRequest | None) -> RequestRefused:
+    """Return a refusal that names the place in the program's request instead of the place in our conversation."""
+    places: list[str] = []
+
+    def name_place(match: re.Match[str]) -> str:
+        index = int(match[1] or match[2])
+        if request is None or index >= len(request.places):
+            return match[0]
+        places.append(request.places[index])
+        return request.places[index]
+
+    text = _MESSAGE_PLACE.sub(name_place, str(error))
+    return RequestRefused(text, parameter=places[0] if places else None)

@@ -1,0 +1,167 @@
+"""The HTTP server of the gateway: one for each worker process, started when the first rollout opens an endpoint.
+
+    async with Gateway(config.gateway, model="qwen", metrics=metrics) as gateway:
+        async with gateway.open_endpoint(session) as endpoint:
+            ...
+
+It finds the endpoint of a request by its key, and the dialect by its path. It knows no tokens and no messages.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+from aiohttp import web
+
+from rollout.config.gateway import GatewayConfig
+from rollout.environments.endpoint import Endpoint, RootRule
+from rollout.errors import RolloutError
+from rollout.gateway.addresses import EndpointAddresses, new_key
+from rollout.gateway.connections import GatewayConnection
+from rollout.gateway.dialects.base import RefusalReason, RequestRefused
+from rollout.gateway.endpoint import GatewayEndpoint
+from rollout.gateway.requests import RequestHandler
+from rollout.metrics.worker import WorkerMetrics
+from rollout.session.turns import EndpointSession
+
+log = structlog.get_logger()
+
+_MAX_ENDED_KEYS = 65_536
+_SHUTDOWN_TIMEOUT = 2.0
+
+
+class GatewayUnavailable(RolloutError):
+    """The gateway cannot listen at the configured address."""
+
+    infrastructure = True
+
+
+class Gateway:
+    """The gateway of one worker process."""
+
+    def __init__(self, config: GatewayConfig, *, model: str, metrics: WorkerMetrics) -> None:
+        """Make a gateway, which does not listen yet.
+
+        Args:
+            config: the section `gateway` of the YAML.
+            model: the name under which the engines serve the model.
+            metrics: the metrics of the worker.
+        """
+        self._config = config
+        self._model = model.rstrip("/").rpartition("/")[2] or model
+        self._metrics = metrics
+        self._endpoints: dict[str, GatewayEndpoint] = {}
+        self._ended_keys: OrderedDict[str, None] = OrderedDict()
+        self._start_lock = asyncio.Lock()
+        self._server: web.Server | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._address = ""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for listener in self._listeners:
+            listener.close()
+        if self._server is not None:
+            await self._server.shutdown(_SHUTDOWN_TIMEOUT)
+        if self._config.unix_socket is not None and self._listeners:
+            self._config.unix_socket.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def open_endpoint(self, session: EndpointSession, rule: RootRule | None = None) -> AsyncIterator[Endpoint]:
+        """Open an endpoint for a session. If the infrastructure fails, the block is cancelled, and its error is raised.
+
+        Raises:
+            GatewayUnavailable: the gateway cannot listen.
+            EngineError, QueueError: a turn of the program failed, so that the rollout cannot continue.
+        """
+        await self._start()
+        addresses = EndpointAddresses(self._address, self._model, new_key(), self._config.unix_socket)
+        endpoint = GatewayEndpoint(session, self._config, addresses, self._metrics, rule)
+        session.endpoint_reports.append(endpoint)
+        self._endpoints[endpoint.key] = endpoint
+        try:
+            with endpoint.cancel_scope:
+                yield endpoint
+        except Exception as error:
+            if endpoint.failure is None:
+                raise
+            raise endpoint.failure from error
+        finally:
+            self._forget(endpoint.key)
+            await endpoint.close()
+        if endpoint.failure is not None:
+            raise endpoint.failure
+        endpoint.root_kinds()  # an error of the environment's rule is raised here, in the environment
+
+    def find_endpoint(self, key: str | None) -> GatewayEndpoint:
+        """Return the endpoint of a key. Raises RequestRefused; the text does not contain the key."""
+        if key is None:
+            raise RequestRefused(
+                "The request has no key. Send that of the endpoint as `Authorization: Bearer KEY` or as `x-api-key`.",
+                reason=RefusalReason.UNKNOWN_KEY,
+            )
+        endpoint = self._endpoints.get(key)
+        if endpoint is not None:
+            return endpoint
+        if key in self._ended_keys:
+            raise RequestRefused(
+                "The rollout of this key has ended, so the model answers no more.", reason=RefusalReason.ENDED
+            )
+        raise RequestRefused(
+            "The key of the request is unknown. Use the key that the endpoint has in `endpoint.key`.",
+            reason=RefusalReason.UNKNOWN_KEY,
+        )
+
+    def _forget(self, key: str) -> None:
+        del self._endpoints[key]
+        self._ended_keys[key] = None
+        if len(self._ended_keys) > _MAX_ENDED_KEYS:
+            self._ended_keys.popitem(last=False)
+
+    async def _start(self) -> None:
+        """Listen, if no earlier rollout has started the server."""
+        async with self._start_lock:
+            if self._server is not None:
+                return
+            handler = RequestHandler(self.find_endpoint, self._model, self._config.max_body_bytes, self._metrics)
+            server = web.Server(handler.handle, handler_cancellation=True, access_log=None)
+            loop = asyncio.get_running_loop()
+
+            def connect() -> asyncio.Protocol:
+                return GatewayConnection(server, loop=loop, metrics=self._metrics)
+
+            try:
+                listener = await loop.create_server(connect, self._config.host, self._config.port, backlog=1024)
+                self._listeners.append(listener)
+                port = listener.sockets[0].getsockname()[1]
+                if self._config.unix_socket is not None:
+                    self._listeners.append(await _listen_at_socket(loop, connect, self._config.unix_socket))
+            except OSError as error:
+                for listener in self._listeners:
+                    listener.close()
+                self._listeners.clear()
+                raise GatewayUnavailable(
+                    f"the gateway cannot listen at {self._config.host}:{self._config.port}"
+                    f"{f' and {self._config.unix_socket}' if self._config.unix_socket else ''} ({error.strerror}). "
+                    "Correct gateway.host, gateway.port (0: a free port) or gateway.unix_socket."
+                ) from None
+            self._server = server
+            self._address = self._config.advertised_address(port)
+            log.info("the gateway listens", address=self._address)
+
+
+async def _listen_at_socket(
+    loop: asyncio.AbstractEventLoop, connect: Callable[[], asyncio.Protocol], path: Path
+) -> asyncio.Server:
+    """Listen at a unix socket. The socket of a dead process is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return await loop.create_unix_server(connect, str(path))
