@@ -10,29 +10,40 @@ from pathlib import Path
 from benchmarks.engine_stub import MODEL
 from benchmarks.gateway_driver import Address, Recorded, serve_commands
 from renderers_adapter.pool import shared_pool
+from rollout.config.gateway import GatewayConfig
 from rollout.engine.client import EngineClient
+from rollout.gateway.server import Gateway
 from rollout.images import ImagePolicy
+from rollout.log import log_to_json_file
+from rollout.metrics.worker import WorkerMetrics
+from rollout.records.gateway_counts import GatewayCount
 from rollout.records.stream import AttemptId, RolloutStream
 from rollout.serving.embedded import TINY_MODEL
-from rollout.session.session import PolicyClient, Session
+from rollout.session.policy import PolicyClient
+from rollout.session.session import Session
 from transports import Queue, open_queue
 
 
 def serve_ours(connection: Connection, engine_url: str, directory: str) -> None:
     """Serve conversations until the driver closes the connection."""
-    asyncio.run(_serve(connection, engine_url, Path(directory)))
+    with log_to_json_file(Path(directory) / "log.jsonl"):
+        asyncio.run(_serve(connection, engine_url, Path(directory)))
 
 
 async def _serve(connection: Connection, engine_url: str, directory: Path) -> None:
+    metrics = WorkerMetrics("benchmark")
+    renderers, images = shared_pool(TINY_MODEL, "qwen3-vl"), ImagePolicy("offload", directory)
     async with (
-        EngineClient([engine_url], MODEL, timeout=600) as client,
+        EngineClient([engine_url], MODEL, timeout=600) as engine,
         open_queue(f"memory://{uuid.uuid4().hex}") as queue,
+        Gateway(GatewayConfig(), model=MODEL, metrics=metrics) as gateway,
         asyncio.TaskGroup() as group,
     ):
-        await client.check()
+        await engine.check()
         consumer = group.create_task(_consume(queue))
-        images = ImagePolicy("offload", directory)
-        policy = PolicyClient(shared_pool(TINY_MODEL, "qwen3-vl"), client, images, {"temperature": 0.0})
+        policy = PolicyClient(
+            renderers, engine, images, {"temperature": 0.0}, metrics=metrics, open_endpoint=gateway.open_endpoint
+        )
 
         @asynccontextmanager
         async def open_conversations(
@@ -61,5 +72,5 @@ async def _consume(queue: Queue) -> None:
 
 
 def _read_record(session: Session) -> Recorded:
-    turns = len(session.played_turns)
-    return Recorded(turns, turns - session.counters.gateway["bridged"])
+    counts = session.counters.gateway
+    return Recorded(counts[GatewayCount.TURNS], counts[GatewayCount.TURNS] - counts[GatewayCount.BRIDGED])
