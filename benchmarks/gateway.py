@@ -1,15 +1,15 @@
 """Measures the CPU time of a turn in the process that serves an agent program, for the gateway and for verifiers 0.4.0.
 
-    python -m benchmarks.gateway [--conversations 1 64 1000] [--rounds 3] [--json]
+    python -m benchmarks.gateway [--conversations 1 64 1000] [--rounds 3] [--deep] [--json]
 
 A driver in this process plays the same conversations with both servers over HTTP (`gateway_driver.py`). Both use the
 same engine stub, in a process of its own (`engine_stub.py`). A text turn adds about 90 tokens: the policy's tool call
 and its result. An image turn adds one new 224x224 JPEG of 30 KB as a `data:` URI. Each figure is the median of the
 rounds, and a round measures five turns around turn 5, 50 or 200. The floor is `orjson.loads` of the same bodies.
 
-Many conversations at once are not played to the end, so that a run ends after some minutes: 64 with images up to turn
-50, 1,000 up to turn 5, and both in one round. If verifiers is not installed, ours is measured alone. The exit status is
-1 if a bound does not hold.
+Many conversations at once are not played to the end, so that a run ends after some minutes: 64 up to turn 50, 1,000 up
+to turn 5, and both in one round. `--deep` plays 64 with text up to turn 200, which takes ten minutes more. If verifiers
+is not installed, ours is measured alone. The exit status is 1 if a bound does not hold.
 """
 
 import argparse
@@ -35,6 +35,8 @@ OURS, THEIRS = "rollout", "verifiers"
 SHARES = {50: 0.5, 200: 0.25}
 GROWTH = 2.0
 EARLY, LATE = 5, 200
+_MANY, _VERY_MANY = 16, 500
+"""Numbers of conversations from which on fewer turns are played."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,15 @@ class Figure:
     body_bytes: int
 
 
-def cases(conversations: Sequence[int], rounds: int) -> Iterator[Case]:
+def cases(conversations: Sequence[int], rounds: int, *, deep: bool) -> Iterator[Case]:
     """Yield the cases. The more conversations, the fewer turns."""
     for count in conversations:
         for images in (False, True):
-            depth = 200 if count < 16 or (count < 500 and not images) else 50 if count < 500 else 5
-            turns = tuple(turn for turn in (5, 50, 200) if turn <= depth)
-            yield Case(count, images, turns, rounds if count < 16 else 1)
+            few, many = count < _MANY, count >= _VERY_MANY
+            turns = (
+                (EARLY, 50, LATE) if few or (deep and not many and not images) else (EARLY,) if many else (EARLY, 50)
+            )
+            yield Case(count, images, turns, rounds if few else 1)
 
 
 async def measure(servers: Mapping[str, ServingProcess], case: Case) -> list[Figure]:
@@ -163,6 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conversations", type=int, nargs="+", default=[1, 64, 1000], help="how many at once")
     parser.add_argument("--rounds", type=int, default=3, help="how often one conversation at a time is played")
+    parser.add_argument("--deep", action="store_true", help="play 64 conversations at once up to turn 200, too")
     parser.add_argument("--json", action="store_true", help="print one JSON object after the table")
     arguments = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -173,7 +178,7 @@ def main() -> int:
         if importlib.util.find_spec("verifiers"):
             serve_theirs = importlib.import_module("benchmarks.gateway_verifiers").serve_theirs
             servers[THEIRS] = stack.enter_context(serving_process(serve_theirs, url))
-        planned = list(cases(arguments.conversations, arguments.rounds))
+        planned = list(cases(arguments.conversations, arguments.rounds, deep=arguments.deep))
         measured, broken = asyncio.run(measure_all(servers, planned))
     if arguments.json:
         print(json.dumps({"figures": [asdict(figure) for figure in measured], "broken": broken}))
