@@ -19,17 +19,18 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import aiohttp
-import numpy as np
 import orjson
-from PIL import Image
+
+from benchmarks.conversation_parts import WORDS, noisy_jpeg
 
 REASON = "I look at the next place."
 ARGUMENTS = {"place": "left", "size": 3}
 ANSWER = f"{REASON}\n<tool_call>\n{json.dumps({'name': 'look', 'arguments': ARGUMENTS})}\n</tool_call>"
 SYSTEM = "You search a painting. Call the tool look until you have found the red square, then answer."
-WORDS = ("the", "red", "square", "lies", "left", "of", "a", "blue", "one", "and", "above", "the", "grey", "noise")
 HALF_WINDOW = 2
 _SETTLE_SECONDS = 0.03
+
+_picture = cache(noisy_jpeg)
 
 
 class Address(NamedTuple):
@@ -77,22 +78,10 @@ TOOLS = [
 ]
 
 
-@cache
-def picture(turn: int) -> bytes:
-    """Return a 224x224 JPEG of about 40 KB."""
-    rng = np.random.default_rng(turn)
-    shapes = Image.fromarray(rng.integers(40, 216, (14, 14, 3), dtype=np.uint8))
-    smooth = np.asarray(shapes.resize((224, 224), Image.Resampling.BICUBIC), np.int16)
-    grainy = smooth + rng.integers(-40, 40, smooth.shape, np.int16)
-    file = io.BytesIO()
-    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
 def picture_url(conversation: str, turn: int) -> str:
     """Return the picture of a turn as `data:` URI. A comment in the file makes each one different from all others."""
     comment = f"{conversation}, turn {turn}".encode()
-    jpeg = picture(turn)
+    jpeg = _picture(turn)
     file = jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
     return "data:image/jpeg;base64," + base64.b64encode(file).decode()
 
