@@ -78,6 +78,10 @@ class ChatDialect:
             options=ChatOptions(include_usage=stream_options.get("include_usage") is True),
         )
 
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message."""
+        return f"{request.places[index]}.content[{part}]"
+
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
         return write_completion(request, answer)

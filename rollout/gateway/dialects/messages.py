@@ -50,6 +50,11 @@ class MessagesDialect:
         """Read the body of a request for the number of tokens in a prompt. Raises RequestRefused."""
         return self._read(body)
 
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message, also beside tool results in the same message."""
+        place = request.places[index]
+        return f"{place}.content[{request.options.get(place, range(part + 1))[part]}]"
+
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
         return write_message(request, answer)
@@ -77,7 +82,7 @@ class MessagesDialect:
     def _read(self, body: bytes) -> TurnRequest:
         fields = split_object(body)
         settings = read_settings(fields)
-        messages, places = self._read_messages(fields)
+        messages, places, part_indices = self._read_messages(fields)
         tools = self._tools.read(fields["tools"], "tools") if "tools" in fields else None
         ignored = tools.ignored if tools else ()
         if "mcp_servers" in fields:
@@ -94,10 +99,13 @@ class MessagesDialect:
             may_call_tools=settings.may_call_tools,
             model=settings.model,
             ignored_tools=ignored,
+            options=part_indices,
         )
 
-    def _read_messages(self, fields: Mapping[str, msgspec.Raw]) -> tuple[list[IncomingMessage], list[str]]:
-        """Return the messages of a request, and the place of each."""
+    def _read_messages(
+        self, fields: Mapping[str, msgspec.Raw]
+    ) -> tuple[list[IncomingMessage], list[str], Mapping[str, Sequence[int]]]:
+        """Return the messages of a request, the place of each, and by places the indices of parts beside results."""
         if "messages" not in fields:
             raise RequestRefused("messages is missing; it must be a list of messages.", parameter="messages")
         read = self._messages.read
@@ -109,6 +117,7 @@ class MessagesDialect:
         places: list[str] = []
         start = self._read_leading_system(fields, items, messages, places)
         names: dict[str, str] = {}
+        part_indices: dict[str, Sequence[int]] = {}
         for place, item in items[start:]:
             for result in item.results:
                 messages.append(self._reader.tool_message(result, names.get(result.call_id)))
@@ -116,11 +125,13 @@ class MessagesDialect:
             if item.message is not None:
                 messages.append(item.message)
                 places.append(place)
+                if item.results:
+                    part_indices[place] = item.part_indices
             for call_id, name in item.calls:
                 names[call_id] = name
         if start == len(items) or not messages:
             raise RequestRefused("messages has no message of the user.", parameter="messages")
-        return messages, places
+        return messages, places, part_indices
 
     def _read_leading_system(
         self,

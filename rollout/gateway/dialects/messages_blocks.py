@@ -56,12 +56,14 @@ class ReadMessage:
         system_text: the text of a system message; None for other roles.
         results: the tool results, in order.
         calls: the id and the name of each tool call.
+        part_indices: the index of each part of a user message among the blocks of the request's message.
     """
 
     message: IncomingMessage | None
     system_text: str | None = None
     results: tuple[ToolResult, ...] = ()
     calls: tuple[tuple[str, str], ...] = ()
+    part_indices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,10 @@ class MessageReader:
             message, calls = _read_assistant(content, f"{place}.content")
             return ReadMessage(self.known(message), calls=calls)
         if role == "user":
-            parts, results = _read_user(content, f"{place}.content")
+            parts, results, indices = _read_user(content, f"{place}.content")
             has_message = bool(parts) or not results
             message = {"role": "user", "content": simple_content(parts)}
-            return ReadMessage(self.known(message) if has_message else None, results=results)
+            return ReadMessage(self.known(message) if has_message else None, results=results, part_indices=indices)
         raise RequestRefused(
             f"{place}.role must be 'user', 'assistant' or 'system'.",
             parameter=f"{place}.role",
@@ -178,19 +180,21 @@ def compact_json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def _read_user(content: Any, place: str) -> tuple[list[dict[str, Any]], tuple[ToolResult, ...]]:
-    """Return the parts and the tool results of a user message."""
+def _read_user(content: Any, place: str) -> tuple[list[dict[str, Any]], tuple[ToolResult, ...], tuple[int, ...]]:
+    """Return the parts and the tool results of a user message, and the index of each part among its blocks."""
     if isinstance(content, str):
-        return [{"type": "text", "text": content}], ()
+        return [{"type": "text", "text": content}], (), (0,)
     parts: list[dict[str, Any]] = []
     results: list[ToolResult] = []
+    indices: list[int] = []
     for index, block in enumerate(require(content, list, place, "a string or a list of blocks")):
         where = f"{place}[{index}]"
         if _kind(block, where) == "tool_result":
             results.append(_read_result(block, where, f".content[{index}]"))
         else:
             parts.append(_read_part(block, where, "a user message"))
-    return parts, tuple(results)
+            indices.append(index)
+    return parts, tuple(results), tuple(indices)
 
 
 def _read_result(block: dict[str, Any], place: str, suffix: str) -> ToolResult:
