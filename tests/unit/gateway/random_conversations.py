@@ -9,7 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from rollout.gateway.dialects.base import IncomingMessage
-from rollout.gateway.normal_form import incoming_message
+from rollout.gateway.dialects.normal_form import incoming_message
 from tests.unit.gateway.client_messages import assistant
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
