@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from rollout.gateway.call_ids import CallIds, call_ids, with_call_id
+from rollout.gateway.call_ids import CallIds, CallNames, call_ids, with_call
 from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.dialects.normal_form import digest_form, incoming_message, merge_messages, normal_calls
 from rollout.gateway.foreign import ForeignReason, smallest_difference, with_parsed_arguments
@@ -114,8 +114,9 @@ class ConversationTree:
         node = self._roots.get(tools_key)
         if node is None:
             node = self._roots[tools_key] = _Node({})
-        ids = CallIds()
+        ids, names = CallIds(), CallNames()
         path: list[_Node] = []
+        resolved: list[Message] = []
         echo: Echo | None = None
         first_foreign: _Node | None = None
         new_foreign = False
@@ -147,12 +148,17 @@ class ConversationTree:
                     child_key = (key, call_id)
                 child = node.children.get(child_key)
                 if child is None:
-                    child = node.children[child_key] = _Node(with_call_id(incoming.message, call_id))
+                    message = incoming.message
+                    if role == "tool":
+                        # The path says which call it is, so a known node has its name already.
+                        message = with_call(message, call_id, names.find(call_id, resolved))
+                    child = node.children[child_key] = _Node(message)
                 node = child
                 at += 1
             path.append(node)
+            resolved.append(node.message)
         return Resolved(
-            [step.message for step in path],
+            resolved,
             echo,
             None if first_foreign is None else first_foreign.foreign_reason,
             new_foreign,

@@ -66,6 +66,13 @@ class RequestRefused(RolloutError):
         self.parameter = parameter
 
 
+def rollout_ended() -> RequestRefused:
+    """Return the refusal of a request whose rollout is over."""
+    return RequestRefused(
+        "The rollout of this key has ended, so the model answers no more.", reason=RefusalReason.ENDED
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class IncomingMessage:
     """A message of a request, in the form that `Session.chat` takes, with the keys by which echoes are found.

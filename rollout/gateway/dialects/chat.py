@@ -17,7 +17,7 @@ from rollout.gateway.dialects.chat_answers import (
     echoed_message,
     failure_events,
 )
-from rollout.gateway.dialects.chat_messages import ConversationBuilder, image_urls, read_message
+from rollout.gateway.dialects.chat_messages import ConversationBuilder, read_message
 from rollout.gateway.dialects.chat_settings import read_settings
 from rollout.gateway.dialects.chat_tools import ToolSet, read_tools
 from rollout.gateway.dialects.normal_form import incoming_message
@@ -47,7 +47,7 @@ class ChatDialect:
 
     def __init__(self) -> None:
         """Start without any known message."""
-        self._messages = KnownItems(read_message, kept_texts=image_urls)
+        self._messages = KnownItems(read_message)
         self._tools = KnownItems(read_tools)
         self._builder = ConversationBuilder()
         self._places: list[str] = []

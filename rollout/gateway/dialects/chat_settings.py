@@ -11,10 +11,12 @@ from rollout.gateway.dialects.reading import require
 from rollout.gateway.dialects.request_keys import (
     read_count,
     read_engine_constraints,
+    read_json_schema,
+    read_openai_tool_choice,
     read_sampling,
-    read_stop_texts,
     read_typed,
     read_value,
+    refuse_impossible,
 )
 
 _IMPOSSIBLE = {
@@ -63,13 +65,11 @@ class Settings:
 
 def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
     """Read the settings of a request. Raises RequestRefused."""
-    for key, advice in _IMPOSSIBLE.items():
-        if key in fields and read_value(fields, key):
-            raise RequestRefused(f"{key} is not possible here. {advice}", parameter=key)
+    refuse_impossible(fields, _IMPOSSIBLE)
     if "audio" in (read_typed(fields, "modalities", list, "a list of strings") or ()):
         raise RequestRefused("modalities must be ['text']: the policy writes text alone.", parameter="modalities")
     constraints = read_engine_constraints(fields)
-    may_call_tools = _read_tool_choice(read_value(fields, "tool_choice"), constraints)
+    may_call_tools = read_openai_tool_choice(read_value(fields, "tool_choice"), constraints)
     _read_response_format(read_value(fields, "response_format"), constraints)
     for key, structure in _GUIDED.items():
         value = read_value(fields, key)
@@ -83,7 +83,7 @@ def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
     if wants_usage is not None:
         require(wants_usage, bool, "stream_options.include_usage", "true or false")
     return Settings(
-        sampling=_read_sampling(fields),
+        sampling=read_sampling(fields, limit_keys=_LIMITS),
         constraints=constraints,
         choices=choices,
         streamed=bool(read_typed(fields, "stream", bool, "true or false")),
@@ -95,39 +95,12 @@ def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
     )
 
 
-def _read_sampling(fields: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
-    sampling = read_sampling(fields)
-    limits = [limit for key in _LIMITS if (limit := read_count(fields, key, 1)) is not None]
-    if limits:
-        sampling["max_tokens"] = min(limits)
-    stop = read_stop_texts(fields, "stop")
-    if stop is not None:
-        sampling["stop"] = stop
-    return sampling
-
-
-def _read_tool_choice(choice: Any, constraints: dict[str, Constraint]) -> bool:
-    """Return whether the policy may call tools. A forced tool, or a part of the tools, becomes a constraint."""
-    if choice is None or choice == "auto":
-        return True
-    if choice == "none":
-        return False
-    if choice != "required" and not (isinstance(choice, dict) and isinstance(choice.get("type"), str)):
-        raise RequestRefused(
-            "tool_choice must be 'auto', 'none', 'required', or an object that names a tool.", parameter="tool_choice"
-        )
-    constraints["tool_choice"] = Constraint("tool_choice", None)
-    return True
-
-
 def _read_response_format(form: Any, constraints: dict[str, Constraint]) -> None:
     if form is None:
         return
     kind = require(form, dict, "response_format", "an object").get("type")
     if kind == "json_schema":
-        place = "response_format.json_schema"
-        schema = require(form.get("json_schema"), dict, place, "an object").get("schema")
-        require(schema, dict, f"{place}.schema", "a JSON schema, which is an object")
+        schema = read_json_schema(form.get("json_schema"), "response_format.json_schema")
         constraints["structured_outputs"] = Constraint("response_format", {"json": schema})
     elif kind == "json_object":
         constraints["structured_outputs"] = Constraint("response_format", {"json_object": True})

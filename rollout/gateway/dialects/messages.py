@@ -20,6 +20,7 @@ from rollout.gateway.dialects.messages_answers import (
 from rollout.gateway.dialects.messages_blocks import MessageReader, ReadMessage, read_text
 from rollout.gateway.dialects.messages_settings import read_settings
 from rollout.gateway.dialects.reading import KnownItems, parse, require, split_list, split_object
+from rollout.gateway.dialects.session_messages import SystemMessages
 
 
 class MessagesDialect:
@@ -33,6 +34,7 @@ class MessagesDialect:
         self._messages = KnownItems(self._reader.read)
         self._tools = KnownItems(self._reader.read_tools)
         self._systems = KnownItems(read_text)
+        self._joined = SystemMessages()
 
     def read(self, body: bytes) -> TurnRequest:
         """Read the body of a request. Raises RequestRefused."""
@@ -108,16 +110,13 @@ class MessagesDialect:
         messages: list[IncomingMessage] = []
         places: list[str] = []
         start = self._read_leading_system(fields, items, messages, places)
-        names: dict[str, str] = {}
         for place, item in items[start:]:
-            for result in item.results:
-                messages.append(self._reader.tool_message(result, names.get(result.call_id)))
-                places.append(place + result.place)
+            for suffix, result in item.results:
+                messages.append(result)
+                places.append(place + suffix)
             if item.message is not None:
                 messages.append(item.message)
                 places.append(place)
-            for call_id, name in item.calls:
-                names[call_id] = name
         if start == len(items) or not messages:
             raise RequestRefused("messages has no message of the user.", parameter="messages")
         return messages, places
@@ -141,6 +140,6 @@ class MessagesDialect:
             start += 1
         texts = [(place, text) for place, text in texts if text]
         if texts:
-            messages.append(self._reader.system_message(tuple(text for _, text in texts)))
+            messages.append(self._joined.join([text for _, text in texts]))
             places.append(texts[0][0])
         return start

@@ -5,14 +5,13 @@ is not parsed again. The bytes of large items, such as images, are not kept; onl
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import orjson
 
 from rollout.gateway.dialects.base import RequestRefused
-from rollout.gateway.dialects.large_items import LargeItems
 
 _MAX_KEPT_BYTES = 1024
 """Larger items are known by their SHA-256 digest."""
@@ -52,43 +51,21 @@ def parse(raw: msgspec.Raw | bytes, parameter: str) -> Any:
 class KnownItems(Generic[_T]):
     """Remembers what was read from each item of one attempt's requests, by the bytes of the item."""
 
-    def __init__(self, read: Callable[[Any, str], _T], kept_texts: Callable[[_T], Sequence[str]] | None = None) -> None:
-        """Remember the results of `read`.
-
-        Args:
-            read: reads an item; it gets the parsed JSON of the item and its place for errors.
-            kept_texts: returns the long texts of the item that a result keeps, such as the URLs of images, in the order
-                of the item. With it, items with images are found without a digest; see `LargeItems`.
-        """
+    def __init__(self, read: Callable[[Any, str], _T]) -> None:
+        """Remember the results of `read`, which gets the parsed JSON of an item and its place for errors."""
         self._read = read
-        self._kept_texts = kept_texts
         self._known: dict[bytes, _T] = {}
-        self._large: LargeItems[_T] = LargeItems()
 
     def read(self, raw: msgspec.Raw, place: str) -> _T:
         """Return what was read from these bytes before, or read them. Raises the errors of `read`."""
         data = bytes(raw)
-        if len(data) <= _MAX_KEPT_BYTES:
-            found = self._known.get(data)
-            return self._add(data, self._read(parse(data, place), place)) if found is None else found
-        if self._kept_texts is not None:
-            found = self._large.find(data)
-            if found is not None:
-                return found
-        key = hashlib.sha256(data).digest()
+        key = data if len(data) <= _MAX_KEPT_BYTES else hashlib.sha256(data).digest()
         found = self._known.get(key)
-        if found is not None:
-            return found
-        found = self._read(parse(data, place), place)
-        if self._kept_texts is not None and self._large.keep(data, self._kept_texts(found), found):
-            return found
-        return self._add(key, found)
-
-    def _add(self, key: bytes, result: _T) -> _T:
-        if len(self._known) >= _MAX_ITEMS:
-            self._known.clear()
-        self._known[key] = result
-        return result
+        if found is None:
+            if len(self._known) >= _MAX_ITEMS:
+                self._known.clear()
+            found = self._known[key] = self._read(parse(data, place), place)
+        return found
 
 
 def require(value: Any, kind: type | tuple[type, ...], place: str, expected: str) -> Any:
@@ -109,22 +86,3 @@ def read_image_url(url: Any, place: str) -> dict[str, Any]:
         "as data:image/png;base64,… .",
         parameter=place,
     )
-
-
-def simple_content(parts: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the content of a message: the text itself if there is only one text part, and the parts otherwise."""
-    if not parts:
-        return ""
-    if len(parts) == 1 and parts[0]["type"] == "text":
-        return parts[0]["text"]
-    return list(parts)
-
-
-def join_system_messages(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one system message for several at the start of a conversation; their texts are joined by a blank line."""
-    return {"role": "system", "content": "\n\n".join(str(message["content"]) for message in messages)}
-
-
-def inner_system_message(text: str) -> dict[str, Any]:
-    """Return the user message for a system message that is not at the start, where chat templates have no place."""
-    return {"role": "user", "content": f"<system-message>\n{text}\n</system-message>"}

@@ -14,11 +14,11 @@ import orjson
 
 from rollout.gateway.dialects.base import Answer, IncomingMessage, RequestRefused, TurnRequest
 from rollout.gateway.dialects.normal_form import incoming_message
+from rollout.gateway.dialects.openai_errors import error_object
 from rollout.gateway.dialects.reading import KnownItems, parse, split_list, split_object
 from rollout.gateway.dialects.responses_answers import (
     REPEATED_KEYS,
     SentAnswer,
-    error_object,
     failed_object,
     make_output,
     response_id,
