@@ -27,6 +27,7 @@ from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
 from rollout.gateway.deliveries import Deliveries
 from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest, rollout_ended
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.gateway.flights import Flight, Flights
 from rollout.gateway.root_notes import RootNotes
@@ -122,7 +123,7 @@ class GatewayEndpoint:
 
     # What the HTTP layer calls
 
-    def fly(self, dialect_class: type[Dialect], body: bytes) -> Flight:
+    def fly(self, dialect_class: type[Dialect], body: RequestBody) -> Flight:
         """Return the flight of a request: that of an earlier request with the same body, or a new one.
 
         Raises:
@@ -137,7 +138,7 @@ class GatewayEndpoint:
             self._metrics.record_gateway_retry(dialect_class.name)
         return flight
 
-    async def count_tokens(self, dialect_class: type[Dialect], body: bytes) -> int:
+    async def count_tokens(self, dialect_class: type[Dialect], body: RequestBody) -> int:
         """Return the number of tokens of a request's prompt. Raises RequestRefused."""
         self._require_open()
         return await asyncio.create_task(self._count_tokens(dialect_class, body), context=self._context.copy())
@@ -161,7 +162,7 @@ class GatewayEndpoint:
 
     # How a request is played
 
-    async def _count_tokens(self, dialect_class: type[Dialect], body: bytes) -> int:
+    async def _count_tokens(self, dialect_class: type[Dialect], body: RequestBody) -> int:
         """Count the tokens in the context of the attempt, so that it ends the attempt if it blocks the event loop."""
         request: TurnRequest | None = None
         try:
@@ -177,7 +178,7 @@ class GatewayEndpoint:
         except BaseException as error:  # noqa: BLE001 - such as an interruption, after which nothing can be trusted
             raise self._end(error) from None
 
-    async def _play(self, flight: Flight, body: bytes) -> None:
+    async def _play(self, flight: Flight, body: RequestBody) -> None:
         """Play a request, and set the answer or the refusal of its flight."""
         try:
             flight.request = flight.dialect.read(body)

@@ -14,7 +14,7 @@ import orjson
 import structlog
 from aiohttp import hdrs, web
 
-from rollout.api_keys import hide_keys, hide_keys_in_json
+from rollout.api_keys import hide_keys
 from rollout.gateway.addresses import KEY_PATH
 from rollout.gateway.compression import BodyDecompressor
 from rollout.gateway.connections import GatewayConnection
@@ -22,6 +22,7 @@ from rollout.gateway.dialects.base import Dialect, RefusalReason, RequestRefused
 from rollout.gateway.dialects.chat import ChatDialect
 from rollout.gateway.dialects.messages import MessagesDialect
 from rollout.gateway.dialects.messages_answers import write_token_count
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.dialects.responses import ResponsesDialect
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.flights import Flight
@@ -140,8 +141,8 @@ class RequestHandler:
         ends = {"first_id": self._model, "last_id": self._model, "has_more": False}
         return _json_response(orjson.dumps({"object": "list", "data": [entry], **ends}))
 
-    async def _read_body(self, request: web.BaseRequest) -> bytes:
-        """Read the body, with no key in it. Raises RequestRefused if it is too large or too slow."""
+    async def _read_body(self, request: web.BaseRequest) -> RequestBody:
+        """Read the body. Raises RequestRefused if it is too large or too slow."""
         if (length := request.content_length) is not None and length > self._max_body_bytes:
             raise self._too_large()
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
@@ -162,7 +163,7 @@ class RequestHandler:
         except (web.RequestPayloadError, ValueError) as error:
             raise RequestRefused(f"The body of the request cannot be read: {type(error).__name__}.") from None
         decompressor.require_end()
-        return hide_keys_in_json(b"".join(chunks))
+        return RequestBody(b"".join(chunks))
 
     def _too_large(self) -> RequestRefused:
         return RequestRefused(

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from rollout.errors import RolloutError
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason, Message
 
@@ -228,7 +229,7 @@ class Dialect(Protocol):
     name: str
     """The name of the dialect in metrics: `chat`, `responses` or `messages`."""
 
-    def read(self, body: bytes) -> TurnRequest:
+    def read(self, body: bytes | RequestBody) -> TurnRequest:
         """Read the body of a request. Raises RequestRefused."""
         ...
 

@@ -147,10 +147,7 @@ class Served:
     async def play(self, program: Program, rule: RootRule | None = None) -> Played:
         """Play a rollout in which a program uses an endpoint. An error of the program is raised."""
         environment = ProgramEnvironment(program, rule)
-        try:
-            played = await play(environment, policy=self.policy)
-        finally:
-            close_clients()
+        played = await play(environment, policy=self.policy)
         if environment.error is not None:
             raise environment.error
         return played
@@ -217,7 +214,10 @@ async def serve(
                 open_endpoint=opened.open_endpoint,
             )
             served = Served(engine, policy, int(url.rpartition(":")[2]), server)
-            yield served
+            try:
+                yield served
+            finally:
+                close_clients()
     finally:
         engine.is_held = engine.is_stuck = False
         (server if served is None else served.server).stop()

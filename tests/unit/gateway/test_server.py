@@ -238,7 +238,7 @@ async def test_a_compressed_body_is_read(
     ("encoding", "content", "text"),
     [
         ("gzip", b"no gzip", "bytes are damaged"),
-        ("gzip", gzip.compress(b"{}" * 50)[:-5], "ends before the end"),
+        ("gzip", gzip.compress(b"{}" * 50, mtime=0)[:-5], "ends before the end"),
         ("gzip", b"", "ends before the end"),
         ("br", b"{}", "send it without compression"),
     ],
