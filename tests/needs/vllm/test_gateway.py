@@ -22,7 +22,14 @@ from rollout.session.policy import PolicyClient
 from rollout.testing import play
 from rollout.trainer import check, samples
 from rollout.trainer.trajectory import Trajectory
-from tests.unit.gateway.dialect_clients import PARAMETERS, SYSTEM, TOOL_NAMES, DialectClient, MessagesClient, ResponsesClient
+from tests.unit.gateway.dialect_clients import (
+    PARAMETERS,
+    SYSTEM,
+    TOOL_NAMES,
+    DialectClient,
+    MessagesClient,
+    ResponsesClient,
+)
 from tests.unit.gateway.random_conversations import PlannedAnswer
 from tests.unit.gateway.test_dialect_echoes import answer_message, make_answer
 
