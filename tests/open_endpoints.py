@@ -65,7 +65,8 @@ async def open_endpoint(policy: PolicyClient) -> AsyncIterator[OpenedEndpoint]:
     done = asyncio.Event()
     playing = asyncio.create_task(play(_WaitingEnvironment(endpoint_opened, done), policy=policy))
     try:
-        await asyncio.wait([endpoint_opened, playing], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [endpoint_opened, playing]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not endpoint_opened.done():
             raise AssertionError(f"the endpoint did not open: {(await playing).failure}")
         endpoint = endpoint_opened.result()

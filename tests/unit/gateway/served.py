@@ -136,7 +136,8 @@ class Served:
             await ended.wait()
 
         playing = asyncio.ensure_future(self.play(program, rule))
-        await asyncio.wait([playing, opened], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [playing, opened]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         try:
             await client(opened.result())
         finally:

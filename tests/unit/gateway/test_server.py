@@ -419,7 +419,7 @@ async def _require_unavailable(policy: PolicyClient, text: str) -> None:
     gateway_error: list[BaseException] = []
     assert policy.open_endpoint is not None
     try:
-        async with policy.open_endpoint(NoSession()):  # type: ignore[arg-type]
+        async with policy.open_endpoint(NoSession(), None):  # type: ignore[arg-type]
             pass
     except GatewayUnavailable as error:
         gateway_error.append(error)
