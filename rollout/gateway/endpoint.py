@@ -27,6 +27,7 @@ from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
 from rollout.gateway.deliveries import Deliveries
 from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest, rollout_ended
+from rollout.gateway.dialects.messages import MessagesDialect
 from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.gateway.flights import Flight, Flights
@@ -138,10 +139,10 @@ class GatewayEndpoint:
             self._metrics.record_gateway_retry(dialect_class.name)
         return flight
 
-    async def count_tokens(self, dialect_class: type[Dialect], body: RequestBody) -> int:
-        """Return the number of tokens of a request's prompt. Raises RequestRefused."""
+    async def count_tokens(self, body: RequestBody) -> int:
+        """Return the number of tokens in the prompt of a Messages request. Raises RequestRefused."""
         self._require_open()
-        return await asyncio.create_task(self._count_tokens(dialect_class, body), context=self._context.copy())
+        return await asyncio.create_task(self._count_tokens(body), context=self._context.copy())
 
     @property
     def max_model_len(self) -> int | None:
@@ -162,11 +163,12 @@ class GatewayEndpoint:
 
     # How a request is played
 
-    async def _count_tokens(self, dialect_class: type[Dialect], body: RequestBody) -> int:
+    async def _count_tokens(self, body: RequestBody) -> int:
         """Count the tokens in the context of the attempt, so that it ends the attempt if it blocks the event loop."""
-        dialect, request = self._dialect(dialect_class), None
+        dialect = self._messages_dialect()
+        request: TurnRequest | None = None
         try:
-            request = dialect.read(body)
+            request = dialect.read_count(body)
             resolved = self._tree.resolve(request.messages, self._tools_key(request))
             return await self._session.count_prompt_tokens(resolved.messages, request.tools)
         except ContextExhausted as error:
@@ -345,6 +347,11 @@ class GatewayEndpoint:
         if self._tools[0] is not request.tools:
             self._tools = (request.tools, digest_tools(request.tools))
         return self._tools[1] if request.tools else b""
+
+    def _messages_dialect(self) -> MessagesDialect:
+        dialect = self._dialect(MessagesDialect)
+        assert isinstance(dialect, MessagesDialect)
+        return dialect
 
     def _dialect(self, dialect_class: type[Dialect]) -> Dialect:
         if dialect_class not in self._dialects:

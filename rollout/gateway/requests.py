@@ -112,7 +112,7 @@ class RequestHandler:
             case "POST", str(found) if found == _COUNT_PATH:
                 endpoint = self._find_endpoint(key)
                 body = await self._read_body(request)
-                count = await endpoint.count_tokens(dialect_class, body)
+                count = await endpoint.count_tokens(body)
                 measured.outcome = RequestOutcome.OK
                 return _json_response(write_token_count(count))
             case "POST", str(found) if found in _DIALECTS:

@@ -131,8 +131,10 @@ class Session:
             raise
 
     async def count_prompt_tokens(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None) -> int:
-        """Return the number of tokens of a prompt, with its images expanded. Nothing is recorded."""
-        require_conversation(messages)
+        """Return the number of tokens of a prompt, with its images expanded. Nothing is recorded.
+
+        The last message may be one of the model.
+        """
         require_tools(tools, "tools")
         canonical_messages = await self._prepare_messages(messages)
         prompt = await self._prompt_builder.build_prompt(canonical_messages, digest_tools(tools), tools)

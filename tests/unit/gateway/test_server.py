@@ -184,6 +184,14 @@ async def test_counted_tokens_are_those_of_the_turn_and_are_not_recorded(tmp_pat
     assert len(opened.played.trajectory.steps) == 1
 
 
+async def test_the_tokens_of_a_conversation_that_ends_with_an_answer_are_counted(opened: OpenedEndpoint) -> None:
+    question = good_body("messages", messages=[QUESTION])
+    answered = good_body("messages", messages=[QUESTION, {"role": "assistant", "content": "Yes."}])
+    counts = [await opened.client.post("/v1/messages/count_tokens", json=body) for body in (question, answered)]
+    first, second = (answer.json()["input_tokens"] for answer in counts)
+    assert 0 < first < second
+
+
 async def test_a_request_to_count_tokens_is_refused_with_its_place(opened: OpenedEndpoint) -> None:
     body = good_body("messages", messages=[QUESTION, {"role": "user", "content": [{"type": "document"}]}])
     answer = await opened.client.post("/v1/messages/count_tokens", json=body)
