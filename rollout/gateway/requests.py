@@ -85,8 +85,10 @@ class RequestHandler:
             failed = refusal.reason is RefusalReason.FAILED
             measured.outcome = RequestOutcome.FAILED if failed else RequestOutcome.REFUSED
             return _json_response(dialect_class().write_refusal(refusal), refusal.reason.status)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             raise
+        except ConnectionError:
+            return _json_response(b"")  # nobody gets it; aiohttp would log the error with its traceback
         except Exception as error:  # noqa: BLE001 - an error of one request must not end the connection's task
             measured.outcome = RequestOutcome.FAILED
             failure = _report_failure(error, dialect_class.name)

@@ -39,11 +39,11 @@ Program = Callable[[Endpoint], Awaitable[None]]
 
 
 class Words:
-    """A policy that says three random words, so that two answers to the same request differ."""
+    """A policy that says some random words, so that no two answers are the same."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """Return three slots; see `ScriptedPolicy.answer`."""
-        return [AnswerSlot({f"{before}{word}": 0.0 for word in _WORDS}) for before in ("", " ", " ")]
+        """Return a slot for each word; see `ScriptedPolicy.answer`."""
+        return [AnswerSlot({f"{before}{word}": 0.0 for word in _WORDS}) for before in ("", *" " * 5)]
 
 
 class HeldEngine(ScriptedEngine):
@@ -51,6 +51,7 @@ class HeldEngine(ScriptedEngine):
 
     Attributes:
         is_held: whether it holds its answers back.
+        latency: returns the seconds before an answer.
         started: the number of answers that it began.
         aborted: the number of answers that were aborted while it held them.
         is_stuck: whether it does not even answer that it aborts a request; only while it holds an answer.
@@ -59,6 +60,7 @@ class HeldEngine(ScriptedEngine):
     def __init__(self, settings: EmbeddedSettings) -> None:
         super().__init__(settings)
         self.is_held = False
+        self.latency: Callable[[], float] = lambda: 0.0
         self.started = 0
         self.aborted = 0
         self.is_stuck = False
@@ -77,6 +79,7 @@ class _HeldJob(Job):
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
         self.engine.started += 1
         try:
+            await asyncio.sleep(self.engine.latency())
             while self.engine.is_held:
                 while self.engine.is_stuck:
                     time.sleep(0.005)  # noqa: ASYNC251 - the loop of the engine must not run
