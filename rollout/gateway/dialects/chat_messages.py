@@ -103,7 +103,7 @@ def read_tools(tools: Any, place: str) -> tuple[list[dict[str, Any]], tuple[str,
     for index, tool in enumerate(require(tools, list, place, "a list of tools")):
         kind = require(tool, dict, f"{place}[{index}]", "an object").get("type", "function")
         if kind != "function":
-            ignored.append(str(kind))
+            ignored.append(require(kind, str, f"{place}[{index}].type", "a string"))
             continue
         where = f"{place}[{index}].function"
         function = require(tool.get("function"), dict, where, "an object with a name")
