@@ -17,13 +17,14 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from rollout import Environment, Model, Score, Task
 from rollout.config.gateway import GatewayConfig
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.server import Gateway, GatewayUnavailable
 from rollout.gateway.timeouts import GatewayTimeouts
 from rollout.metrics.worker import WorkerMetrics
 from rollout.session.policy import PolicyClient
-from rollout.testing import embedded_policy
+from rollout.testing import embedded_policy, play
 from rollout.worker import containment
 from tests.open_endpoints import (
     PATHS,
@@ -424,18 +425,13 @@ async def test_the_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
 
 
 async def _require_unavailable(policy: PolicyClient, text: str) -> None:
-    gateway_error: list[BaseException] = []
-    assert policy.open_endpoint is not None
-    try:
-        async with policy.open_endpoint(NoSession(), None):  # type: ignore[arg-type]
-            pass
-    except GatewayUnavailable as error:
-        gateway_error.append(error)
-    assert text in str(gateway_error[0])
+    async def run(_: Environment, task: Task, model: Model) -> Score:
+        async with model.endpoint():
+            return Score(1.0)
 
-
-class NoSession:
-    """A session that no request reaches."""
+    with pytest.raises(GatewayUnavailable) as raised:
+        await play(type("Opening", (Environment,), {"run": run}), policy=policy)
+    assert text in str(raised.value)
 
 
 async def test_the_socket_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
