@@ -1,7 +1,7 @@
 """One open endpoint: answers the requests of a program with the turns of one attempt's session.
 
-A request takes this way: its dialect reads it; the limits are checked; the tree finds the answers that it repeats; the
-session plays a turn for each choice; the tree learns the answer. The HTTP layer writes what comes out.
+A request takes this way. Its dialect reads it. The tree finds the answers that it repeats. The limits are checked. The
+session plays a turn for each choice, and the tree learns the answers. The HTTP layer writes what the dialect returns.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
 from rollout.gateway.deliveries import Deliveries
-from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest
+from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest, rollout_ended
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.gateway.flights import Flight, Flights
 from rollout.gateway.root_notes import RootNotes
@@ -84,7 +85,8 @@ class GatewayEndpoint:
         self._flights = Flights(self.deliveries)
         self._dialects: dict[type[Dialect], Dialect] = {}
         self._slots = asyncio.Semaphore(config.limits.parallel)
-        self._turns_in_flight = 0
+        self._unplayed: set[_ChoiceObserver] = set()
+        self._is_closed = False
         self._opened_at = time.monotonic()
         self._answer_numbers = itertools.count(len(session.endpoint_reports) << 20)
         self._context = contextvars.copy_context()
@@ -109,18 +111,25 @@ class GatewayEndpoint:
     def root_kinds(self) -> Mapping[int, RootKind]:
         """Return the kind of each root, by the index of its first node."""
         roots = self._roots.in_order()
-        kinds = list(self._rule(roots))
-        if len(kinds) != len(roots) or not all(isinstance(kind, RootKind) for kind in kinds):
+        kinds: object = self._rule(roots)
+        if not (
+            isinstance(kinds, Sequence) and len(kinds) == len(roots) and all(isinstance(k, RootKind) for k in kinds)
+        ):
             raise RootRuleError(
-                f"the rule root_kinds returned {kinds!r:.200} for {len(roots)} roots; it must return one RootKind for "
-                "each."
+                f"the rule root_kinds returned {kinds!r:.200} for {len(roots)} roots; it must return a list with one "
+                "RootKind for each."
             )
         return {root.node: kind for root, kind in zip(roots, kinds, strict=True)}
 
     # What the HTTP layer calls
 
-    def fly(self, dialect_class: type[Dialect], body: bytes) -> Flight:
-        """Return the flight of a request: that of an earlier request with the same body, or a new one."""
+    def fly(self, dialect_class: type[Dialect], body: RequestBody) -> Flight:
+        """Return the flight of a request: that of an earlier request with the same body, or a new one.
+
+        Raises:
+            RequestRefused: the endpoint was closed.
+        """
+        self._require_open()
         flight, is_new = self._flights.find_or_add(self._dialect(dialect_class), body)
         if is_new:
             self._context.copy().run(flight.start, lambda flight: self._play(flight, body))
@@ -129,16 +138,10 @@ class GatewayEndpoint:
             self._metrics.record_gateway_retry(dialect_class.name)
         return flight
 
-    async def count_tokens(self, dialect_class: type[Dialect], body: bytes) -> int:
+    async def count_tokens(self, dialect_class: type[Dialect], body: RequestBody) -> int:
         """Return the number of tokens of a request's prompt. Raises RequestRefused."""
-        request = self._dialect(dialect_class).read(body)
-        resolved = self._tree.resolve(request.messages, self._tools_key(request))
-        try:
-            return await self._session.count_prompt_tokens(resolved.messages, request.tools)
-        except ContextExhausted as error:
-            raise RequestRefused(str(error)) from None
-        except _REFUSED_ERRORS as error:
-            raise _as_refusal(error, request) from None
+        self._require_open()
+        return await asyncio.create_task(self._count_tokens(dialect_class, body), context=self._context.copy())
 
     @property
     def max_model_len(self) -> int | None:
@@ -146,14 +149,36 @@ class GatewayEndpoint:
         return self._session.max_model_len
 
     async def close(self) -> None:
-        """Cancel the requests in flight."""
+        """Cancel the requests in flight, and refuse those that come later."""
+        self._is_closed = True
         with anyio.CancelScope(shield=True):
             await self._flights.close()
         self._session.counters.gateway[GatewayCount.UNRECEIVED] += len(self.unreceived_turns())
 
+    def _require_open(self) -> None:
+        """Raise RequestRefused if the endpoint was closed, for example while the body of the request arrived."""
+        if self._is_closed:
+            raise rollout_ended()
+
     # How a request is played
 
-    async def _play(self, flight: Flight, body: bytes) -> None:
+    async def _count_tokens(self, dialect_class: type[Dialect], body: RequestBody) -> int:
+        """Count the tokens in the context of the attempt, so that it ends the attempt if it blocks the event loop."""
+        request: TurnRequest | None = None
+        try:
+            request = self._dialect(dialect_class).read(body)
+            resolved = self._tree.resolve(request.messages, self._tools_key(request))
+            return await self._session.count_prompt_tokens(resolved.messages, request.tools)
+        except ContextExhausted as error:
+            raise RequestRefused(str(error)) from None
+        except _REFUSED_ERRORS as error:
+            raise _as_refusal(error, request) from None
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # noqa: BLE001 - such as an interruption, after which nothing can be trusted
+            raise self._end(error) from None
+
+    async def _play(self, flight: Flight, body: RequestBody) -> None:
         """Play a request, and set the answer or the refusal of its flight."""
         try:
             flight.request = flight.dialect.read(body)
@@ -164,7 +189,7 @@ class GatewayEndpoint:
             self._refuse(flight, RequestRefused(str(error), reason=RefusalReason.ENDED))
         except EngineRefused as error:
             if error.infrastructure:
-                self._fail(flight, error)
+                flight.refusal = self._end(error)
             else:
                 self._refuse(flight, RequestRefused(f"The engine refuses this request: {error}"))
         except _REFUSED_ERRORS as error:
@@ -172,21 +197,19 @@ class GatewayEndpoint:
         except asyncio.CancelledError:
             raise
         except (RolloutError, QueueError) as error:
-            self._fail(flight, error)
+            flight.refusal = self._end(error)
         except BaseException as error:  # noqa: BLE001 - an error of one rollout must not end the server
-            self._fail(flight, error)
+            flight.refusal = self._end(error)
 
     def _refuse(self, flight: Flight, refusal: RequestRefused) -> None:
         self._session.counters.gateway[GatewayCount.REFUSALS] += 1
         flight.refusal = refusal
 
-    def _fail(self, flight: Flight, error: BaseException) -> None:
+    def _end(self, error: BaseException) -> RequestRefused:
         """End the endpoint with an error: the environment is cancelled, and `async with` raises the error."""
         self.failure = self.failure or error
-        flight.refusal = RequestRefused(
-            f"The rollout cannot continue: {type(error).__name__}.", reason=RefusalReason.FAILED
-        )
         self.cancel_scope.cancel()
+        return RequestRefused(f"The rollout cannot continue: {type(error).__name__}.", reason=RefusalReason.FAILED)
 
     async def _answer(self, flight: Flight, request: TurnRequest) -> Answer:
         for tool_type in request.ignored_tools:
@@ -196,24 +219,29 @@ class GatewayEndpoint:
         self.deliveries.mark_echoed(resolved.echoed_turns)
         limit = self._used_up_limit(request.choices)
         if limit is RolloutLimit.NONE:
-            self._turns_in_flight += request.choices
+            observers = [_ChoiceObserver(flight, self._slots, self.deliveries) for _ in range(request.choices)]
+            self._unplayed.update(observers)
             try:
-                turns = await self._play_choices(flight, request, resolved, sampling)
+                turns = await self._play_choices(request, resolved, sampling, observers)
             except ContextExhausted:
                 limit = RolloutLimit.CONTEXT
             else:
                 return self._finish(flight, request, resolved, turns)
             finally:
-                self._turns_in_flight -= request.choices
+                self._unplayed.difference_update(observers)
         else:
             self._session.counters.record_limit(limit, ends_rollout=True)
         return self._final_answer(flight, request, resolved, limit)
 
     async def _play_choices(
-        self, flight: Flight, request: TurnRequest, resolved: Resolved, sampling: Mapping[str, Any]
+        self,
+        request: TurnRequest,
+        resolved: Resolved,
+        sampling: Mapping[str, Any],
+        observers: Sequence["_ChoiceObserver"],
     ) -> list[SessionTurn]:
         """Play a turn for each choice; the turns run at the same time."""
-        plays = [self._play_choice(flight, request, resolved, sampling) for _ in range(request.choices)]
+        plays = [self._play_choice(request, resolved, sampling, observer) for observer in observers]
         if len(plays) == 1:
             return [await plays[0]]
         results = await asyncio.gather(*plays, return_exceptions=True)
@@ -223,9 +251,8 @@ class GatewayEndpoint:
         return [result for result in results if isinstance(result, SessionTurn)]
 
     async def _play_choice(
-        self, flight: Flight, request: TurnRequest, resolved: Resolved, sampling: Mapping[str, Any]
+        self, request: TurnRequest, resolved: Resolved, sampling: Mapping[str, Any], observer: "_ChoiceObserver"
     ) -> SessionTurn:
-        observer = _ChoiceObserver(flight, self._slots, self.deliveries)
         try:
             return await self._session.play_turn(
                 resolved.messages,
@@ -237,6 +264,7 @@ class GatewayEndpoint:
             )
         finally:
             observer.leave()
+            self._unplayed.discard(observer)  # the session counts it from now on
 
     def _finish(self, flight: Flight, request: TurnRequest, resolved: Resolved, turns: Sequence[SessionTurn]) -> Answer:
         """Make the answer of played turns; the tree, the transcript and the counters learn of it."""
@@ -279,7 +307,7 @@ class GatewayEndpoint:
     def _used_up_limit(self, choices: int) -> RolloutLimit:
         """Return the limit of the rollout that leaves no room for a turn."""
         limits, counters = self._config.limits, self._session.counters
-        turns = len(counters.played_turns) + self._turns_in_flight + choices
+        turns = len(counters.played_turns) + len(self._unplayed) + choices
         if limits.turns is not None and turns > limits.turns:
             return RolloutLimit.TURNS
         if limits.tokens is not None and counters.sampled_tokens >= limits.tokens:
@@ -355,7 +383,7 @@ class _ChoiceObserver:
     def on_commit(self, turn: int) -> None:
         """Note the turn."""
         self._flight.turns.append(turn)
-        self._deliveries.add_turn(turn)
+        self._deliveries.add_turn(turn, self._flight.turns)
 
     def leave(self) -> None:
         """Free the slot."""

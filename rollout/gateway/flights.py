@@ -5,18 +5,17 @@ repeats a request after an error sends the same body, and no header that could t
 """
 
 import asyncio
-import hashlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from rollout.gateway.deliveries import Deliveries
-from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest
+from rollout.gateway.dialects.base import Answer, Dialect, RequestRefused, TurnRequest, rollout_ended
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.records.endings import RolloutLimit
 
-_MAX_KEPT_ANSWERS = 32
-"""The number of newest answers that are kept for a request that is repeated."""
+_MAX_KEPT_ANSWERS = 128
+"""The maximum number of answers that are kept for requests that are repeated. An echo shows that one is not needed."""
 
 
 class Flight:
@@ -30,6 +29,7 @@ class Flight:
         ready: set when only the engine is still to answer, or when there is an answer or a refusal.
         done: set when there is an answer or a refusal.
         turns: the turns that were played for the answer.
+        is_cancelled: whether its task was cancelled, because nobody waits for the answer.
     """
 
     def __init__(self, dialect: Dialect) -> None:
@@ -40,6 +40,7 @@ class Flight:
         self.ready = asyncio.Event()
         self.done = asyncio.Event()
         self.turns: list[int] = []
+        self.is_cancelled = False
         self._waiters = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -55,6 +56,16 @@ class Flight:
             self.done.set()
 
     @property
+    def is_committed(self) -> bool:
+        """Whether the turns of all choices are committed, so that the answer will be there at once."""
+        return self.request is not None and len(self.turns) >= self.request.choices
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether a connection waits for the answer, or is being sent it."""
+        return self._waiters > 0
+
+    @property
     def limit(self) -> RolloutLimit:
         """The limit of the rollout that is used up, if the answer is not the policy's."""
         return RolloutLimit.NONE if self.answer is None else self.answer.limit
@@ -62,9 +73,7 @@ class Flight:
     def raise_refusal(self) -> None:
         """Raise the refusal, if there is one."""
         if self.answer is None:
-            raise self.refusal or RequestRefused(
-                "The rollout of this key has ended, so the model answers no more.", reason=RefusalReason.ENDED
-            )
+            raise self.refusal or rollout_ended()
 
     def written_answer(self) -> bytes:
         """Return the answer as JSON."""
@@ -91,12 +100,12 @@ class Flight:
 
     def forget_answer(self) -> None:
         """Free the memory of the request and its answer; the same request is a new one from now on."""
-        if not self._waiters:
-            self.request = self.answer = None
+        self.request = self.answer = self._task = None
 
     def cancel(self) -> None:
         """Cancel the request at the engine, if there is no answer yet."""
         if self._task is not None and not self.done.is_set():
+            self.is_cancelled = True
             self._task.cancel()
 
     async def ended(self) -> None:
@@ -110,33 +119,47 @@ class Flights:
 
     def __init__(self, deliveries: Deliveries) -> None:
         self._deliveries = deliveries
-        self._flights: dict[bytes, Flight] = {}
-        self._kept: deque[Flight] = deque()
+        self._flights: dict[tuple[object, ...], Flight] = {}
+        self._kept: list[Flight] = []
+        """The flights whose answer is not there yet, or may be asked for again; oldest first."""
 
-    def find_or_add(self, dialect: Dialect, body: bytes) -> tuple[Flight, bool]:
+    def find_or_add(self, dialect: Dialect, body: RequestBody) -> tuple[Flight, bool]:
         """Return the flight of a request, and whether it is new, so that the caller must start it."""
-        digest = hashlib.sha256(dialect.name.encode() + body).digest()
-        known = self._flights.get(digest)
+        fingerprint = (dialect.name, len(body.data), body.blocks)
+        known = self._flights.get(fingerprint)
         if known is not None and not self._is_over(known):
             return known, False
         if known is not None:
             self._deliveries.mark_asked_again(known.turns)
-        flight = self._flights[digest] = Flight(dialect)
+        self._forget_answers()
+        flight = self._flights[fingerprint] = Flight(dialect)
         self._kept.append(flight)
-        if len(self._kept) > _MAX_KEPT_ANSWERS and self._kept[0].done.is_set():
-            self._kept.popleft().forget_answer()
         return flight, True
 
     def _is_over(self, flight: Flight) -> bool:
         """Whether a new request with the same body gets a new turn."""
         if not flight.done.is_set():
-            return False
+            return flight.is_cancelled
         return flight.answer is None or not flight.turns or self._deliveries.were_received(flight.turns)
 
+    def _forget_answers(self) -> None:
+        """Forget the answers that were repeated, and the oldest ones if there are too many."""
+        excess = len(self._kept) - _MAX_KEPT_ANSWERS
+        kept = []
+        for flight in self._kept:
+            unneeded = flight.answer is None or not flight.turns or self._deliveries.were_echoed(flight.turns)
+            if flight.done.is_set() and not flight.has_waiters and (unneeded or excess > 0):
+                flight.forget_answer()
+                excess -= 1
+            else:
+                kept.append(flight)
+        self._kept = kept
+
     async def close(self) -> None:
-        """Cancel all requests that are in flight, and wait until they have ended."""
-        running = [flight for flight in self._flights.values() if not flight.done.is_set()]
+        """Cancel all requests that are at the engine, and wait until all in flight have ended."""
+        running = [flight for flight in self._kept if not flight.done.is_set()]
         for flight in running:
-            flight.cancel()
+            if not flight.is_committed:
+                flight.cancel()
         for flight in running:
             await flight.ended()

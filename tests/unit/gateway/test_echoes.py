@@ -194,6 +194,13 @@ def test_a_foreign_message_has_its_arguments_as_objects() -> None:
     assert arguments == [{"a": [1]}, "broken"]
 
 
+def test_foreign_messages_with_other_reasoning_are_other_messages() -> None:
+    client = Client()
+    client.send(ASKED, assistant("Example.", reasoning="One."), user("Go on."))
+    resolved = client.send(ASKED, assistant("Example.", reasoning="Two."), user("Go on."))
+    assert resolved.messages[1]["reasoning_content"] == "Two."
+
+
 def test_a_foreign_message_that_gets_other_ids_is_the_same_message() -> None:
     client = Client()
     first = client.send(ASKED, assistant("", ("c", "f", "{}")), result("c"))
@@ -248,6 +255,23 @@ def test_an_id_of_the_client_can_be_the_id_of_an_earlier_call() -> None:
     client.ask(*start, answer=assistant("", ("b", "f", "{}")))
     resolved = client.send(*start, assistant("", ("a", "f", "{}")), result("a"))
     assert resolved.messages[4]["tool_call_id"] == "b"
+
+
+def test_equal_results_of_two_calls_in_another_order_keep_their_ids() -> None:
+    client = Client()
+    client.ask(ASKED, answer=ANSWER)
+    client.send(ASKED, ANSWER, result("call-0-0"), result("call-0-1"))
+    resolved = client.send(ASKED, ANSWER, result("call-0-1"), result("call-0-0"))
+    assert [message["tool_call_id"] for message in resolved.messages[2:]] == ["call-0-1", "call-0-0"]
+
+
+def test_an_id_that_comes_back_unchanged_belongs_to_its_own_call_again() -> None:
+    client = Client()
+    start = (ASKED, assistant("", ("b", "f", "{}")), result("b"))
+    client.ask(ASKED, answer=assistant("", ("a", "f", "{}")))
+    client.ask(*start, answer=assistant("", ("b", "f", "{}")))
+    resolved = client.send(*start, assistant("", ("b", "f", "{}")), result("b"))
+    assert [message["tool_call_id"] for message in resolved.messages[2::2]] == ["a", "b"]
 
 
 def test_the_order_of_results_makes_another_conversation() -> None:

@@ -141,6 +141,10 @@ def test_extras_of_an_answer_are_ignored(extra: dict[str, Any]) -> None:
         {"reasoning_content": "Hm.", "reasoning": "Other."},
         {"reasoning_content": "", "reasoning": "Hm."},
         {"content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "3.5"}]},
+        {
+            "content": [{"type": "thinking", "thinking": "Other."}, {"type": "text", "text": "3.5"}],
+            "reasoning": "Hm.",
+        },
         {"content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "3.5"}], "reasoning": "Hm."},
     ],
 )
