@@ -42,7 +42,7 @@ from rollout.records.stream import RolloutAlreadyFinished
 from rollout.session.turns import EndpointSession, SessionTurn
 from transports import QueueError
 
-_MESSAGE_PLACE = re.compile(r"messages\[(\d+)\]|\bmessage (\d+)\b")
+_MESSAGE_PLACE = re.compile(r"messages\[(\d+)\](?:\.content\[(\d+)\])?|\bmessage (\d+)\b")
 _REFUSED_ERRORS = (AdapterError, MessageError, SamplingError, RequestRefusedLocally)
 """Errors that are the request's own fault."""
 
@@ -164,15 +164,15 @@ class GatewayEndpoint:
 
     async def _count_tokens(self, dialect_class: type[Dialect], body: RequestBody) -> int:
         """Count the tokens in the context of the attempt, so that it ends the attempt if it blocks the event loop."""
-        request: TurnRequest | None = None
+        dialect, request = self._dialect(dialect_class), None
         try:
-            request = self._dialect(dialect_class).read(body)
+            request = dialect.read(body)
             resolved = self._tree.resolve(request.messages, self._tools_key(request))
             return await self._session.count_prompt_tokens(resolved.messages, request.tools)
         except ContextExhausted as error:
             raise RequestRefused(str(error)) from None
         except _REFUSED_ERRORS as error:
-            raise _as_refusal(error, request) from None
+            raise _as_refusal(error, dialect, request) from None
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:  # noqa: BLE001 - such as an interruption, after which nothing can be trusted
@@ -193,7 +193,7 @@ class GatewayEndpoint:
             else:
                 self._refuse(flight, RequestRefused(f"The engine refuses this request: {error}"))
         except _REFUSED_ERRORS as error:
-            self._refuse(flight, _as_refusal(error, flight.request))
+            self._refuse(flight, _as_refusal(error, flight.dialect, flight.request))
         except asyncio.CancelledError:
             raise
         except (RolloutError, QueueError) as error:
@@ -391,16 +391,16 @@ class _ChoiceObserver:
             self._slots.release()
 
 
-def _as_refusal(error: Exception, request: TurnRequest | None) -> RequestRefused:
+def _as_refusal(error: Exception, dialect: Dialect, request: TurnRequest | None) -> RequestRefused:
     """Return a refusal that names the place in the program's request instead of the place in our conversation."""
     places: list[str] = []
 
     def name_place(match: re.Match[str]) -> str:
-        index = int(match[1] or match[2])
+        index, part = int(match[1] or match[3]), match[2]
         if request is None or index >= len(request.places):
             return match[0]
-        places.append(request.places[index])
-        return request.places[index]
+        places.append(request.places[index] if part is None else dialect.part_place(request, index, int(part)))
+        return places[-1]
 
     text = _MESSAGE_PLACE.sub(name_place, str(error))
     return RequestRefused(text, parameter=places[0] if places else None)

@@ -72,7 +72,7 @@ class RequestHandler:
         self._metrics = metrics
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Handle one request. No exception leaves this method, except that the program hung up."""
+        """Handle one request. It raises an error only if the program hung up."""
         if isinstance(request.protocol, GatewayConnection):
             request.protocol.note_request()
         path, path_key = _split_key(request.path)

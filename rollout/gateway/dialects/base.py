@@ -233,6 +233,10 @@ class Dialect(Protocol):
         """Read the body of a request. Raises RequestRefused."""
         ...
 
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message, such as `messages[3].content[1]`; used in errors."""
+        ...
+
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
         ...

@@ -81,6 +81,10 @@ class ChatDialect:
             options=ChatOptions(settings.wants_usage, tools.custom),
         )
 
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message."""
+        return f"{request.places[index]}.content[{part}]"
+
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
         return completion_bytes(answer, request.model, request.options.custom_tools, request.wants_logprobs)

@@ -54,6 +54,11 @@ class MessagesDialect:
         """Read the body of a request for the number of tokens in a prompt. Raises RequestRefused."""
         return self._read(body)
 
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message, also beside tool results in the same message."""
+        place = request.places[index]
+        return f"{place}.content[{request.options.get(place, range(part + 1))[part]}]"
+
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
         return write_message(request, answer)
@@ -81,7 +86,7 @@ class MessagesDialect:
     def _read(self, body: bytes | RequestBody) -> TurnRequest:
         fields, read_messages = self._bodies.read(body)
         settings = read_settings(fields)
-        messages, places = self._read_messages(fields, read_messages)
+        messages, places, part_indices = self._read_messages(fields, read_messages)
         tools = self._tools.read(fields["tools"], "tools") if "tools" in fields else None
         ignored = tools.ignored if tools else ()
         if "mcp_servers" in fields:
@@ -98,12 +103,13 @@ class MessagesDialect:
             may_call_tools=settings.may_call_tools,
             model=settings.model,
             ignored_tools=ignored,
+            options=part_indices,
         )
 
     def _read_messages(
         self, fields: Mapping[str, msgspec.Raw], read_messages: list[ReadMessage] | None
-    ) -> tuple[list[IncomingMessage], list[str]]:
-        """Return the messages of a request, and the place of each."""
+    ) -> tuple[list[IncomingMessage], list[str], Mapping[str, Sequence[int]]]:
+        """Return the messages of a request, the place of each, and by places the indices of parts beside results."""
         if read_messages is None:
             if "messages" in fields:
                 split_list(fields["messages"], "messages")
@@ -112,6 +118,7 @@ class MessagesDialect:
         messages: list[IncomingMessage] = []
         places: list[str] = []
         start = self._read_leading_system(fields, items, messages, places)
+        part_indices: dict[str, Sequence[int]] = {}
         for place, item in items[start:]:
             for suffix, result in item.results:
                 messages.append(result)
@@ -119,9 +126,11 @@ class MessagesDialect:
             if item.message is not None:
                 messages.append(item.message)
                 places.append(place)
+                if item.results:
+                    part_indices[place] = item.part_indices
         if start == len(items) or not messages:
             raise RequestRefused("messages has no message of the user.", parameter="messages")
-        return messages, places
+        return messages, places, part_indices
 
     def _read_leading_system(
         self,

@@ -94,6 +94,11 @@ class ResponsesDialect:
             options=ResponsesOptions(items, tools, _repeated(fields), ENCRYPTED_REASONING in settings.include),
         )
 
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message; results of tools have their parts in `output`."""
+        key = "output" if request.messages[index].role == "tool" else "content"
+        return f"{request.places[index]}.{key}[{part}]"
+
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
         sent = self._send(request, answer)

@@ -136,7 +136,8 @@ class Served:
             await ended.wait()
 
         playing = asyncio.ensure_future(self.play(program, rule))
-        await asyncio.wait([playing, opened], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [playing, opened]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         try:
             await client(opened.result())
         finally:
@@ -147,10 +148,7 @@ class Served:
     async def play(self, program: Program, rule: RootRule | None = None) -> Played:
         """Play a rollout in which a program uses an endpoint. An error of the program is raised."""
         environment = ProgramEnvironment(program, rule)
-        try:
-            played = await play(environment, policy=self.policy)
-        finally:
-            close_clients()
+        played = await play(environment, policy=self.policy)
         if environment.error is not None:
             raise environment.error
         return played
@@ -217,7 +215,10 @@ async def serve(
                 open_endpoint=opened.open_endpoint,
             )
             served = Served(engine, policy, int(url.rpartition(":")[2]), server)
-            yield served
+            try:
+                yield served
+            finally:
+                close_clients()
     finally:
         engine.is_held = engine.is_stuck = False
         (server if served is None else served.server).stop()

@@ -25,14 +25,19 @@ from rollout.metrics.worker import WorkerMetrics
 from rollout.session.policy import PolicyClient
 from rollout.testing import embedded_policy
 from rollout.worker import containment
-from tests.open_endpoints import PATHS, QUESTION, TIMEOUT, OpenedEndpoint, error_problem, good_body, open_endpoint
+from tests.open_endpoints import (
+    PATHS,
+    PICTURE_URL,
+    QUESTION,
+    TIMEOUT,
+    OpenedEndpoint,
+    error_problem,
+    good_body,
+    open_endpoint,
+)
 
 SMALL = GatewayConfig(max_body_bytes=64 << 10)
 DIALECTS = tuple(PATHS)
-PICTURE = (
-    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAY0lEQVR4nO3PQQ3AIADAQEAt1tCFkYngcVnSU9DOu8/4s6UDXjWgNaA1oDWgNaA1oDWg"
-    "NaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgfX/IAnQfGQw+AAAAAElFTkSuQmCC"
-)
 
 
 @pytest.fixture
@@ -164,7 +169,7 @@ async def test_another_path_or_method_is_refused_with_the_paths_that_exist(
 
 @pytest.mark.parametrize("with_image", [False, True], ids=["text", "image"])
 async def test_counted_tokens_are_those_of_the_turn_and_are_not_recorded(tmp_path: Path, with_image: bool) -> None:
-    source = {"type": "base64", "media_type": "image/png", "data": PICTURE}
+    source = {"type": "base64", "media_type": "image/png", "data": PICTURE_URL.partition(",")[2]}
     content = [{"type": "text", "text": "Look."}, *([{"type": "image", "source": source}] if with_image else [])]
     tools = [{"name": "add", "description": "Adds.", "input_schema": {"type": "object", "properties": {}}}]
     body = good_body("messages", messages=[{"role": "user", "content": content}], system="Be brief.", tools=tools)
@@ -173,6 +178,7 @@ async def test_counted_tokens_are_those_of_the_turn_and_are_not_recorded(tmp_pat
         assert not opened.endpoint.transcript.turns
         turn = await opened.client.post("/v1/messages", json=body)
         again = await opened.client.post("/v1/messages/count_tokens", json=body)
+    assert turn.status_code == 200, turn.text
     assert counted.json() == again.json() == {"input_tokens": turn.json()["usage"]["input_tokens"]}
     assert opened.played is not None
     assert len(opened.played.trajectory.steps) == 1
@@ -413,7 +419,7 @@ async def _require_unavailable(policy: PolicyClient, text: str) -> None:
     gateway_error: list[BaseException] = []
     assert policy.open_endpoint is not None
     try:
-        async with policy.open_endpoint(NoSession()):  # type: ignore[arg-type]
+        async with policy.open_endpoint(NoSession(), None):  # type: ignore[arg-type]
             pass
     except GatewayUnavailable as error:
         gateway_error.append(error)
