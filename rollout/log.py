@@ -53,7 +53,7 @@ def log_warnings_to_stderr() -> None:
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
-            lambda _, __, line: hide_keys(line),
+            lambda _, __, line: hide_keys(str(line)),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),

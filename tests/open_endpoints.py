@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from PIL import Image
 
 from rollout.environments.base import Environment, Model, Score
 from rollout.environments.endpoint import Endpoint
+from rollout.images.sources import encode_data_uri, encode_pillow_image
 from rollout.records.task import Task
 from rollout.session.policy import PolicyClient
 from rollout.testing import Played, play
@@ -23,6 +25,7 @@ QUESTION = {"role": "user", "content": "Heads or tails?"}
 PATHS = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}
 """The path of each dialect."""
 TIMEOUT = 60.0
+PICTURE_URL = encode_data_uri("image/png", encode_pillow_image(Image.new("RGB", (64, 64), "red")))
 
 
 @dataclass
@@ -62,7 +65,8 @@ async def open_endpoint(policy: PolicyClient) -> AsyncIterator[OpenedEndpoint]:
     done = asyncio.Event()
     playing = asyncio.create_task(play(_WaitingEnvironment(endpoint_opened, done), policy=policy))
     try:
-        await asyncio.wait([endpoint_opened, playing], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [endpoint_opened, playing]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not endpoint_opened.done():
             raise AssertionError(f"the endpoint did not open: {(await playing).failure}")
         endpoint = endpoint_opened.result()

@@ -27,6 +27,8 @@ from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
 from rollout.gateway.deliveries import Deliveries
 from rollout.gateway.dialects.base import Answer, Dialect, RefusalReason, RequestRefused, TurnRequest, rollout_ended
+from rollout.gateway.dialects.messages import MessagesDialect
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.gateway.flights import Flight, Flights
 from rollout.gateway.root_notes import RootNotes
@@ -41,7 +43,7 @@ from rollout.records.stream import RolloutAlreadyFinished
 from rollout.session.turns import EndpointSession, SessionTurn
 from transports import QueueError
 
-_MESSAGE_PLACE = re.compile(r"messages\[(\d+)\]|\bmessage (\d+)\b")
+_MESSAGE_PLACE = re.compile(r"messages\[(\d+)\](?:\.content\[(\d+)\])?|\bmessage (\d+)\b")
 _REFUSED_ERRORS = (AdapterError, MessageError, SamplingError, RequestRefusedLocally)
 """Errors that are the request's own fault."""
 
@@ -122,7 +124,7 @@ class GatewayEndpoint:
 
     # What the HTTP layer calls
 
-    def fly(self, dialect_class: type[Dialect], body: bytes) -> Flight:
+    def fly(self, dialect_class: type[Dialect], body: RequestBody) -> Flight:
         """Return the flight of a request: that of an earlier request with the same body, or a new one.
 
         Raises:
@@ -137,10 +139,10 @@ class GatewayEndpoint:
             self._metrics.record_gateway_retry(dialect_class.name)
         return flight
 
-    async def count_tokens(self, dialect_class: type[Dialect], body: bytes) -> int:
-        """Return the number of tokens of a request's prompt. Raises RequestRefused."""
+    async def count_tokens(self, body: RequestBody) -> int:
+        """Return the number of tokens in the prompt of a Messages request. Raises RequestRefused."""
         self._require_open()
-        return await asyncio.create_task(self._count_tokens(dialect_class, body), context=self._context.copy())
+        return await asyncio.create_task(self._count_tokens(body), context=self._context.copy())
 
     @property
     def max_model_len(self) -> int | None:
@@ -161,23 +163,24 @@ class GatewayEndpoint:
 
     # How a request is played
 
-    async def _count_tokens(self, dialect_class: type[Dialect], body: bytes) -> int:
+    async def _count_tokens(self, body: RequestBody) -> int:
         """Count the tokens in the context of the attempt, so that it ends the attempt if it blocks the event loop."""
+        dialect = self._messages_dialect()
         request: TurnRequest | None = None
         try:
-            request = self._dialect(dialect_class).read(body)
+            request = dialect.read_count(body)
             resolved = self._tree.resolve(request.messages, self._tools_key(request))
             return await self._session.count_prompt_tokens(resolved.messages, request.tools)
         except ContextExhausted as error:
             raise RequestRefused(str(error)) from None
         except _REFUSED_ERRORS as error:
-            raise _as_refusal(error, request) from None
+            raise _as_refusal(error, dialect, request) from None
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:  # noqa: BLE001 - such as an interruption, after which nothing can be trusted
             raise self._end(error) from None
 
-    async def _play(self, flight: Flight, body: bytes) -> None:
+    async def _play(self, flight: Flight, body: RequestBody) -> None:
         """Play a request, and set the answer or the refusal of its flight."""
         try:
             flight.request = flight.dialect.read(body)
@@ -192,7 +195,7 @@ class GatewayEndpoint:
             else:
                 self._refuse(flight, RequestRefused(f"The engine refuses this request: {error}"))
         except _REFUSED_ERRORS as error:
-            self._refuse(flight, _as_refusal(error, flight.request))
+            self._refuse(flight, _as_refusal(error, flight.dialect, flight.request))
         except asyncio.CancelledError:
             raise
         except (RolloutError, QueueError) as error:
@@ -345,6 +348,11 @@ class GatewayEndpoint:
             self._tools = (request.tools, digest_tools(request.tools))
         return self._tools[1] if request.tools else b""
 
+    def _messages_dialect(self) -> MessagesDialect:
+        dialect = self._dialect(MessagesDialect)
+        assert isinstance(dialect, MessagesDialect)
+        return dialect
+
     def _dialect(self, dialect_class: type[Dialect]) -> Dialect:
         if dialect_class not in self._dialects:
             self._dialects[dialect_class] = dialect_class()
@@ -390,16 +398,16 @@ class _ChoiceObserver:
             self._slots.release()
 
 
-def _as_refusal(error: Exception, request: TurnRequest | None) -> RequestRefused:
+def _as_refusal(error: Exception, dialect: Dialect, request: TurnRequest | None) -> RequestRefused:
     """Return a refusal that names the place in the program's request instead of the place in our conversation."""
     places: list[str] = []
 
     def name_place(match: re.Match[str]) -> str:
-        index = int(match[1] or match[2])
+        index, part = int(match[1] or match[3]), match[2]
         if request is None or index >= len(request.places):
             return match[0]
-        places.append(request.places[index])
-        return request.places[index]
+        places.append(request.places[index] if part is None else dialect.part_place(request, index, int(part)))
+        return places[-1]
 
     text = _MESSAGE_PLACE.sub(name_place, str(error))
     return RequestRefused(text, parameter=places[0] if places else None)

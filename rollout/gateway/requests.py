@@ -14,7 +14,7 @@ import orjson
 import structlog
 from aiohttp import hdrs, web
 
-from rollout.api_keys import hide_keys, hide_keys_in_json
+from rollout.api_keys import hide_keys
 from rollout.gateway.addresses import KEY_PATH
 from rollout.gateway.compression import BodyDecompressor
 from rollout.gateway.connections import GatewayConnection
@@ -22,6 +22,7 @@ from rollout.gateway.dialects.base import Dialect, RefusalReason, RequestRefused
 from rollout.gateway.dialects.chat import ChatDialect
 from rollout.gateway.dialects.messages import MessagesDialect
 from rollout.gateway.dialects.messages_answers import write_token_count
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.dialects.responses import ResponsesDialect
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.flights import Flight
@@ -71,7 +72,7 @@ class RequestHandler:
         self._metrics = metrics
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Handle one request. No exception leaves this method, except that the program hung up."""
+        """Handle one request. It raises an error only if the program hung up."""
         if isinstance(request.protocol, GatewayConnection):
             request.protocol.note_request()
         path, path_key = _split_key(request.path)
@@ -84,8 +85,10 @@ class RequestHandler:
             failed = refusal.reason is RefusalReason.FAILED
             measured.outcome = RequestOutcome.FAILED if failed else RequestOutcome.REFUSED
             return _json_response(dialect_class().write_refusal(refusal), refusal.reason.status)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             raise
+        except ConnectionError:
+            return _json_response(b"")  # nobody gets it; aiohttp would log the error with its traceback
         except Exception as error:  # noqa: BLE001 - an error of one request must not end the connection's task
             measured.outcome = RequestOutcome.FAILED
             failure = _report_failure(error, dialect_class.name)
@@ -111,7 +114,7 @@ class RequestHandler:
             case "POST", str(found) if found == _COUNT_PATH:
                 endpoint = self._find_endpoint(key)
                 body = await self._read_body(request)
-                count = await endpoint.count_tokens(dialect_class, body)
+                count = await endpoint.count_tokens(body)
                 measured.outcome = RequestOutcome.OK
                 return _json_response(write_token_count(count))
             case "POST", str(found) if found in _DIALECTS:
@@ -140,8 +143,8 @@ class RequestHandler:
         ends = {"first_id": self._model, "last_id": self._model, "has_more": False}
         return _json_response(orjson.dumps({"object": "list", "data": [entry], **ends}))
 
-    async def _read_body(self, request: web.BaseRequest) -> bytes:
-        """Read the body, with no key in it. Raises RequestRefused if it is too large or too slow."""
+    async def _read_body(self, request: web.BaseRequest) -> RequestBody:
+        """Read the body. Raises RequestRefused if it is too large or too slow."""
         if (length := request.content_length) is not None and length > self._max_body_bytes:
             raise self._too_large()
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
@@ -162,7 +165,7 @@ class RequestHandler:
         except (web.RequestPayloadError, ValueError) as error:
             raise RequestRefused(f"The body of the request cannot be read: {type(error).__name__}.") from None
         decompressor.require_end()
-        return hide_keys_in_json(b"".join(chunks))
+        return RequestBody(b"".join(chunks))
 
     def _too_large(self) -> RequestRefused:
         return RequestRefused(

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from rollout.errors import RolloutError
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason, Message
 
@@ -228,8 +229,12 @@ class Dialect(Protocol):
     name: str
     """The name of the dialect in metrics: `chat`, `responses` or `messages`."""
 
-    def read(self, body: bytes) -> TurnRequest:
+    def read(self, body: bytes | RequestBody) -> TurnRequest:
         """Read the body of a request. Raises RequestRefused."""
+        ...
+
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message, such as `messages[3].content[1]`; used in errors."""
         ...
 
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:

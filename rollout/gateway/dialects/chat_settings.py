@@ -9,6 +9,7 @@ import msgspec
 from rollout.gateway.dialects.base import Constraint, RequestRefused
 from rollout.gateway.dialects.reading import require
 from rollout.gateway.dialects.request_keys import (
+    Settings,
     read_count,
     read_engine_constraints,
     read_json_schema,
@@ -36,34 +37,24 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 _MAX_CHOICES = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatSettings(Settings):
     """What the keys of a request ask for.
 
     Attributes:
-        sampling: as `TurnRequest.sampling`.
-        constraints: as `TurnRequest.constraints`.
         choices: the number of answers.
-        streamed: whether the client wants events.
         wants_usage: whether the stream ends with the numbers of tokens.
-        may_call_tools: False with `tool_choice: none`.
         wants_logprobs: whether the client wants log-probs.
-        model: the name of the model.
         ignored_tools: the types of tools that the request asks for outside `tools`.
     """
 
-    sampling: Mapping[str, Any]
-    constraints: Mapping[str, Constraint]
     choices: int
-    streamed: bool
     wants_usage: bool
-    may_call_tools: bool
     wants_logprobs: bool
-    model: str
     ignored_tools: tuple[str, ...]
 
 
-def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
+def read_settings(fields: Mapping[str, msgspec.Raw]) -> ChatSettings:
     """Read the settings of a request. Raises RequestRefused."""
     refuse_impossible(fields, _IMPOSSIBLE)
     if "audio" in (read_typed(fields, "modalities", list, "a list of strings") or ()):
@@ -82,7 +73,7 @@ def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
     wants_usage = stream_options.get("include_usage")
     if wants_usage is not None:
         require(wants_usage, bool, "stream_options.include_usage", "true or false")
-    return Settings(
+    return ChatSettings(
         sampling=read_sampling(fields, limit_keys=_LIMITS),
         constraints=constraints,
         choices=choices,

@@ -41,11 +41,13 @@ class ReadMessage:
             message is the form for a place that is not the start.
         system_text: the text of a system message; None for other roles.
         results: the messages of the tool results, in order, each with its place in this one, such as `.content[1]`.
+        part_indices: the index of each part of a user message among the blocks of the request's message.
     """
 
     message: IncomingMessage | None
     system_text: str | None = None
     results: tuple[tuple[str, IncomingMessage], ...] = ()
+    part_indices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,13 @@ class MessageReader:
         if role == "assistant":
             return ReadMessage(self.known(_read_assistant(content, f"{place}.content")))
         if role == "user":
-            parts, results = _read_user(content, f"{place}.content")
+            parts, results, indices = _read_user(content, f"{place}.content")
             has_message = bool(parts) or not results
             message = {"role": "user", "content": simple_content(parts)}
             return ReadMessage(
                 self.known(message) if has_message else None,
                 results=tuple([(suffix, self.known(result)) for suffix, result in results]),
+                part_indices=indices,
             )
         raise RequestRefused(
             f"{place}.role must be 'user', 'assistant' or 'system'.",
@@ -145,19 +148,24 @@ def compact_json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def _read_user(content: Any, place: str) -> tuple[list[dict[str, Any]], list[tuple[str, Message]]]:
-    """Return the parts and the tool results of a user message; each result has its place in the message."""
+def _read_user(content: Any, place: str) -> tuple[list[dict[str, Any]], list[tuple[str, Message]], tuple[int, ...]]:
+    """Return the parts and the tool results of a user message, and the index of each part among its blocks.
+
+    Each result has its place in the message.
+    """
     if isinstance(content, str):
-        return [{"type": "text", "text": content}], []
+        return [{"type": "text", "text": content}], [], (0,)
     parts: list[dict[str, Any]] = []
     results: list[tuple[str, Message]] = []
+    indices: list[int] = []
     for index, block in enumerate(require(content, list, place, "a string or a list of blocks")):
         where = f"{place}[{index}]"
         if _kind(block, where) == "tool_result":
             results.append((f".content[{index}]", _read_result(block, where)))
         else:
             parts.append(_read_part(block, where, "a user message"))
-    return parts, results
+            indices.append(index)
+    return parts, results, tuple(indices)
 
 
 def _read_result(block: dict[str, Any], place: str) -> Message:

@@ -1,7 +1,6 @@
 """Reads the keys of Anthropic Messages requests beside the messages and the tools: sampling, constraints, the form."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -9,6 +8,7 @@ import msgspec
 from rollout.gateway.dialects.base import Constraint, RequestRefused
 from rollout.gateway.dialects.reading import require
 from rollout.gateway.dialects.request_keys import (
+    Settings,
     read_engine_constraints,
     read_json_schema,
     read_sampling,
@@ -23,25 +23,6 @@ _IMPOSSIBLE = {
     "input": "In this API the key is `messages`.",
     "response_format": "In this API the key is `output_config.format`.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the keys of a request ask for.
-
-    Attributes:
-        sampling: as `TurnRequest.sampling`.
-        constraints: as `TurnRequest.constraints`.
-        streamed: whether the client wants events.
-        may_call_tools: False with `tool_choice: none`.
-        model: the name of the model.
-    """
-
-    sampling: Mapping[str, Any]
-    constraints: Mapping[str, Constraint]
-    streamed: bool
-    may_call_tools: bool
-    model: str
 
 
 def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:

@@ -5,6 +5,7 @@ A key that is null is a key that is not set. The texts of the errors name the ke
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -24,6 +25,25 @@ _ABOVE_ZERO = ("top_p", "repetition_penalty")
 _INTEGERS = {"top_k": -1, "min_tokens": 0, "seed": 0}
 _LIST_CONSTRAINTS = {"allowed_token_ids": (int, "a token id"), "bad_words": (str, "a string")}
 _MAX_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the keys of a request ask for, beside its messages and tools.
+
+    Attributes:
+        sampling: as `TurnRequest.sampling`.
+        constraints: as `TurnRequest.constraints`.
+        streamed: whether the client wants events.
+        may_call_tools: False with `tool_choice: none`.
+        model: the name of the model.
+    """
+
+    sampling: Mapping[str, Any]
+    constraints: Mapping[str, Constraint]
+    streamed: bool
+    may_call_tools: bool
+    model: str
 
 
 def read_value(fields: Mapping[str, msgspec.Raw], key: str) -> Any:

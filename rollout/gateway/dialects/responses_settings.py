@@ -9,6 +9,7 @@ import msgspec
 from rollout.gateway.dialects.base import Constraint, RequestRefused
 from rollout.gateway.dialects.reading import require
 from rollout.gateway.dialects.request_keys import (
+    Settings,
     read_engine_constraints,
     read_json_schema,
     read_openai_tool_choice,
@@ -30,32 +31,22 @@ _IMPOSSIBLE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponsesSettings(Settings):
     """What the keys of a request ask for.
 
     Attributes:
-        sampling: as `TurnRequest.sampling`.
-        constraints: as `TurnRequest.constraints`.
-        streamed: whether the client wants events.
-        may_call_tools: False with `tool_choice: none`.
-        model: the name of the model.
         instructions: the instructions; empty without them.
         previous_response_id: the answer that the request continues; None without one.
         include: the optional parts of the answer that the client wants.
     """
 
-    sampling: Mapping[str, Any]
-    constraints: Mapping[str, Constraint]
-    streamed: bool
-    may_call_tools: bool
-    model: str
     instructions: str
     previous_response_id: str | None
     include: tuple[str, ...]
 
 
-def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
+def read_settings(fields: Mapping[str, msgspec.Raw]) -> ResponsesSettings:
     """Read the settings of a request. Raises RequestRefused."""
     refuse_impossible(fields, _IMPOSSIBLE)
     if read_value(fields, "n") not in (None, 1):
@@ -63,7 +54,7 @@ def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
     constraints = read_engine_constraints(fields)
     may_call_tools = read_openai_tool_choice(read_value(fields, "tool_choice"), constraints)
     _read_text_format(read_value(fields, "text"), constraints)
-    return Settings(
+    return ResponsesSettings(
         sampling=read_sampling(fields, limit_keys=("max_output_tokens",)),
         constraints=constraints,
         streamed=bool(read_typed(fields, "stream", bool, "true or false")),

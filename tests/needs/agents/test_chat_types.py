@@ -10,6 +10,7 @@ import httpx
 import openai
 import orjson
 import pytest
+from openai.types import ErrorObject
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageParam, ParsedChatCompletion
 
 from rollout.gateway.dialects.base import Answer, AnsweredCall, RefusalReason, RequestRefused, SampledToken, TurnRequest
@@ -152,7 +153,14 @@ def test_a_message_that_the_sdk_sends_back_is_an_exact_echo(name: str) -> None:
     whole = client.chat.completions.create(model="tiny", messages=[QUESTION]).choices[0].message
     accumulated = accumulate(gateway).choices[0].message
     (sent,) = gateway.dialect.sent_messages(gateway.requests[0], given)
-    for echo in (whole, whole.to_dict(), whole.model_dump(), whole.model_dump(exclude_none=True), accumulated):
+    for echo in (
+        whole,
+        whole.to_dict(),
+        whole.model_dump(),
+        whole.model_dump(exclude_none=True),
+        whole.model_dump(exclude_unset=True),
+        accumulated,
+    ):
         conversation: Any = [QUESTION, echo, QUESTION]
         client.chat.completions.create(model="tiny", messages=conversation)
         assert gateway.requests[-1].messages[1].exact_key == sent.exact_key
@@ -176,6 +184,13 @@ def test_a_refusal_is_an_error_of_the_sdk(reason: RefusalReason, error: type[ope
     assert raised.value.status_code == reason.status
     assert raised.value.param == "messages[1]"
     assert raised.value.body == orjson.loads(ChatDialect().write_refusal(refusal))["error"]
+
+
+@pytest.mark.parametrize("reason", RefusalReason)
+def test_an_error_is_valid(reason: RefusalReason) -> None:
+    refusal = RequestRefused("Wrong.", reason=reason, parameter="messages[1]")
+    error = orjson.loads(ChatDialect().write_refusal(refusal))["error"]
+    assert ErrorObject.model_validate(error, strict=True).to_dict() == error
 
 
 def test_a_failure_in_a_stream_is_an_error_of_the_sdk() -> None:

@@ -92,11 +92,18 @@ class RawClient:
         )
         return head.encode() + body
 
-    async def send_bytes(self, data: bytes) -> None:
-        """Send bytes, over a new connection if there is none."""
+    async def send_bytes(self, data: bytes, *, reads: bool = True) -> None:
+        """Send bytes, over a new connection if there is none.
+
+        Args:
+            data: the bytes.
+            reads: False: what comes stays with the system, so that the connection is reset when it is closed.
+        """
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(self.host, self.port, limit=1 << 26)
             _connected.append(self)
+        if not reads:
+            self._writer.transport.pause_reading()  # type: ignore[attr-defined]
         self._writer.write(data)
         await self._writer.drain()
 

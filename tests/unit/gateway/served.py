@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -38,11 +39,11 @@ Program = Callable[[Endpoint], Awaitable[None]]
 
 
 class Words:
-    """A policy that says three random words, so that two answers to the same request differ."""
+    """A policy that says some random words, so that no two answers are the same."""
 
     def answer(self, prompt: str, images: Sequence[Pixels]) -> Sequence[AnswerSlot]:
-        """Return three slots; see `ScriptedPolicy.answer`."""
-        return [AnswerSlot({f"{before}{word}": 0.0 for word in _WORDS}) for before in ("", " ", " ")]
+        """Return a slot for each word; see `ScriptedPolicy.answer`."""
+        return [AnswerSlot({f"{before}{word}": 0.0 for word in _WORDS}) for before in ("", *" " * 5)]
 
 
 class HeldEngine(ScriptedEngine):
@@ -50,6 +51,7 @@ class HeldEngine(ScriptedEngine):
 
     Attributes:
         is_held: whether it holds its answers back.
+        latency: returns the seconds before an answer.
         started: the number of answers that it began.
         aborted: the number of answers that were aborted while it held them.
         is_stuck: whether it does not even answer that it aborts a request; only while it holds an answer.
@@ -58,6 +60,7 @@ class HeldEngine(ScriptedEngine):
     def __init__(self, settings: EmbeddedSettings) -> None:
         super().__init__(settings)
         self.is_held = False
+        self.latency: Callable[[], float] = lambda: 0.0
         self.started = 0
         self.aborted = 0
         self.is_stuck = False
@@ -76,6 +79,7 @@ class _HeldJob(Job):
     async def generate(self, answer: Answer, gate: PauseGate) -> None:
         self.engine.started += 1
         try:
+            await asyncio.sleep(self.engine.latency())
             while self.engine.is_held:
                 while self.engine.is_stuck:
                     time.sleep(0.005)  # noqa: ASYNC251 - the loop of the engine must not run
@@ -136,7 +140,8 @@ class Served:
             await ended.wait()
 
         playing = asyncio.ensure_future(self.play(program, rule))
-        await asyncio.wait([playing, opened], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [playing, opened]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         try:
             await client(opened.result())
         finally:
@@ -147,10 +152,7 @@ class Served:
     async def play(self, program: Program, rule: RootRule | None = None) -> Played:
         """Play a rollout in which a program uses an endpoint. An error of the program is raised."""
         environment = ProgramEnvironment(program, rule)
-        try:
-            played = await play(environment, policy=self.policy)
-        finally:
-            close_clients()
+        played = await play(environment, policy=self.policy)
         if environment.error is not None:
             raise environment.error
         return played
@@ -217,7 +219,10 @@ async def serve(
                 open_endpoint=opened.open_endpoint,
             )
             served = Served(engine, policy, int(url.rpartition(":")[2]), server)
-            yield served
+            try:
+                yield served
+            finally:
+                close_clients()
     finally:
         engine.is_held = engine.is_stuck = False
         (server if served is None else served.server).stop()

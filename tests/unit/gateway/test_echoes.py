@@ -177,15 +177,7 @@ def test_an_answer_below_a_foreign_message_is_recognised() -> None:
     answer = client.ask(*start, answer=assistant("Yes."))
     resolved = client.send(*start, assistant("Yes."), user("More."))
     assert resolved.messages[3] is answer
-    assert (resolved.echo, resolved.echoed_turns) == (Echo.FOREIGN, (0,))
-
-
-def test_a_foreign_message_is_new_only_in_the_first_request() -> None:
-    client = Client()
-    start = (ASKED, assistant("Example."), user("Go on."))
-    assert client.send(*start).new_foreign
-    later = client.send(*start, assistant("Yes."))
-    assert (later.new_foreign, later.foreign_reason) == (False, "message inserted")
+    assert (resolved.echo, resolved.foreign_reason, resolved.echoed_turns) == (Echo.EXACT, None, (0,))
 
 
 def test_a_foreign_message_has_its_arguments_as_objects() -> None:

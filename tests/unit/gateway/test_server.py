@@ -17,22 +17,28 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from rollout import Environment, Model, Score, Task
 from rollout.config.gateway import GatewayConfig
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.server import Gateway, GatewayUnavailable
 from rollout.gateway.timeouts import GatewayTimeouts
 from rollout.metrics.worker import WorkerMetrics
 from rollout.session.policy import PolicyClient
-from rollout.testing import embedded_policy
+from rollout.testing import embedded_policy, play
 from rollout.worker import containment
-from tests.open_endpoints import PATHS, QUESTION, TIMEOUT, OpenedEndpoint, error_problem, good_body, open_endpoint
+from tests.open_endpoints import (
+    PATHS,
+    PICTURE_URL,
+    QUESTION,
+    TIMEOUT,
+    OpenedEndpoint,
+    error_problem,
+    good_body,
+    open_endpoint,
+)
 
 SMALL = GatewayConfig(max_body_bytes=64 << 10)
 DIALECTS = tuple(PATHS)
-PICTURE = (
-    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAY0lEQVR4nO3PQQ3AIADAQEAt1tCFkYngcVnSU9DOu8/4s6UDXjWgNaA1oDWgNaA1oDWg"
-    "NaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgfX/IAnQfGQw+AAAAAElFTkSuQmCC"
-)
 
 
 @pytest.fixture
@@ -164,7 +170,7 @@ async def test_another_path_or_method_is_refused_with_the_paths_that_exist(
 
 @pytest.mark.parametrize("with_image", [False, True], ids=["text", "image"])
 async def test_counted_tokens_are_those_of_the_turn_and_are_not_recorded(tmp_path: Path, with_image: bool) -> None:
-    source = {"type": "base64", "media_type": "image/png", "data": PICTURE}
+    source = {"type": "base64", "media_type": "image/png", "data": PICTURE_URL.partition(",")[2]}
     content = [{"type": "text", "text": "Look."}, *([{"type": "image", "source": source}] if with_image else [])]
     tools = [{"name": "add", "description": "Adds.", "input_schema": {"type": "object", "properties": {}}}]
     body = good_body("messages", messages=[{"role": "user", "content": content}], system="Be brief.", tools=tools)
@@ -173,9 +179,18 @@ async def test_counted_tokens_are_those_of_the_turn_and_are_not_recorded(tmp_pat
         assert not opened.endpoint.transcript.turns
         turn = await opened.client.post("/v1/messages", json=body)
         again = await opened.client.post("/v1/messages/count_tokens", json=body)
+    assert turn.status_code == 200, turn.text
     assert counted.json() == again.json() == {"input_tokens": turn.json()["usage"]["input_tokens"]}
     assert opened.played is not None
     assert len(opened.played.trajectory.steps) == 1
+
+
+async def test_the_tokens_of_a_conversation_that_ends_with_an_answer_are_counted(opened: OpenedEndpoint) -> None:
+    question = good_body("messages", messages=[QUESTION])
+    answered = good_body("messages", messages=[QUESTION, {"role": "assistant", "content": "Yes."}])
+    counts = [await opened.client.post("/v1/messages/count_tokens", json=body) for body in (question, answered)]
+    first, second = (answer.json()["input_tokens"] for answer in counts)
+    assert 0 < first < second
 
 
 async def test_a_request_to_count_tokens_is_refused_with_its_place(opened: OpenedEndpoint) -> None:
@@ -238,7 +253,7 @@ async def test_a_compressed_body_is_read(
     ("encoding", "content", "text"),
     [
         ("gzip", b"no gzip", "bytes are damaged"),
-        ("gzip", gzip.compress(b"{}" * 50)[:-5], "ends before the end"),
+        ("gzip", gzip.compress(b"{}" * 50, mtime=0)[:-5], "ends before the end"),
         ("gzip", b"", "ends before the end"),
         ("br", b"{}", "send it without compression"),
     ],
@@ -410,18 +425,13 @@ async def test_the_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
 
 
 async def _require_unavailable(policy: PolicyClient, text: str) -> None:
-    gateway_error: list[BaseException] = []
-    assert policy.open_endpoint is not None
-    try:
-        async with policy.open_endpoint(NoSession()):  # type: ignore[arg-type]
-            pass
-    except GatewayUnavailable as error:
-        gateway_error.append(error)
-    assert text in str(gateway_error[0])
+    async def run(_: Environment, task: Task, model: Model) -> Score:
+        async with model.endpoint():
+            return Score(1.0)
 
-
-class NoSession:
-    """A session that no request reaches."""
+    with pytest.raises(GatewayUnavailable) as raised:
+        await play(type("Opening", (Environment,), {"run": run}), policy=policy)
+    assert text in str(raised.value)
 
 
 async def test_the_socket_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
