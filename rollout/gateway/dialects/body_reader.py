@@ -36,7 +36,7 @@ class _Head(Generic[_T]):
     """
 
     length: int
-    blocks: tuple[int, ...]
+    blocks: tuple[bytes, ...]
     rest: bytes
     fields: Mapping[str, msgspec.Raw]
     items: list[_T]

@@ -1,10 +1,9 @@
 """Reads the JSON of requests: splits a body into its keys and items, and remembers items that were read before.
 
 A program sends the whole conversation at every turn. An item with the same bytes as before is found by these bytes, and
-is not parsed again. The bytes of large items, such as images, are not kept; only their digest is.
+is not parsed again. The bytes of large items, such as images, are not kept; only their hash is.
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -12,9 +11,10 @@ import msgspec
 import orjson
 
 from rollout.gateway.dialects.base import RequestRefused
+from rollout.gateway.dialects.request_body import hash_bytes
 
 _MAX_KEPT_BYTES = 1024
-"""Larger items are known by their SHA-256 digest."""
+"""Larger items are known by their hash."""
 _MAX_ITEMS = 16_384
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -59,7 +59,7 @@ class KnownItems(Generic[_T]):
     def read(self, raw: msgspec.Raw, place: str) -> _T:
         """Return what was read from these bytes before, or read them. Raises the errors of `read`."""
         data = bytes(raw)
-        key = data if len(data) <= _MAX_KEPT_BYTES else hashlib.sha256(data).digest()
+        key = data if len(data) <= _MAX_KEPT_BYTES else hash_bytes(data)
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= _MAX_ITEMS:
