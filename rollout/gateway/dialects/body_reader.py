@@ -37,7 +37,7 @@ class _Head(Generic[_T]):
 
     length: int
     blocks: tuple[bytes, ...]
-    rest: bytes
+    rest: bytes | bytearray
     fields: Mapping[str, msgspec.Raw]
     items: list[_T]
 
@@ -119,7 +119,7 @@ def _clean(raw: msgspec.Raw) -> msgspec.Raw:
     return msgspec.Raw(hide_keys_in_json(bytes(raw)))
 
 
-def _end_of_items(data: bytes, raw: msgspec.Raw) -> int:
+def _end_of_items(data: bytes | bytearray, raw: msgspec.Raw) -> int:
     """Return the position in `data` after the last item of the list `raw`, which is a part of it."""
     end = _address(raw) - _address(data) + len(memoryview(raw)) - 1
     while data[end - 1 : end].isspace():
@@ -127,6 +127,6 @@ def _end_of_items(data: bytes, raw: msgspec.Raw) -> int:
     return end
 
 
-def _address(buffer: bytes | msgspec.Raw) -> int:
+def _address(buffer: bytes | bytearray | msgspec.Raw) -> int:
     address: int = np.frombuffer(memoryview(buffer), np.uint8).__array_interface__["data"][0]
     return address

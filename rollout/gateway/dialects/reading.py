@@ -22,7 +22,7 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _T = TypeVar("_T")
 
 
-def split_object(body: bytes, parameter: str | None = None) -> dict[str, msgspec.Raw]:
+def split_object(body: bytes | bytearray, parameter: str | None = None) -> dict[str, msgspec.Raw]:
     """Return the JSON of each value of a JSON object, by key. Raises RequestRefused if it is no JSON object."""
     try:
         return _decode_object(body)

@@ -24,7 +24,7 @@ class RequestBody:
 
     __slots__ = ("blocks", "data")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         """Take the bytes of a body, and compute the hashes."""
         view = memoryview(data)
         self.data = data
