@@ -19,7 +19,7 @@ ENDLESS = "endless"
 
 
 def _endless_read() -> Callable[[MessagesDialect, RequestBody], Any]:
-    """Return a `read` in the module of the dialect that runs for a minute for the body of a test."""
+    """Return a `_read` in the module of the dialect that runs for a minute for the body of a test."""
     code = compile(
         "def read(dialect, body):\n"
         "    deadline = time.monotonic() + 60\n"
@@ -68,12 +68,12 @@ async def test_a_body_that_takes_too_long_to_read_ends_its_own_rollout_alone(
 async def test_an_error_in_our_own_code_ends_its_own_rollout_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right_read = MessagesDialect._read
+    right_read = MessagesDialect.read
 
     def read(dialect: MessagesDialect, body: RequestBody) -> Any:
         return [][1] if ENDLESS.encode() in body.data else right_read(dialect, body)
 
-    monkeypatch.setattr(MessagesDialect, "_read", read)
+    monkeypatch.setattr(MessagesDialect, "read", read)
     async with embedded_policy(tmp_path) as policy, open_endpoint(policy) as other:
         async with open_endpoint(policy) as opened:
             answer = await opened.client.post(PATHS["messages"], json=good_body("messages", system=ENDLESS))
