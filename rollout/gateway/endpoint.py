@@ -191,7 +191,7 @@ class GatewayEndpoint:
             self._refuse(flight, RequestRefused(str(error), reason=RefusalReason.ENDED))
         except EngineRefused as error:
             if error.infrastructure:
-                flight.refusal = self._end(error)
+                flight.refuse(self._end(error))
             else:
                 self._refuse(flight, RequestRefused(f"The engine refuses this request: {error}"))
         except _REFUSED_ERRORS as error:
@@ -199,13 +199,13 @@ class GatewayEndpoint:
         except asyncio.CancelledError:
             raise
         except (RolloutError, QueueError) as error:
-            flight.refusal = self._end(error)
+            flight.refuse(self._end(error))
         except BaseException as error:  # noqa: BLE001 - an error of one rollout must not end the server
-            flight.refusal = self._end(error)
+            flight.refuse(self._end(error))
 
     def _refuse(self, flight: Flight, refusal: RequestRefused) -> None:
         self._session.counters.gateway[GatewayCount.REFUSALS] += 1
-        flight.refusal = refusal
+        flight.refuse(refusal)
 
     def _end(self, error: BaseException) -> RequestRefused:
         """End the endpoint with an error: the environment is cancelled, and `async with` raises the error."""
