@@ -1,27 +1,37 @@
 """Programs play over the gateway with a real vLLM behind it: every prompt has the tokens that the server itself makes.
 
-The weights are random, so a grammar makes the policy say what a test has planned. The server then samples the planned
-text in tokens of its own choice. A prompt keeps these tokens, and what follows them is the server's own rendering.
+The weights are random. Where a test needs tool calls, each token of the answer is the only one that the server may
+sample. Such an answer has reasoning, which the server's template leaves out when it renders the conversation again. So
+the tokens of the turns before are compared as they were sampled, and what follows them with the server's rendering.
 """
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from renderers_adapter.tokens import ExpandedIds, LogicalIds
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.config.gateway import GatewayConfig
+from rollout.engine.client import EngineClient
+from rollout.engine.protocol import Generation
+from rollout.engine.request import GenerateRequest
 from rollout.environments.color_codeword import ColorCodewordSettings, draw_square
 from rollout.environments.endpoint import Endpoint
 from rollout.gateway.dialects.chat import ChatDialect
 from rollout.records.conversations import Echo
+from rollout.records.evidence import answer_digest
 from rollout.records.messages import FinishReason, Message
 from rollout.session.policy import PolicyClient
 from rollout.testing import play
 from rollout.trainer import check, samples
 from rollout.trainer.trajectory import Trajectory
+from tests.needs.vllm.conftest import RecordingClient
 from tests.unit.gateway.dialect_clients import (
     PARAMETERS,
     SYSTEM,
@@ -34,7 +44,11 @@ from tests.unit.gateway.random_conversations import PlannedAnswer
 from tests.unit.gateway.test_dialect_echoes import answer_message, make_answer
 
 TASK = Task(id="000000", index=0, seed=7)
-TOOLS = [{"type": "function", "function": {"name": name, "parameters": PARAMETERS}} for name in TOOL_NAMES]
+DESCRIPTION = "Does what its name says."  # the server writes null for a tool without one, and we write nothing
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": DESCRIPTION, "parameters": PARAMETERS}}
+    for name in TOOL_NAMES
+]
 QUESTION = "What is in the two pictures?"
 Program = Callable[[Endpoint, httpx.AsyncClient], Awaitable[None]]
 
@@ -55,6 +69,42 @@ ANSWERS = [
     PlannedAnswer("", "One is left.", [("view", {"path": "b.png"})], [[picture("blue", 96)]], user=None),
     PlannedAnswer("Red and blue.", "", [], [], user="And which is larger?"),
 ]
+
+
+class SpellingClient(RecordingClient):
+    """Lets the server sample planned answers: one request for each token, which is the only one that is allowed."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.planned: Sequence[int] = ()
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._sample(request, at)) for at in range(len(self.planned))]
+        parts = [task.result() for task in tasks]
+        logprobs = np.concatenate([part.logprobs for part in parts])
+        tokens = LogicalIds(np.concatenate([part.token_ids for part in parts]))
+        generation = replace(
+            parts[0],
+            token_ids=tokens,
+            logprobs=logprobs,
+            finish_reason=FinishReason.STOP,
+            versions=(replace(parts[0].versions[0], end=len(tokens)),),
+            answer_digest=answer_digest(tokens, logprobs),
+        )
+        self.turns.append((request, generation))
+        return generation
+
+    async def _sample(self, request: GenerateRequest, at: int) -> Generation:
+        before = np.array(self.planned[:at], np.int32)
+        wanted = replace(
+            request,
+            request_id=f"{request.request_id}-{at}",
+            prompt=LogicalIds(np.concatenate([request.prompt, before])),
+            expanded_prompt=ExpandedIds(np.concatenate([request.expanded_prompt, before])),
+            sampling={"temperature": 0.0, "max_tokens": 1, "allowed_token_ids": [self.planned[at]]},
+        )
+        return await EngineClient.generate(self, wanted)
 
 
 class ChatClient(DialectClient):
@@ -123,8 +173,9 @@ def planned_text(answer: PlannedAnswer) -> str:
 
 def say(policy: PolicyClient, text: str) -> None:
     """Make the policy say a text in its next answers."""
-    assert isinstance(policy.sampling, dict)
-    policy.sampling["structured_outputs"] = {"choice": [text]}
+    assert isinstance(policy.engine, SpellingClient)
+    tokenizer = policy.renderers.tokenizer
+    policy.engine.planned = [*tokenizer.encode(text), tokenizer.token_id("<|im_end|>")]
 
 
 def conversations() -> list[list[Message]]:
@@ -133,6 +184,7 @@ def conversations() -> list[list[Message]]:
     found = [list(messages)]
     for turn, answer in enumerate(ANSWERS):
         message = answer_message(answer, turn)
+        message["content"] = message["content"] or None  # as clients send it; the server adds a line break after ""
         for call in message.get("tool_calls", ()):
             call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
         messages.append(message)
@@ -147,9 +199,10 @@ def conversations() -> list[list[Message]]:
 def render(live: Any, messages: list[Message]) -> list[int]:
     """Return the prompt that the server itself makes of a conversation."""
     with live.http() as server:
-        asked = {"model": "tiny", "messages": messages, "tools": TOOLS}
-        answer = server.post("/v1/chat/completions/render", json=asked).raise_for_status().json()
-    found: list[int] = answer["token_ids"]
+        asked = {"model": "tiny", "messages": messages, "tools": TOOLS, "tool_choice": "none"}
+        answer = server.post("/v1/chat/completions/render", json=asked)
+    assert answer.status_code == 200, answer.text
+    found: list[int] = answer.json()["token_ids"]
     return found
 
 
@@ -160,6 +213,14 @@ def after_last_answer(policy: PolicyClient, prompt: list[int]) -> list[int]:
     (role,) = tokenizer.encode("assistant")
     starts = [at for at in range(len(prompt) - 1) if prompt[at : at + 2] == [start, role]]
     return prompt[prompt.index(end, starts[-2]) + 1 :]
+
+
+def request_of(client: DialectClient) -> dict[str, Any]:
+    """Return the next request of a client, with descriptions of its tools."""
+    request = client.request() | {"max_tokens": 400}
+    for tool in request["tools"]:
+        tool.get("function", tool)["description"] = DESCRIPTION
+    return request
 
 
 @pytest.mark.parametrize("dialect", CLIENTS)
@@ -174,19 +235,18 @@ async def test_every_turn_of_a_program_has_the_servers_own_prompt(
         client.add_user(QUESTION)
         for answer in ANSWERS:
             say(policy, planned_text(answer))
-            body = json.dumps(client.request() | {"max_tokens": 400}).encode()
-            ids = client.add_answer((await http.post(path, content=body)).raise_for_status().json())
+            ids = client.add_answer((await http.post(path, json=request_of(client))).raise_for_status().json())
             assert len(ids) == len(answer.calls)
             if ids:
                 client.add_results(ids, answer.results)
             if answer.user is not None:
                 client.add_user(answer.user)
         say(policy, "The blue one.")
-        streamed = await http.post(path, json=client.request() | {"max_tokens": 400, "stream": True})
+        streamed = await http.post(path, json=request_of(client) | {"stream": True})
         assert streamed.raise_for_status().headers["content-type"] == "text/event-stream"
         assert "The blue one." in streamed.text
 
-    async with policy_for(live, max_tokens=400) as policy:
+    async with policy_for(live, client=SpellingClient) as policy:
         trajectory = await play_program(policy, program)
     assert [step.echo for step in trajectory.steps] == [None, Echo.EXACT, Echo.EXACT, Echo.EXACT]
     assert [step.prompt_source for step in trajectory.steps] == ["first", "bridge", "bridge", "bridge"]
@@ -222,7 +282,7 @@ async def test_a_conversation_that_the_policy_never_had_has_the_servers_own_prom
                 client.add_results(ids, answer.results)
             if answer.user is not None:
                 client.add_user(answer.user)
-        (await http.post(path, content=client.body())).raise_for_status()
+        (await http.post(path, json=request_of(client))).raise_for_status()
 
     async with policy_for(live) as policy:
         trajectory = await play_program(policy, program)
@@ -301,4 +361,4 @@ async def test_the_stop_text_of_a_program_ends_its_answer(fleet: Mapping[str, An
     assert (step.finish_reason, step.stop_reason) == (FinishReason.STOP, "77")
     assert not step.constrained
     assert found[0]["finish_reason"] == "stop"
-    print(found)
+    assert found[0]["message"]["content"] == "RV"
