@@ -84,7 +84,7 @@ class KillsItsProgram(Environment):
                 *(sys.executable, "-c", NEVER_READS, json.dumps(body)), env={**os.environ, **endpoint.environ}
             )
             with anyio.fail_after(60):
-                while not any(turn.received for turn in endpoint.transcript.turns):
+                while not any(turn.received for turn in endpoint.transcript.turns):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             process.kill()
             await process.wait()

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from rollout.api_keys import hide_keys_in_json
+from rollout.gateway.dialects.base import RequestRefused
 from rollout.gateway.dialects.reading import split_list, split_object
 from rollout.gateway.dialects.request_body import BLOCK_BYTES, RequestBody
 
@@ -90,7 +91,11 @@ class BodyReader(Generic[_T]):
         """Read what follows a known beginning, which ends with an item of the list."""
         is_longer = body.data[head.length : head.length + 1] == b","
         data = self._opening + body.data[head.length + is_longer :]
-        fields = split_object(data)
+        try:
+            fields = split_object(data)
+        except RequestRefused:
+            split_object(body.data)  # raises the error with its place in the whole body
+            raise
         raw = fields.pop(self._key)
         items = self._read_items(raw, head.items)
         if is_longer:
