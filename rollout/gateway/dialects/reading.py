@@ -68,8 +68,8 @@ class KnownItems(Generic[_T]):
             self._new_bytes += len(data)
             if self._new_bytes > _MAX_NEW_BYTES:
                 raise RequestRefused(
-                    f"{place}: the program has sent more than {_MAX_NEW_BYTES:,} bytes of new messages in this rollout. "
-                    "Does it send different large messages in a loop?",
+                    f"{place}: the program has sent more than {_MAX_NEW_BYTES:,} bytes of new messages in this "
+                    "rollout. Does it send different large messages in a loop?",
                     parameter=place,
                 )
             if len(self._known) >= _MAX_ITEMS:

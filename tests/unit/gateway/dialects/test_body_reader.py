@@ -15,6 +15,9 @@ from rollout.gateway.dialects.body_reader import BodyReader
 from rollout.gateway.dialects.reading import KnownItems, parse
 from rollout.gateway.dialects.request_body import BLOCK_BYTES, RequestBody
 
+WRONG = "wrong"
+"""The item that the reader refuses."""
+
 
 class Reader:
     """A reader that notes which items it read."""
@@ -30,6 +33,8 @@ class Reader:
 
     def _read_item(self, raw: msgspec.Raw, place: str) -> Any:
         item = parse(raw, place)
+        if item == WRONG:
+            raise RequestRefused(f"{place} is wrong.", parameter=place)
         self.read_items.append(item)
         return item
 
@@ -84,7 +89,7 @@ def test_an_item_that_cannot_be_read_does_not_change_what_is_known() -> None:
     reader = Reader()
     reader.read(body("a"))
     with pytest.raises(RequestRefused, match=r"messages\[1\]"):
-        reader.read(b'{"model":"m","messages":["a","\\ud800"]}')
+        reader.read(body("a", WRONG))
     assert reader.read(body("a", "b"))[1] == ["a", "b"]
 
 
