@@ -1,6 +1,7 @@
 """An engine in its own process that answers every request at once, so that only the client's work is measured.
 
-Each pad token becomes the 64 tokens of a 224x224 image. The sampled answer is always "red".
+Each pad token becomes the 64 tokens of a 224x224 image. The sampled answer is always the same, "red" if the caller
+does not choose another.
 """
 
 import asyncio
@@ -25,10 +26,10 @@ _IMAGE_TOKENS = 64
 
 
 @contextmanager
-def running_stub() -> Iterator[str]:
-    """Run the stub; yield its root URL."""
+def running_stub(answer: str = "red") -> Iterator[str]:
+    """Run the stub, which always answers with the text `answer`; yield its root URL."""
     tokenizer = load_tokenizer(TINY_MODEL)
-    completion = [*tokenizer.encode("red"), tokenizer.token_id("<|im_end|>")]
+    completion = [*tokenizer.encode(answer), tokenizer.token_id("<|im_end|>")]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -67,12 +68,13 @@ def _serve(port: int, pad: int, completion: list[int]) -> None:
             if token == pad:
                 ranges.append({"offset": len(expanded), "length": _IMAGE_TOKENS})
             expanded += [token] * (_IMAGE_TOKENS if token == pad else 1)
+        counts = len(expanded), len(completion)
         answer = {
             "request_id": "generate-tokens-0",
             "choices": [choice],
             "prompt_token_ids": expanded,
             "mm_placeholders": {"image": ranges},
-            "usage": {"prompt_tokens": len(expanded), "completion_tokens": 2, "total_tokens": len(expanded) + 2},
+            "usage": {"prompt_tokens": counts[0], "completion_tokens": counts[1], "total_tokens": sum(counts)},
         }
         return Response(orjson.dumps(answer), media_type="application/json")
 
@@ -81,5 +83,7 @@ def _serve(port: int, pad: int, completion: list[int]) -> None:
         return Response(orjson.dumps(listed), media_type="application/json")
 
     routes = [Route("/inference/v1/generate", generate, methods=["POST"]), Route("/v1/models", models)]
-    config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=port, log_level="critical")
+    config = uvicorn.Config(
+        Starlette(routes=routes), host="127.0.0.1", port=port, log_level="critical", timeout_keep_alive=600
+    )
     asyncio.run(uvicorn.Server(config).serve())

@@ -13,7 +13,6 @@ import argparse
 import base64
 import importlib
 import importlib.util
-import io
 import json
 import multiprocessing
 import statistics
@@ -27,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import numpy as np
-from PIL import Image
 
 # A script in this folder is called transports too; the package of that name must be imported.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.conversation_parts import WORDS, noisy_jpeg
 from benchmarks.engine_stub import MODEL, running_stub
 from renderers_adapter.pool import shared_pool
 from rollout.engine.client import EngineClient
@@ -46,7 +44,6 @@ from rollout.session.session import Session
 from transports import open_queue
 
 EARLY = 16
-WORDS = ("the", "red", "square", "lies", "left", "of", "a", "blue", "one", "and", "above", "the", "grey", "noise")
 Ask = Callable[[int], Message]
 
 
@@ -58,13 +55,7 @@ def text_turn(turn: int) -> Message:
 
 def image_turn(turn: int) -> Message:
     """Return the question of an image turn."""
-    rng = np.random.default_rng(turn)
-    shapes = Image.fromarray(rng.integers(40, 216, (14, 14, 3), dtype=np.uint8))
-    smooth = np.asarray(shapes.resize((224, 224), Image.Resampling.BICUBIC), np.int16)
-    grainy = smooth + rng.integers(-40, 40, smooth.shape, np.int16)
-    file = io.BytesIO()
-    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    uri = "data:image/jpeg;base64," + base64.b64encode(noisy_jpeg(turn)).decode()
     question = {"type": "text", "text": "What is the colour of this square?"}
     return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}, question]}
 

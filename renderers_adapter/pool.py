@@ -9,8 +9,9 @@ cost more. Long texts are encoded in a thread, so that other rollouts can contin
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import anyio
 import anyio.to_thread
 
 from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.errors import TooManyTokens
 from renderers_adapter.geometry import Geometry
 from renderers_adapter.rendered import ParsedCompletion, RenderedMessages
 from renderers_adapter.special_text import SpecialText
@@ -27,6 +29,11 @@ from renderers_adapter.tokens import LogicalIds
 _DEFAULT_POOL_SIZE = 4
 _INLINE_CHARACTERS = 20_000
 """The maximum length of texts that are encoded on the event loop, which takes a few milliseconds at most."""
+
+_CHARACTERS_OF_A_TOKEN = 8
+"""Texts with fewer characters for each token that fits are encoded without a check; they may fit."""
+_TOKENS_AT_A_CUT = 4
+"""A text that is cut, or encoded alone, may have a few more tokens than in its place."""
 
 _T = TypeVar("_T")
 _Messages = Sequence[Mapping[str, Any]]
@@ -45,18 +52,32 @@ class RendererPool:
         self._idle = [adapter]
         self._semaphore = anyio.Semaphore(size, fast_acquire=True)
 
-    async def render(self, messages: _Messages, tools: _Messages | None) -> RenderedMessages:
-        """See `RendererAdapter.render`."""
+    async def render(
+        self, messages: _Messages, tools: _Messages | None, *, token_limit: int | None = None
+    ) -> RenderedMessages:
+        """See `RendererAdapter.render`.
+
+        Raises:
+            TooManyTokens: the texts have more tokens than `token_limit`. Only far too long texts are refused.
+        """
         character_count = _count_characters(messages) + _count_characters(tools or ())
-        return await self._run_encoder(character_count, lambda adapter: adapter.render(messages, tools))
+        require_room = partial(self._require_room, character_count, token_limit, messages, tools or ())
+        return await self._run_encoder(character_count, require_room, lambda adapter: adapter.render(messages, tools))
 
     async def bridge(
-        self, parse_prefix: LogicalIds, completion: LogicalIds, messages: _Messages, tools: _Messages | None
+        self,
+        parse_prefix: LogicalIds,
+        completion: LogicalIds,
+        messages: _Messages,
+        tools: _Messages | None,
+        *,
+        token_limit: int | None = None,
     ) -> RenderedMessages:
-        """See `RendererAdapter.bridge`."""
+        """See `RendererAdapter.bridge`, and `render` for `token_limit`."""
         character_count = _count_characters(messages)
+        require_room = partial(self._require_room, character_count, token_limit, messages, ())
         return await self._run_encoder(
-            character_count, lambda adapter: adapter.bridge(parse_prefix, completion, messages, tools)
+            character_count, require_room, lambda adapter: adapter.bridge(parse_prefix, completion, messages, tools)
         )
 
     def parse(
@@ -69,12 +90,29 @@ class RendererPool:
         """Return the text of tokens, including special tokens."""
         return self._prototype.tokenizer.decode(list(token_ids))
 
-    async def _run_encoder(self, character_count: int, operation: Callable[[RendererAdapter], _T]) -> _T:
+    def _require_room(
+        self, character_count: int, token_limit: int | None, messages: _Messages, tools: _Messages
+    ) -> None:
+        """Raise TooManyTokens if the beginning of very long texts has too many tokens: all of it may take a minute."""
+        if token_limit is None or (left := token_limit * _CHARACTERS_OF_A_TOKEN) >= character_count:
+            return
+        tokens = 0
+        for text in _rendered_texts(messages, tools):
+            beginning = text[:left]
+            left -= len(beginning)
+            tokens += max(0, len(self.tokenizer.encode(beginning)) - _TOKENS_AT_A_CUT)
+            if tokens > token_limit:
+                raise TooManyTokens(f"the messages have more than {token_limit:,} tokens.")
+
+    async def _run_encoder(
+        self, character_count: int, require_room: Callable[[], None], operation: Callable[[RendererAdapter], _T]
+    ) -> _T:
         async with self._semaphore:
             adapter = self._idle.pop() if self._idle else self._prototype.clone()
             try:
                 if character_count <= _INLINE_CHARACTERS:
                     return operation(adapter)
+                await anyio.to_thread.run_sync(require_room)
                 return await anyio.to_thread.run_sync(operation, adapter)
             finally:
                 self._idle.append(adapter)
@@ -106,6 +144,25 @@ def shared_pool(
                 del _pools[key]
             future.set_exception(error)
     return future.result()
+
+
+def _rendered_texts(messages: _Messages, tools: _Messages) -> Iterator[str]:
+    """Yield the texts that every template renders, without the white space around them."""
+    for message in messages:
+        content = message.get("content")
+        for text in [content] if isinstance(content, str) else [part.get("text") for part in content or ()]:
+            if isinstance(text, str):
+                yield text.strip()
+    for tool in tools:
+        yield from _all_texts(tool.get("function"))
+
+
+def _all_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _all_texts(inner)
 
 
 def _count_characters(value: Any) -> int:

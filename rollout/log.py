@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import structlog
 
+from rollout.api_keys import hide_keys, hide_keys_in_json
 from rollout.texts import dump_json
 from rollout.value_limits import is_within_bounds
 
@@ -52,6 +53,7 @@ def log_warnings_to_stderr() -> None:
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
+            lambda _, __, line: hide_keys(str(line)),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
@@ -66,7 +68,7 @@ class _LineLogger:
 
     def msg(self, line: bytes) -> None:
         with suppress(OSError):
-            self._file.write(line + b"\n")
+            self._file.write(hide_keys_in_json(line) + b"\n")
 
     debug = info = warning = error = critical = exception = msg
 

@@ -14,7 +14,7 @@ import typer
 
 from rollout.cli.options import Debug
 
-TemplateName = Literal["chat", "images", "tools", "gym"]
+TemplateName = Literal["chat", "images", "tools", "agent", "gym"]
 
 _FILES = (
     ("environment.py", "{}.py", "the environment: its questions and rewards"),
@@ -35,8 +35,8 @@ def init(
     """Write a new environment, with its YAML, a script that answers instead of a model, and a test.
 
     Everything runs without a GPU: try it, then change it. Template chat is a game with several turns of text. Template
-    images draws pictures and asks about them. Template tools lets the model call functions. Template gym wraps an
-    environment of gymnasium (pip install "rollout-rl[gym]").
+    images draws pictures and asks about them. Template tools lets the model call functions. Template agent lets a
+    program call the model over HTTP. Template gym wraps an environment of gymnasium (pip install "rollout-rl[gym]").
     """
     from rollout.errors import ConfigurationError
 

@@ -24,7 +24,7 @@ class EndpointUnavailable(RolloutError):
 
 @dataclass(frozen=True, slots=True)
 class ConversationRoot:
-    """A conversation that a program began. Conversations with the same first messages and tools have the same root.
+    """How a program began conversations. Those with the same first message and the same tools have the same root.
 
     Attributes:
         node: the index of its first message in the rollout; it identifies the root.

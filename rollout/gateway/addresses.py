@@ -1,6 +1,5 @@
 """The addresses of one endpoint, and the environment variables in which SDKs and command-line agents look for them."""
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +7,6 @@ from pathlib import Path
 KEY_PATH = "/key/"
 """The beginning of a path that contains the key."""
 _PROXY_VARIABLES = ("NO_PROXY", "no_proxy")
-
-
-def new_key() -> str:
-    """Return a new key with 128 random bits. Some clients refuse a key that does not begin with `sk-`."""
-    return f"sk-{secrets.token_hex(16)}"
 
 
 @dataclass(frozen=True, slots=True)

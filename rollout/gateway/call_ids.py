@@ -1,4 +1,4 @@
-"""Maps the ids of tool calls that a client changed to our own ids, so that the results still belong to their calls."""
+"""Keeps the results of tools with their calls: maps the ids that a client changed to our own, and names the results."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,35 @@ def call_ids(message: Message) -> tuple[Any, ...]:
     return tuple([call.get("id") for call in message.get("tool_calls") or ()])
 
 
-def with_call_id(message: Message, call_id: Any) -> Message:
-    """Return a tool's result with this id of its call; the message itself if it has the id already."""
-    has_id = call_id is None or message.get("tool_call_id") == call_id
-    return message if has_id else {**message, "tool_call_id": call_id}
+def with_call(message: Message, call_id: Any, name: str | None) -> Message:
+    """Return a tool's result with this id and this name of its call; the message itself if it has both already."""
+    wanted = {"tool_call_id": call_id, "name": name}
+    changed = {key: value for key, value in wanted.items() if value is not None and message.get(key) != value}
+    return {**message, **changed} if changed else message
+
+
+class CallNames:
+    """The names of the tool calls in a conversation that grows, by their ids. The last call with an id counts."""
+
+    __slots__ = ("_names", "_read")
+
+    def __init__(self) -> None:
+        """Begin without a conversation."""
+        self._names: dict[Any, str] = {}
+        self._read = 0
+
+    def find(self, call_id: Any, messages: Sequence[Message]) -> str | None:
+        """Return the name of a call; None if no message has it.
+
+        Args:
+            call_id: the id of the call.
+            messages: the conversation until now. It begins with the messages of the earlier look-ups.
+        """
+        for message in messages[self._read :]:
+            for call in message.get("tool_calls") or ():
+                self._names[call.get("id")] = call["function"]["name"]
+        self._read = len(messages)
+        return None if call_id is None else self._names.get(call_id)
 
 
 class CallIds:

@@ -1,4 +1,7 @@
-"""One connection to the gateway. It notes when a connection is reset after an answer was sent."""
+"""One connection to the gateway. It notes when a connection is reset after an answer was sent.
+
+What a program sends can contain its key, so nothing of it is in the log, or in the answer to a request that is no HTTP.
+"""
 
 import asyncio
 import fcntl
@@ -6,15 +9,19 @@ import socket
 import termios
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
+import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from rollout.gateway.dialects.base import RefusalReason, RequestRefused
+from rollout.gateway.dialects.chat import ChatDialect
+from rollout.gateway.timeouts import GatewayTimeouts
 from rollout.metrics.worker import WorkerMetrics
 
-_KEEPALIVE_TIMEOUT = 75.0
-_FIRST_REQUEST_TIMEOUT = 30.0
-"""Seconds in which a new connection must have sent the head of its first request."""
+log = structlog.get_logger()
+
 _MAX_LINE_BYTES = 16_384
 
 
@@ -25,20 +32,36 @@ class GatewayConnection(RequestHandler):
         on_reset: called if the connection is reset before its next request; set after each answer.
     """
 
-    __slots__ = ("_first_request_timer", "_peer_closed", "_socket", "_stack", "on_reset")
+    __slots__ = (
+        "_first_request_timeout",
+        "_first_request_timer",
+        "_peer_closed",
+        "_socket",
+        "_stack",
+        "on_reset",
+    )
 
-    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        metrics: WorkerMetrics,
+        timeouts: GatewayTimeouts,
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
-            keepalive_timeout=_KEEPALIVE_TIMEOUT,
+            keepalive_timeout=timeouts.keepalive,
             access_log=None,  # type: ignore[arg-type]  # a path may contain a key
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
+            auto_decompress=False,  # `compression.py` stops at the limit, and refuses what it cannot read
         )
         self.on_reset: Callable[[], None] | None = None
         self._stack = ExitStack()
         self._stack.enter_context(metrics.count_gateway_connection())
+        self._first_request_timeout = timeouts.first_request
         self._first_request_timer: asyncio.TimerHandle | None = None
         self._socket: socket.socket | None = None
         self._peer_closed = False
@@ -49,7 +72,8 @@ class GatewayConnection(RequestHandler):
         assert isinstance(transport, asyncio.WriteTransport)
         transport.set_write_buffer_limits(0)  # so that all bytes that a response waited for are with the system
         self._socket = transport.get_extra_info("socket")
-        self._first_request_timer = asyncio.get_running_loop().call_later(_FIRST_REQUEST_TIMEOUT, self._close_if_idle)
+        loop = asyncio.get_running_loop()
+        self._first_request_timer = loop.call_later(self._first_request_timeout, self._close_if_idle)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See `asyncio.Protocol.connection_lost`; an error means that the program reset the connection."""
@@ -87,6 +111,28 @@ class GatewayConnection(RequestHandler):
         except OSError:  # a system without this request
             return False
         return any(unsent)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that is no valid HTTP, and close the connection. The text does not repeat the request."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("a part of another answer was sent already")
+        refusal = RequestRefused(f"The request is not valid HTTP ({type(exc).__name__}).", reason=RefusalReason.INVALID)
+        response = web.Response(
+            body=ChatDialect().write_refusal(refusal), status=refusal.reason.status, content_type="application/json"
+        )
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Log that a connection failed, without the text of the error, which can contain what the program sent."""
+        error = options.get("exc_info")
+        log.warning("a connection of a program failed", error=type(error).__name__)
 
     def _close_if_idle(self) -> None:
         self.force_close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from rollout.gateway.call_ids import CallIds, call_ids, with_call_id
+from rollout.gateway.call_ids import CallIds, CallNames, call_ids, with_call
 from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.dialects.normal_form import digest_form, incoming_message, merge_messages, normal_calls
 from rollout.gateway.foreign import ForeignReason, smallest_difference, with_parsed_arguments
@@ -68,17 +68,15 @@ class Resolved:
     Attributes:
         messages: the messages for the session. A message that an earlier request had at the same place is the same
             object.
-        echo: the worst echo of all assistant messages; None if there are none.
-        foreign_reason: why the first foreign message was not recognised; None if there is no foreign message.
-        new_foreign: whether no earlier request had this foreign message. A count of new ones counts each edit once,
-            although every later request repeats it.
+        echo: FOREIGN if a foreign message follows the last answer that was recognised; otherwise the worst echo of the
+            answers. None if there is no assistant message.
+        foreign_reason: why the first of these foreign messages was not recognised; None if the echo is not FOREIGN.
         echoed_turns: the turns whose answers were recognised, in order.
     """
 
     messages: list[Message]
     echo: Echo | None
     foreign_reason: ForeignReason | None
-    new_foreign: bool
     echoed_turns: tuple[int, ...]
     _last: _Node = field(repr=False)
     _tools_key: bytes = field(repr=False)
@@ -114,11 +112,12 @@ class ConversationTree:
         node = self._roots.get(tools_key)
         if node is None:
             node = self._roots[tools_key] = _Node({})
-        ids = CallIds()
+        ids, names = CallIds(), CallNames()
         path: list[_Node] = []
+        resolved: list[Message] = []
         echo: Echo | None = None
         first_foreign: _Node | None = None
-        new_foreign = False
+        is_normalised = False
         at, count = 0, len(messages)
         while at < count:
             incoming = messages[at]
@@ -126,14 +125,13 @@ class ConversationTree:
             if role == "assistant":
                 answer, taken, exact = self._find_answer(node, messages, at, ids)
                 if answer is not None:
-                    if echo is None or (echo is Echo.EXACT and not exact):
-                        echo = Echo.EXACT if exact else Echo.NORMALISED
+                    is_normalised = is_normalised or not exact
+                    echo = Echo.NORMALISED if is_normalised else Echo.EXACT
+                    first_foreign = None
                     ids.map_calls(messages[at : at + taken], answer.call_ids)
                     node = answer
                 else:
                     known_node = self._find_foreign(node, incoming)
-                    if first_foreign is None:
-                        new_foreign = known_node is None
                     node = known_node or self._add_foreign(node, messages, at, tools_key)
                     first_foreign = first_foreign or node
                     echo = Echo.FOREIGN
@@ -147,15 +145,19 @@ class ConversationTree:
                     child_key = (key, call_id)
                 child = node.children.get(child_key)
                 if child is None:
-                    child = node.children[child_key] = _Node(with_call_id(incoming.message, call_id))
+                    message = incoming.message
+                    if role == "tool":
+                        # The path says which call it is, so a known node has its name already.
+                        message = with_call(message, call_id, names.find(call_id, resolved))
+                    child = node.children[child_key] = _Node(message)
                 node = child
                 at += 1
             path.append(node)
+            resolved.append(node.message)
         return Resolved(
-            [step.message for step in path],
+            resolved,
             echo,
             None if first_foreign is None else first_foreign.foreign_reason,
-            new_foreign,
             tuple([step.turn for step in path if step.turn is not None]),
             node,
             tools_key,

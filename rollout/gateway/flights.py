@@ -5,13 +5,13 @@ repeats a request after an error sends the same body, and no header that could t
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from rollout.gateway.deliveries import Deliveries
 from rollout.gateway.dialects.base import Answer, Dialect, RequestRefused, TurnRequest, rollout_ended
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.records.endings import RolloutLimit
 
 _MAX_KEPT_ANSWERS = 128
@@ -73,7 +73,11 @@ class Flight:
     def raise_refusal(self) -> None:
         """Raise the refusal, if there is one."""
         if self.answer is None:
-            raise self.refusal or rollout_ended()
+            raise rollout_ended() if self.refusal is None else self.refusal.copy()
+
+    def refuse(self, refusal: RequestRefused) -> None:
+        """Set why there is no answer."""
+        self.refusal = refusal.copy()
 
     def written_answer(self) -> bytes:
         """Return the answer as JSON."""
@@ -119,20 +123,20 @@ class Flights:
 
     def __init__(self, deliveries: Deliveries) -> None:
         self._deliveries = deliveries
-        self._flights: dict[bytes, Flight] = {}
+        self._flights: dict[tuple[object, ...], Flight] = {}
         self._kept: list[Flight] = []
         """The flights whose answer is not there yet, or may be asked for again; oldest first."""
 
-    def find_or_add(self, dialect: Dialect, body: bytes) -> tuple[Flight, bool]:
+    def find_or_add(self, dialect: Dialect, body: RequestBody) -> tuple[Flight, bool]:
         """Return the flight of a request, and whether it is new, so that the caller must start it."""
-        digest = hashlib.sha256(dialect.name.encode() + body).digest()
-        known = self._flights.get(digest)
+        fingerprint = (dialect.name, len(body.data), body.blocks)
+        known = self._flights.get(fingerprint)
         if known is not None and not self._is_over(known):
             return known, False
         if known is not None:
             self._deliveries.mark_asked_again(known.turns)
         self._forget_answers()
-        flight = self._flights[digest] = Flight(dialect)
+        flight = self._flights[fingerprint] = Flight(dialect)
         self._kept.append(flight)
         return flight, True
 

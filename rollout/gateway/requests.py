@@ -14,12 +14,15 @@ import orjson
 import structlog
 from aiohttp import hdrs, web
 
+from rollout.api_keys import hide_keys
 from rollout.gateway.addresses import KEY_PATH
+from rollout.gateway.compression import BodyDecompressor
 from rollout.gateway.connections import GatewayConnection
 from rollout.gateway.dialects.base import Dialect, RefusalReason, RequestRefused
 from rollout.gateway.dialects.chat import ChatDialect
 from rollout.gateway.dialects.messages import MessagesDialect
 from rollout.gateway.dialects.messages_answers import write_token_count
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.dialects.responses import ResponsesDialect
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.flights import Flight
@@ -31,8 +34,6 @@ log = structlog.get_logger()
 
 _COMMENT_INTERVAL = 3.0
 _COMMENT = b": waiting for the model\n\n"
-_BODY_TIMEOUT = 60.0
-"""Seconds in which the whole body of a request must arrive."""
 _DialectClass = type[ChatDialect] | type[ResponsesDialect] | type[MessagesDialect]
 _DIALECTS: dict[str, _DialectClass] = {
     "/v1/chat/completions": ChatDialect,
@@ -42,9 +43,6 @@ _DIALECTS: dict[str, _DialectClass] = {
 _COUNT_PATH = "/v1/messages/count_tokens"
 _MODELS_PATH = "/v1/models"
 _POST_PATHS = (*_DIALECTS, _COUNT_PATH)
-_KEY_SUBSTITUTE = b"the-key-of-the-gateway"
-"""Replaces the key in the body of a request. A program may print its environment, and records must not have the key."""
-
 FindEndpoint = Callable[[str | None], GatewayEndpoint]
 
 
@@ -59,14 +57,22 @@ class _Measured:
 class RequestHandler:
     """Handles the requests of one server."""
 
-    def __init__(self, find_endpoint: FindEndpoint, model: str, max_body_bytes: int, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        find_endpoint: FindEndpoint,
+        model: str,
+        max_body_bytes: int,
+        body_timeout: float,
+        metrics: WorkerMetrics,
+    ) -> None:
         self._find_endpoint = find_endpoint
         self._model = model
         self._max_body_bytes = max_body_bytes
+        self._body_timeout = body_timeout
         self._metrics = metrics
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Handle one request. No error leaves this method."""
+        """Handle one request. It raises an error only if the program hung up."""
         if isinstance(request.protocol, GatewayConnection):
             request.protocol.note_request()
         path, path_key = _split_key(request.path)
@@ -107,17 +113,17 @@ class RequestHandler:
                 return self._answer_models(self._find_endpoint(key), found)
             case "POST", str(found) if found == _COUNT_PATH:
                 endpoint = self._find_endpoint(key)
-                body = await self._read_body(request, endpoint)
-                count = await endpoint.count_tokens(dialect_class, body)
+                body = await self._read_body(request)
+                count = await endpoint.count_tokens(body)
                 measured.outcome = RequestOutcome.OK
                 return _json_response(write_token_count(count))
             case "POST", str(found) if found in _DIALECTS:
                 endpoint = self._find_endpoint(key)
-                body = await self._read_body(request, endpoint)
+                body = await self._read_body(request)
                 return await self._answer_turn(request, endpoint.fly(dialect_class, body), endpoint, measured)
         raise RequestRefused(
-            f"The gateway has no {request.method} {path[:200]}; it has POST {', POST '.join(_POST_PATHS)} and GET "
-            f"{_MODELS_PATH}.",
+            f"The gateway has no {request.method[:20]} {hide_keys(path)[:200]}; it has POST "
+            f"{', POST '.join(_POST_PATHS)} and GET {_MODELS_PATH}.",
             reason=RefusalReason.NOT_FOUND,
         )
 
@@ -133,33 +139,30 @@ class RequestHandler:
             "max_model_len": endpoint.max_model_len,
         }
         if path != _MODELS_PATH:
-            return _json_response(orjson.dumps({**entry, "id": path.removeprefix(f"{_MODELS_PATH}/")}))
+            return _json_response(orjson.dumps({**entry, "id": hide_keys(path.removeprefix(f"{_MODELS_PATH}/"))}))
         ends = {"first_id": self._model, "last_id": self._model, "has_more": False}
         return _json_response(orjson.dumps({"object": "list", "data": [entry], **ends}))
 
-    async def _read_body(self, request: web.BaseRequest, endpoint: GatewayEndpoint) -> bytes:
+    async def _read_body(self, request: web.BaseRequest) -> RequestBody:
         """Read the body. Raises RequestRefused if it is too large or too slow."""
         if (length := request.content_length) is not None and length > self._max_body_bytes:
             raise self._too_large()
-        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-            assert request.transport is not None
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        chunks: list[bytes] = []
-        size = 0
+        decompressor = BodyDecompressor(request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower())
+        body = bytearray()
         try:
-            async with asyncio.timeout(_BODY_TIMEOUT):
-                async for chunk in request.content.iter_any():
-                    size += len(chunk)
-                    if size > self._max_body_bytes:
+            async with asyncio.timeout(self._body_timeout):
+                async for data in request.content.iter_any():
+                    body += decompressor.read(data, self._max_body_bytes - len(body))
+                    if len(body) > self._max_body_bytes:
                         raise self._too_large()
-                    chunks.append(chunk)
         except TimeoutError:
-            raise RequestRefused(f"The body of the request did not arrive within {_BODY_TIMEOUT:g} s.") from None
+            raise RequestRefused(f"The body of the request did not arrive within {self._body_timeout:g} s.") from None
         except (web.RequestPayloadError, ValueError) as error:
             raise RequestRefused(f"The body of the request cannot be read: {type(error).__name__}.") from None
-        body = b"".join(chunks)
-        key = endpoint.key.encode()
-        return body.replace(key, _KEY_SUBSTITUTE) if key in body else body
+        decompressor.require_end()
+        return RequestBody(body)
 
     def _too_large(self) -> RequestRefused:
         return RequestRefused(

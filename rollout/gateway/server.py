@@ -8,24 +8,27 @@ It finds the endpoint of a request by its key, and the dialect by its path. It k
 """
 
 import asyncio
+import contextvars
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import structlog
 from aiohttp import web
 
+from rollout.api_keys import new_key
 from rollout.config.gateway import GatewayConfig
 from rollout.environments.endpoint import Endpoint, RootRule
 from rollout.errors import RolloutError
-from rollout.gateway.addresses import EndpointAddresses, new_key
+from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.connections import GatewayConnection
 from rollout.gateway.dialects.base import RefusalReason, RequestRefused, rollout_ended
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.requests import RequestHandler
+from rollout.gateway.timeouts import DEFAULT_TIMEOUTS, GatewayTimeouts
+from rollout.gateway.unix_socket import PrivateSocket
 from rollout.metrics.worker import WorkerMetrics
 from rollout.session.turns import EndpointSession
 
@@ -33,6 +36,7 @@ log = structlog.get_logger()
 
 _MAX_ENDED_KEYS = 65_536
 _SHUTDOWN_TIMEOUT = 2.0
+_BACKLOG = 1024
 
 
 class GatewayUnavailable(RolloutError):
@@ -44,22 +48,34 @@ class GatewayUnavailable(RolloutError):
 class Gateway:
     """The gateway of one worker process."""
 
-    def __init__(self, config: GatewayConfig, *, model: str, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        model: str,
+        metrics: WorkerMetrics,
+        timeouts: GatewayTimeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         """Make a gateway, which does not listen yet.
 
         Args:
             config: the section `gateway` of the YAML.
             model: the name under which the engines serve the model.
             metrics: the metrics of the worker.
+            timeouts: how long the server waits for slow programs.
         """
         self._config = config
         self._model = model.rstrip("/").rpartition("/")[2] or model
         self._metrics = metrics
+        self._timeouts = timeouts
+        # Connections must not run in the context of the attempt that happens to start the server.
+        self._context = contextvars.copy_context()
         self._endpoints: dict[str, GatewayEndpoint] = {}
         self._ended_keys: OrderedDict[str, None] = OrderedDict()
         self._start_lock = asyncio.Lock()
         self._server: web.Server | None = None
         self._listeners: list[asyncio.Server] = []
+        self._socket: PrivateSocket | None = None
         self._address = ""
 
     async def __aenter__(self) -> Self:
@@ -72,8 +88,11 @@ class Gateway:
             listener.close()
         if self._server is not None:
             await self._server.shutdown(_SHUTDOWN_TIMEOUT)
-        if self._config.unix_socket is not None and self._listeners:
-            self._config.unix_socket.unlink(missing_ok=True)
+        for listener in self._listeners:
+            await listener.wait_closed()
+        self._listeners.clear()
+        if self._socket is not None:
+            self._socket.remove()
 
     @asynccontextmanager
     async def open_endpoint(self, session: EndpointSession, rule: RootRule | None = None) -> AsyncIterator[Endpoint]:
@@ -128,38 +147,35 @@ class Gateway:
     async def _start(self) -> None:
         """Listen, if no earlier rollout has started the server."""
         async with self._start_lock:
-            if self._server is not None:
-                return
-            handler = RequestHandler(self.find_endpoint, self._model, self._config.max_body_bytes, self._metrics)
-            server = web.Server(handler.handle, handler_cancellation=True, access_log=None)
-            loop = asyncio.get_running_loop()
+            if self._server is None:
+                await asyncio.create_task(self._listen(), context=self._context)
 
-            def connect() -> asyncio.Protocol:
-                return GatewayConnection(server, loop=loop, metrics=self._metrics)
+    async def _listen(self) -> None:
+        handler = RequestHandler(
+            self.find_endpoint, self._model, self._config.max_body_bytes, self._timeouts.body, self._metrics
+        )
+        server = web.Server(handler.handle, handler_cancellation=True, access_log=None)
+        loop = asyncio.get_running_loop()
 
-            try:
-                listener = await loop.create_server(connect, self._config.host, self._config.port, backlog=1024)
+        def connect() -> asyncio.Protocol:
+            return GatewayConnection(server, loop=loop, metrics=self._metrics, timeouts=self._timeouts)
+
+        config = self._config
+        try:
+            self._listeners.append(await loop.create_server(connect, config.host, config.port, backlog=_BACKLOG))
+            if config.unix_socket is not None:
+                self._socket = PrivateSocket.bind(config.unix_socket)
+                listener = await loop.create_unix_server(connect, sock=self._socket.socket, backlog=_BACKLOG)
                 self._listeners.append(listener)
-                port = listener.sockets[0].getsockname()[1]
-                if self._config.unix_socket is not None:
-                    self._listeners.append(await _listen_at_socket(loop, connect, self._config.unix_socket))
-            except OSError as error:
-                for listener in self._listeners:
-                    listener.close()
-                self._listeners.clear()
-                raise GatewayUnavailable(
-                    f"the gateway cannot listen at {self._config.host}:{self._config.port}"
-                    f"{f' and {self._config.unix_socket}' if self._config.unix_socket else ''} ({error.strerror}). "
-                    "Correct gateway.host, gateway.port (0: a free port) or gateway.unix_socket."
-                ) from None
-            self._server = server
-            self._address = self._config.advertised_address(port)
-            log.info("the gateway listens", address=self._address)
-
-
-async def _listen_at_socket(
-    loop: asyncio.AbstractEventLoop, connect: Callable[[], asyncio.Protocol], path: Path
-) -> asyncio.Server:
-    """Listen at a unix socket. The socket of a dead process is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return await loop.create_unix_server(connect, str(path))
+        except OSError as error:
+            for listener in self._listeners:
+                listener.close()
+            self._listeners.clear()
+            raise GatewayUnavailable(
+                f"the gateway cannot listen at {config.host}:{config.port}"
+                f"{f' and {config.unix_socket}' if config.unix_socket else ''} ({error.strerror or error}). "
+                "Correct gateway.host, gateway.port (0: a free port) or gateway.unix_socket."
+            ) from None
+        self._server = server
+        self._address = config.advertised_address(self._listeners[0].sockets[0].getsockname()[1])
+        log.info("the gateway listens", address=self._address)

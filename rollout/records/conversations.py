@@ -6,14 +6,14 @@ from enum import StrEnum
 class Echo(StrEnum):
     """How the earlier answers came back in the request of a turn.
 
-    A client sends the whole conversation with every request, so earlier answers come back. This is the worst case of
-    all assistant messages of the request.
+    A client sends the whole conversation with every request, so earlier answers come back.
 
     Attributes:
-        EXACT: each assistant message is the answer as it was sent.
-        NORMALISED: each is a sampled answer, but some of them only in canonical form: the client changed white space in
-            arguments, the order of keys, ids, or dropped the reasoning.
-        FOREIGN: at least one assistant message is not an answer that the policy gave at this place.
+        EXACT: each answer that was recognised is as it was sent.
+        NORMALISED: some answers were recognised only in canonical form: the client changed white space in arguments,
+            the order of keys, ids, or dropped the reasoning.
+        FOREIGN: after the last answer that was recognised, there is an assistant message that the policy did not give
+            at this place.
     """
 
     EXACT = "exact"

@@ -117,7 +117,12 @@ class PromptBuilder:
         self._cached_paths: OrderedDict[int, TokenPath] = OrderedDict()
 
     async def build_prompt(
-        self, messages: Sequence[CanonicalMessage], tools_digest: bytes, tools: Sequence[Mapping[str, Any]] | None
+        self,
+        messages: Sequence[CanonicalMessage],
+        tools_digest: bytes,
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        token_limit: int | None = None,
     ) -> Prompt:
         """Build the prompt for the policy's answer to `messages`.
 
@@ -125,8 +130,10 @@ class PromptBuilder:
             messages: the whole conversation.
             tools_digest: the digest of the tools, see `digest_tools`.
             tools: the schemas of the tools; None without tools.
+            token_limit: the number of tokens that fit into the model's context; None if it is unknown.
 
         Raises:
+            TooManyTokens: the texts are far too long for the model's context.
             UnsupportedConversation: a full render and a bridge would make different tokens.
             PlaceholderError: the text of a message contains the image pad token.
         """
@@ -142,7 +149,11 @@ class PromptBuilder:
                 parse_prefix = concat_ids(*(run.ids for run in self._trace.path_runs(last_answer.parent)))
             try:
                 bridged = await self._renderers.bridge(
-                    parse_prefix, completion, [message.message for message in new_messages], tools
+                    parse_prefix,
+                    completion,
+                    [message.message for message in new_messages],
+                    tools,
+                    token_limit=token_limit,
                 )
             except BridgeRefused as refusal:
                 source = PromptSource(refusal.reason)
@@ -154,7 +165,7 @@ class PromptBuilder:
                     bridged.generation_prompt,
                     source,
                 )
-        rendered = await self._renderers.render([m.message for m in messages], tools)
+        rendered = await self._renderers.render([m.message for m in messages], tools, token_limit=token_limit)
         return self._assemble_prompt(self._empty_path, messages, rendered.segments, rendered.generation_prompt, source)
 
     def add_answer(self, prompt: Prompt, answer_node: int, completion: LogicalIds, logprobs: Logprobs) -> None:

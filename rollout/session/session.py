@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from renderers_adapter.errors import TooManyTokens
 from renderers_adapter.tokens import TokenRun, concat_ids
 from rollout.config.sampling import check_sampling
 from rollout.engine.errors import UnusableCompletion
@@ -131,11 +132,13 @@ class Session:
             raise
 
     async def count_prompt_tokens(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None) -> int:
-        """Return the number of tokens of a prompt, with its images expanded. Nothing is recorded."""
-        require_conversation(messages)
+        """Return the number of tokens of a prompt, with its images expanded. Nothing is recorded.
+
+        The last message may be one of the model.
+        """
         require_tools(tools, "tools")
         canonical_messages = await self._prepare_messages(messages)
-        prompt = await self._prompt_builder.build_prompt(canonical_messages, digest_tools(tools), tools)
+        prompt = await self._build_prompt(canonical_messages, digest_tools(tools), tools)
         return len(prompt.full_path.expanded.ids)
 
     async def _play_turn(
@@ -161,7 +164,7 @@ class Session:
         stage_timer.mark_stage("prepare")
 
         tools_digest = digest_tools(tools)
-        prompt = await self._prompt_builder.build_prompt(canonical_messages, tools_digest, tools)
+        prompt = await self._build_prompt(canonical_messages, tools_digest, tools)
         stage_timer.mark_stage("render")
 
         request = self._build_request(turn, prompt, {**self._policy.sampling, **turn_sampling})
@@ -265,6 +268,15 @@ class Session:
         if (size := sum(message.size for message in conversation)) > MAX_CHARACTERS:
             raise ContextExhausted(f"the conversation has {size:,} bytes of JSON, which is too long for every model.")
         return conversation
+
+    async def _build_prompt(
+        self, messages: list[CanonicalMessage], tools_digest: bytes, tools: Sequence[Mapping[str, Any]] | None
+    ) -> Prompt:
+        limit = self._policy.engine.max_model_len
+        try:
+            return await self._prompt_builder.build_prompt(messages, tools_digest, tools, token_limit=limit)
+        except TooManyTokens as error:
+            raise ContextExhausted(f"{error} No more fit into the model's context.") from None
 
     def _build_request(self, turn: int, prompt: Prompt, sampling: Mapping[str, Any]) -> GenerateRequest:
         """Build the request. Its images are in the order of the prompt; an image that occurs twice is there twice."""

@@ -41,7 +41,7 @@ If the innermost frame of our code is in one of these modules, the code that run
 _INTERRUPTIBLE_PREFIXES = (
     *("rollout.value_limits.", "rollout.config.sampling.", "rollout.images.message_parts.", "rollout.session."),
     *("rollout.records.messages.", "rollout.records.tools.", "rollout.records.wire.", "rollout.records.wrong_types."),
-    *("rollout.log.", "rollout.texts.", "renderers_adapter.", "transports.codec."),
+    *("rollout.log.", "rollout.texts.", "renderers_adapter.", "transports.codec.", "rollout.gateway."),
 )
 """The names of our modules that change only the state of one rollout. They may be interrupted, like environments.
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rollout.api_keys import hide_keys
 from rollout.environments.base import Retry
 from rollout.errors import RolloutError, error_text, printable_error, user_traceback
 from rollout.texts import escape_surrogates
@@ -73,11 +74,11 @@ def requested_retry(leaf_errors: Sequence[BaseException]) -> Retry | None:
 
 def describe_failure(error: BaseException) -> Failure:
     """Return the texts of an error that `make_printable` returned. Never raise, even if the error's methods do."""
-    message = error_text(error)
+    message = hide_keys(error_text(error))
     if len(message) > _MAX_MESSAGE_CHARS:
         message = f"{message[:_MAX_MESSAGE_CHARS]} … ({len(message):,} characters)"
     try:
-        full_traceback = "".join(traceback.format_exception(error))
+        full_traceback = hide_keys("".join(traceback.format_exception(error)))
         environment_traceback = _environment_traceback(error)
     except BaseException:  # noqa: BLE001 - attributes of an environment's exception may raise anything
         full_traceback, environment_traceback = message, None
@@ -99,4 +100,4 @@ def _environment_traceback(error: BaseException) -> str | None:
     text = user_traceback(error)
     if text is None and not isinstance(error, RolloutError):
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next))
-    return text and escape_surrogates(text[-_MAX_TRACEBACK_CHARS:])
+    return text and escape_surrogates(hide_keys(text)[-_MAX_TRACEBACK_CHARS:])

@@ -1,8 +1,8 @@
 """Defines what every dialect gives to the gateway, and what it gets: a request, an answer, and a refusal.
 
-A dialect reads the body of a request into messages as `Session.chat` takes them, and writes an answer in its own form,
-as one JSON object or as server-sent events. It knows nothing of tokens, of HTTP connections or of the session. An
-endpoint makes one object of each dialect that its program uses, so a dialect may keep state for the attempt.
+A dialect reads the body of a request into messages as `Session.chat` takes them. It writes an answer in its own form:
+one JSON object, or server-sent events. It knows nothing of tokens, of HTTP connections or of the session. An endpoint
+makes one object of each dialect that its program uses, so a dialect may keep state for the attempt.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from rollout.errors import RolloutError
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason, Message
 
@@ -64,6 +65,10 @@ class RequestRefused(RolloutError):
         super().__init__(text)
         self.reason = reason
         self.parameter = parameter
+
+    def copy(self) -> "RequestRefused":
+        """Return the same refusal without its traceback, whose frames hold the whole body of the request."""
+        return RequestRefused(str(self), reason=self.reason, parameter=self.parameter)
 
 
 def rollout_ended() -> RequestRefused:
@@ -228,8 +233,12 @@ class Dialect(Protocol):
     name: str
     """The name of the dialect in metrics: `chat`, `responses` or `messages`."""
 
-    def read(self, body: bytes) -> TurnRequest:
+    def read(self, body: bytes | RequestBody) -> TurnRequest:
         """Read the body of a request. Raises RequestRefused."""
+        ...
+
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message, such as `messages[3].content[1]`; used in errors."""
         ...
 
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:

@@ -11,18 +11,20 @@ import msgspec
 import orjson
 
 from rollout.gateway.dialects.base import Answer, IncomingMessage, RequestRefused, TurnRequest
+from rollout.gateway.dialects.body_reader import BodyReader
 from rollout.gateway.dialects.chat_answers import (
     completion_bytes,
     completion_events,
     echoed_message,
     failure_events,
 )
-from rollout.gateway.dialects.chat_messages import ConversationBuilder, read_message
+from rollout.gateway.dialects.chat_messages import ConversationBuilder, ReadMessage, read_message
 from rollout.gateway.dialects.chat_settings import read_settings
 from rollout.gateway.dialects.chat_tools import ToolSet, read_tools
 from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.dialects.openai_errors import error_object
-from rollout.gateway.dialects.reading import KnownItems, split_list, split_object
+from rollout.gateway.dialects.reading import KnownItems, split_list
+from rollout.gateway.dialects.request_body import RequestBody
 
 _NO_TOOLS = ToolSet()
 
@@ -47,17 +49,17 @@ class ChatDialect:
 
     def __init__(self) -> None:
         """Start without any known message."""
-        self._messages = KnownItems(read_message)
+        self._bodies = BodyReader("messages", KnownItems(read_message).read)
         self._tools = KnownItems(read_tools)
         self._builder = ConversationBuilder()
         self._places: list[str] = []
 
-    def read(self, body: bytes) -> TurnRequest:
+    def read(self, body: bytes | RequestBody) -> TurnRequest:
         """Read the body of a request. Raises RequestRefused."""
-        fields = split_object(body)
+        fields, items = self._bodies.read(body)
         settings = read_settings(fields)
         tools = self._tools.read(fields["tools"], "tools") if "tools" in fields else _NO_TOOLS
-        messages, places = self._read_messages(fields)
+        messages, places = self._read_messages(fields, items)
         if messages[-1].role == "assistant":
             raise RequestRefused(
                 f"{places[-1]} is of the assistant, but the last message must be of the user or of a tool: the policy "
@@ -78,6 +80,10 @@ class ChatDialect:
             ignored_tools=tools.ignored + settings.ignored_tools,
             options=ChatOptions(settings.wants_usage, tools.custom),
         )
+
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message."""
+        return f"{request.places[index]}.content[{part}]"
 
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
@@ -107,12 +113,14 @@ class ChatDialect:
         """Return the events of an error after the first byte of a stream was sent."""
         return failure_events(refusal)
 
-    def _read_messages(self, fields: Mapping[str, msgspec.Raw]) -> tuple[list[IncomingMessage], list[str]]:
+    def _read_messages(
+        self, fields: Mapping[str, msgspec.Raw], items: list[ReadMessage] | None
+    ) -> tuple[list[IncomingMessage], list[str]]:
         """Return the messages of a request, and the place of each. Raises RequestRefused."""
-        raws = split_list(fields["messages"], "messages") if "messages" in fields else []
-        if not raws:
+        if items is None and "messages" in fields:
+            split_list(fields["messages"], "messages")
+        if not items:
             raise RequestRefused("messages is missing or empty. Send at least one message.", parameter="messages")
-        for index in range(len(self._places), len(raws)):
+        for index in range(len(self._places), len(items)):
             self._places.append(f"messages[{index}]")
-        places = self._places[: len(raws)]
-        return self._builder.build(list(map(self._messages.read, raws, places)), places)
+        return self._builder.build(items, self._places[: len(items)])

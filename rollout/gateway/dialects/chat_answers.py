@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from rollout.gateway.dialects.base import Answer, AnswerChoice, AnsweredCall, RequestRefused
-from rollout.gateway.dialects.chat_messages import assistant_message
-from rollout.gateway.dialects.chat_tools import custom_arguments, custom_input
 from rollout.gateway.dialects.openai_errors import error_object
+from rollout.gateway.dialects.session_messages import assistant_message
+from rollout.gateway.dialects.tool_schemas import custom_arguments, custom_input
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason, Message
 

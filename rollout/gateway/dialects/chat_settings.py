@@ -9,12 +9,15 @@ import msgspec
 from rollout.gateway.dialects.base import Constraint, RequestRefused
 from rollout.gateway.dialects.reading import require
 from rollout.gateway.dialects.request_keys import (
+    Settings,
     read_count,
     read_engine_constraints,
+    read_json_schema,
+    read_openai_tool_choice,
     read_sampling,
-    read_stop_texts,
     read_typed,
     read_value,
+    refuse_impossible,
 )
 
 _IMPOSSIBLE = {
@@ -34,42 +37,30 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 _MAX_CHOICES = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatSettings(Settings):
     """What the keys of a request ask for.
 
     Attributes:
-        sampling: as `TurnRequest.sampling`.
-        constraints: as `TurnRequest.constraints`.
         choices: the number of answers.
-        streamed: whether the client wants events.
         wants_usage: whether the stream ends with the numbers of tokens.
-        may_call_tools: False with `tool_choice: none`.
         wants_logprobs: whether the client wants log-probs.
-        model: the name of the model.
         ignored_tools: the types of tools that the request asks for outside `tools`.
     """
 
-    sampling: Mapping[str, Any]
-    constraints: Mapping[str, Constraint]
     choices: int
-    streamed: bool
     wants_usage: bool
-    may_call_tools: bool
     wants_logprobs: bool
-    model: str
     ignored_tools: tuple[str, ...]
 
 
-def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
+def read_settings(fields: Mapping[str, msgspec.Raw]) -> ChatSettings:
     """Read the settings of a request. Raises RequestRefused."""
-    for key, advice in _IMPOSSIBLE.items():
-        if key in fields and read_value(fields, key):
-            raise RequestRefused(f"{key} is not possible here. {advice}", parameter=key)
+    refuse_impossible(fields, _IMPOSSIBLE)
     if "audio" in (read_typed(fields, "modalities", list, "a list of strings") or ()):
         raise RequestRefused("modalities must be ['text']: the policy writes text alone.", parameter="modalities")
     constraints = read_engine_constraints(fields)
-    may_call_tools = _read_tool_choice(read_value(fields, "tool_choice"), constraints)
+    may_call_tools = read_openai_tool_choice(read_value(fields, "tool_choice"), constraints)
     _read_response_format(read_value(fields, "response_format"), constraints)
     for key, structure in _GUIDED.items():
         value = read_value(fields, key)
@@ -82,8 +73,8 @@ def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
     wants_usage = stream_options.get("include_usage")
     if wants_usage is not None:
         require(wants_usage, bool, "stream_options.include_usage", "true or false")
-    return Settings(
-        sampling=_read_sampling(fields),
+    return ChatSettings(
+        sampling=read_sampling(fields, limit_keys=_LIMITS),
         constraints=constraints,
         choices=choices,
         streamed=bool(read_typed(fields, "stream", bool, "true or false")),
@@ -95,39 +86,12 @@ def read_settings(fields: Mapping[str, msgspec.Raw]) -> Settings:
     )
 
 
-def _read_sampling(fields: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
-    sampling = read_sampling(fields)
-    limits = [limit for key in _LIMITS if (limit := read_count(fields, key, 1)) is not None]
-    if limits:
-        sampling["max_tokens"] = min(limits)
-    stop = read_stop_texts(fields, "stop")
-    if stop is not None:
-        sampling["stop"] = stop
-    return sampling
-
-
-def _read_tool_choice(choice: Any, constraints: dict[str, Constraint]) -> bool:
-    """Return whether the policy may call tools. A forced tool, or a part of the tools, becomes a constraint."""
-    if choice is None or choice == "auto":
-        return True
-    if choice == "none":
-        return False
-    if choice != "required" and not (isinstance(choice, dict) and isinstance(choice.get("type"), str)):
-        raise RequestRefused(
-            "tool_choice must be 'auto', 'none', 'required', or an object that names a tool.", parameter="tool_choice"
-        )
-    constraints["tool_choice"] = Constraint("tool_choice", None)
-    return True
-
-
 def _read_response_format(form: Any, constraints: dict[str, Constraint]) -> None:
     if form is None:
         return
     kind = require(form, dict, "response_format", "an object").get("type")
     if kind == "json_schema":
-        place = "response_format.json_schema"
-        schema = require(form.get("json_schema"), dict, place, "an object").get("schema")
-        require(schema, dict, f"{place}.schema", "a JSON schema, which is an object")
+        schema = read_json_schema(form.get("json_schema"), "response_format.json_schema")
         constraints["structured_outputs"] = Constraint("response_format", {"json": schema})
     elif kind == "json_object":
         constraints["structured_outputs"] = Constraint("response_format", {"json_object": True})

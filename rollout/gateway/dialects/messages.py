@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from rollout.gateway.dialects.base import Answer, IncomingMessage, RequestRefused, TurnRequest
+from rollout.gateway.dialects.body_reader import BodyReader
 from rollout.gateway.dialects.messages_answers import (
     echoed_message,
     write_error,
@@ -19,7 +20,9 @@ from rollout.gateway.dialects.messages_answers import (
 )
 from rollout.gateway.dialects.messages_blocks import MessageReader, ReadMessage, read_text
 from rollout.gateway.dialects.messages_settings import read_settings
-from rollout.gateway.dialects.reading import KnownItems, parse, require, split_list, split_object
+from rollout.gateway.dialects.reading import KnownItems, parse, require, split_list
+from rollout.gateway.dialects.request_body import RequestBody
+from rollout.gateway.dialects.session_messages import SystemMessages
 
 
 class MessagesDialect:
@@ -30,11 +33,12 @@ class MessagesDialect:
     def __init__(self) -> None:
         """Start without any known message."""
         self._reader = MessageReader()
-        self._messages = KnownItems(self._reader.read)
+        self._bodies = BodyReader("messages", KnownItems(self._reader.read).read)
         self._tools = KnownItems(self._reader.read_tools)
         self._systems = KnownItems(read_text)
+        self._joined = SystemMessages()
 
-    def read(self, body: bytes) -> TurnRequest:
+    def read(self, body: bytes | RequestBody) -> TurnRequest:
         """Read the body of a request. Raises RequestRefused."""
         request = self._read(body)
         if request.messages[-1].role == "assistant":
@@ -46,9 +50,14 @@ class MessagesDialect:
             )
         return request
 
-    def read_count(self, body: bytes) -> TurnRequest:
+    def read_count(self, body: bytes | RequestBody) -> TurnRequest:
         """Read the body of a request for the number of tokens in a prompt. Raises RequestRefused."""
         return self._read(body)
+
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message, also beside tool results in the same message."""
+        place = request.places[index]
+        return f"{place}.content[{request.options.get(place, range(part + 1))[part]}]"
 
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
@@ -74,10 +83,10 @@ class MessagesDialect:
         """Return the events of an error after the first byte of a stream was sent."""
         return (write_error_event(refusal),)
 
-    def _read(self, body: bytes) -> TurnRequest:
-        fields = split_object(body)
+    def _read(self, body: bytes | RequestBody) -> TurnRequest:
+        fields, read_messages = self._bodies.read(body)
         settings = read_settings(fields)
-        messages, places = self._read_messages(fields)
+        messages, places, part_indices = self._read_messages(fields, read_messages)
         tools = self._tools.read(fields["tools"], "tools") if "tools" in fields else None
         ignored = tools.ignored if tools else ()
         if "mcp_servers" in fields:
@@ -94,33 +103,34 @@ class MessagesDialect:
             may_call_tools=settings.may_call_tools,
             model=settings.model,
             ignored_tools=ignored,
+            options=part_indices,
         )
 
-    def _read_messages(self, fields: Mapping[str, msgspec.Raw]) -> tuple[list[IncomingMessage], list[str]]:
-        """Return the messages of a request, and the place of each."""
-        if "messages" not in fields:
+    def _read_messages(
+        self, fields: Mapping[str, msgspec.Raw], read_messages: list[ReadMessage] | None
+    ) -> tuple[list[IncomingMessage], list[str], Mapping[str, Sequence[int]]]:
+        """Return the messages of a request, the place of each, and by places the indices of parts beside results."""
+        if read_messages is None:
+            if "messages" in fields:
+                split_list(fields["messages"], "messages")
             raise RequestRefused("messages is missing; it must be a list of messages.", parameter="messages")
-        read = self._messages.read
-        items = []
-        for index, raw in enumerate(split_list(fields["messages"], "messages")):
-            place = f"messages[{index}]"
-            items.append((place, read(raw, place)))
+        items = [(f"messages[{index}]", message) for index, message in enumerate(read_messages)]
         messages: list[IncomingMessage] = []
         places: list[str] = []
         start = self._read_leading_system(fields, items, messages, places)
-        names: dict[str, str] = {}
+        part_indices: dict[str, Sequence[int]] = {}
         for place, item in items[start:]:
-            for result in item.results:
-                messages.append(self._reader.tool_message(result, names.get(result.call_id)))
-                places.append(place + result.place)
+            for suffix, result in item.results:
+                messages.append(result)
+                places.append(place + suffix)
             if item.message is not None:
                 messages.append(item.message)
                 places.append(place)
-            for call_id, name in item.calls:
-                names[call_id] = name
+                if item.results:
+                    part_indices[place] = item.part_indices
         if start == len(items) or not messages:
             raise RequestRefused("messages has no message of the user.", parameter="messages")
-        return messages, places
+        return messages, places, part_indices
 
     def _read_leading_system(
         self,
@@ -141,6 +151,6 @@ class MessagesDialect:
             start += 1
         texts = [(place, text) for place, text in texts if text]
         if texts:
-            messages.append(self._reader.system_message(tuple(text for _, text in texts)))
+            messages.append(self._joined.join([text for _, text in texts]))
             places.append(texts[0][0])
         return start

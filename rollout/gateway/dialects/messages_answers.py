@@ -15,7 +15,8 @@ from rollout.gateway.dialects.base import (
     RequestRefused,
     TurnRequest,
 )
-from rollout.gateway.dialects.messages_blocks import assistant_message, compact_json
+from rollout.gateway.dialects.messages_blocks import compact_json
+from rollout.gateway.dialects.session_messages import assistant_message
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason, Message
 

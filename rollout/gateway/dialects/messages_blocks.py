@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -10,40 +10,26 @@ import orjson
 from rollout.gateway.dialects.base import IncomingMessage, RequestRefused
 from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.dialects.reading import (
-    inner_system_message,
-    join_system_messages,
     read_image_url,
     require,
-    simple_content,
 )
+from rollout.gateway.dialects.session_messages import (
+    assistant_message,
+    inner_system_message,
+    simple_content,
+    tool_message,
+)
+from rollout.gateway.dialects.tool_schemas import function_tool, read_description, read_tool_name
 from rollout.records.messages import Message
 
 _MAX_KNOWN = 16_384
-_MAX_KNOWN_SYSTEMS = 256
+_MAX_KNOWN_TOOLS = 256
 _SYSTEM_ROLES = ("system", "developer")
 _IMAGE_TYPE = re.compile(r"image/[A-Za-z0-9.+-]{1,64}")
-_TOOL_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
 _EMPTY_ERROR = "Error"
 """The text of a failed tool result without content: the policy would otherwise not see that the call failed."""
 _ACCOUNTING = "x-anthropic-billing-header:"
 """Claude Code puts a block with this start before its system prompt. It is for the provider, and may change."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolResult:
-    """A result of a tool, which becomes a message of its own.
-
-    Attributes:
-        call_id: the id of the call.
-        content: the content of the message.
-        place: its place in the message of the request, such as `.content[1]`.
-        named: the messages that were made of it, by the name of the tool; the name follows from the conversation.
-    """
-
-    call_id: str
-    content: Any
-    place: str
-    named: dict[str | None, IncomingMessage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +40,14 @@ class ReadMessage:
         message: the message for the session, without the tool results; None if nothing else is in it. That of a system
             message is the form for a place that is not the start.
         system_text: the text of a system message; None for other roles.
-        results: the tool results, in order.
-        calls: the id and the name of each tool call.
+        results: the messages of the tool results, in order, each with its place in this one, such as `.content[1]`.
+        part_indices: the index of each part of a user message among the blocks of the request's message.
     """
 
     message: IncomingMessage | None
     system_text: str | None = None
-    results: tuple[ToolResult, ...] = ()
-    calls: tuple[tuple[str, str], ...] = ()
+    results: tuple[tuple[str, IncomingMessage], ...] = ()
+    part_indices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +73,6 @@ class MessageReader:
     def __init__(self) -> None:
         """Start without any known message."""
         self._known: dict[bytes, IncomingMessage] = {}
-        self._systems: dict[tuple[str, ...], IncomingMessage] = {}
         self._tools: dict[bytes, ReadTools] = {}
 
     def read(self, value: Any, place: str) -> ReadMessage:
@@ -98,13 +83,16 @@ class MessageReader:
             text = read_text(content, f"{place}.content")
             return ReadMessage(self.known(inner_system_message(text)) if text.strip() else None, system_text=text)
         if role == "assistant":
-            message, calls = _read_assistant(content, f"{place}.content")
-            return ReadMessage(self.known(message), calls=calls)
+            return ReadMessage(self.known(_read_assistant(content, f"{place}.content")))
         if role == "user":
-            parts, results = _read_user(content, f"{place}.content")
+            parts, results, indices = _read_user(content, f"{place}.content")
             has_message = bool(parts) or not results
             message = {"role": "user", "content": simple_content(parts)}
-            return ReadMessage(self.known(message) if has_message else None, results=results)
+            return ReadMessage(
+                self.known(message) if has_message else None,
+                results=tuple([(suffix, self.known(result)) for suffix, result in results]),
+                part_indices=indices,
+            )
         raise RequestRefused(
             f"{place}.role must be 'user', 'assistant' or 'system'.",
             parameter=f"{place}.role",
@@ -116,24 +104,6 @@ class MessageReader:
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         return self._known.setdefault(incoming.exact_key, incoming)
-
-    def tool_message(self, result: ToolResult, name: str | None) -> IncomingMessage:
-        """Return the message of a tool result, for a tool of this name."""
-        found = result.named.get(name)
-        if found is None:
-            message = {"role": "tool", "content": result.content, "tool_call_id": result.call_id}
-            found = result.named[name] = self.known(message if name is None else message | {"name": name})
-        return found
-
-    def system_message(self, texts: tuple[str, ...]) -> IncomingMessage:
-        """Return the system message at the start, of the texts of all leading system messages."""
-        found = self._systems.get(texts)
-        if found is None:
-            if len(self._systems) >= _MAX_KNOWN_SYSTEMS:
-                self._systems.clear()
-            message = join_system_messages([{"content": text} for text in texts])
-            found = self._systems[texts] = self.known(message)
-        return found
 
     def read_tools(self, value: Any, place: str) -> ReadTools:
         """Read the tools of a request. Tools that say the same are the same object. Raises RequestRefused."""
@@ -149,7 +119,7 @@ class MessageReader:
             key = orjson.dumps([schemas, ignored])
         except TypeError:
             raise RequestRefused(f"{place} has a schema that is nested too deep.", parameter=place) from None
-        if len(self._tools) >= _MAX_KNOWN_SYSTEMS:
+        if len(self._tools) >= _MAX_KNOWN_TOOLS:
             self._tools.clear()
         return self._tools.setdefault(key, ReadTools(schemas or None, tuple(ignored)))
 
@@ -178,22 +148,27 @@ def compact_json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def _read_user(content: Any, place: str) -> tuple[list[dict[str, Any]], tuple[ToolResult, ...]]:
-    """Return the parts and the tool results of a user message."""
+def _read_user(content: Any, place: str) -> tuple[list[dict[str, Any]], list[tuple[str, Message]], tuple[int, ...]]:
+    """Return the parts and the tool results of a user message, and the index of each part among its blocks.
+
+    Each result has its place in the message.
+    """
     if isinstance(content, str):
-        return [{"type": "text", "text": content}], ()
+        return [{"type": "text", "text": content}], [], (0,)
     parts: list[dict[str, Any]] = []
-    results: list[ToolResult] = []
+    results: list[tuple[str, Message]] = []
+    indices: list[int] = []
     for index, block in enumerate(require(content, list, place, "a string or a list of blocks")):
         where = f"{place}[{index}]"
         if _kind(block, where) == "tool_result":
-            results.append(_read_result(block, where, f".content[{index}]"))
+            results.append((f".content[{index}]", _read_result(block, where)))
         else:
             parts.append(_read_part(block, where, "a user message"))
-    return parts, tuple(results)
+            indices.append(index)
+    return parts, results, tuple(indices)
 
 
-def _read_result(block: dict[str, Any], place: str, suffix: str) -> ToolResult:
+def _read_result(block: dict[str, Any], place: str) -> Message:
     call_id = require(block.get("tool_use_id"), str, f"{place}.tool_use_id", "the id of a tool_use block")
     given = block.get("content")
     if given is None or isinstance(given, str):
@@ -208,7 +183,7 @@ def _read_result(block: dict[str, Any], place: str, suffix: str) -> ToolResult:
         )
     if block.get("is_error") and not content:
         content = _EMPTY_ERROR
-    return ToolResult(call_id, content, suffix)
+    return tool_message(call_id, content)
 
 
 def _read_part(block: Any, place: str, owner: str) -> dict[str, Any]:
@@ -244,10 +219,9 @@ def _read_image(block: dict[str, Any], place: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
 
 
-def _read_assistant(content: Any, place: str) -> tuple[Message, tuple[tuple[str, str], ...]]:
-    """Return an assistant message, and the id and the name of each of its calls."""
+def _read_assistant(content: Any, place: str) -> Message:
     if isinstance(content, str):
-        return assistant_message(content, "", []), ()
+        return assistant_message(content, "", [])
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[tuple[str, str, str]] = []
@@ -266,21 +240,7 @@ def _read_assistant(content: Any, place: str) -> tuple[Message, tuple[tuple[str,
                 "thinking and tool_use blocks.",
                 parameter=where,
             )
-    message = assistant_message("".join(texts), "\n".join(filter(None, thoughts)), calls)
-    return message, tuple((call_id, name) for call_id, name, _ in calls)
-
-
-def assistant_message(text: str, reasoning: str, calls: Sequence[tuple[str, str, str]]) -> Message:
-    """Return an assistant message as `Session.chat` takes it; a call is its id, its name and its arguments."""
-    message: Message = {"role": "assistant", "content": text}
-    if reasoning:
-        message["reasoning_content"] = reasoning
-    if calls:
-        message["tool_calls"] = [
-            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-            for call_id, name, arguments in calls
-        ]
-    return message
+    return assistant_message("".join(texts), "\n".join(filter(None, thoughts)), calls)
 
 
 def _read_call(block: dict[str, Any], place: str) -> tuple[str, str, str]:
@@ -298,21 +258,9 @@ def _read_call(block: dict[str, Any], place: str) -> tuple[str, str, str]:
 
 
 def _read_tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
-    name = require(tool.get("name"), str, f"{place}.name", "the name of the tool")
-    if _TOOL_NAME.fullmatch(name) is None:
-        raise RequestRefused(
-            f"{place}.name must have 1 to 128 letters, digits, '_', '.', ':' or '-'.", parameter=f"{place}.name"
-        )
-    function: dict[str, Any] = {"name": name}
-    if tool.get("description") is not None:
-        function["description"] = require(tool["description"], str, f"{place}.description", "a string")
-    schema = tool.get("input_schema")
-    function["parameters"] = (
-        {"type": "object", "properties": {}}
-        if schema is None
-        else require(schema, dict, f"{place}.input_schema", "a JSON schema, which is an object")
-    )
-    return {"type": "function", "function": function}
+    name = read_tool_name(tool.get("name"), f"{place}.name")
+    description = read_description(tool.get("description"), f"{place}.description")
+    return function_tool(name, description, tool.get("input_schema"), f"{place}.input_schema")
 
 
 def _kind(block: Any, place: str) -> str:

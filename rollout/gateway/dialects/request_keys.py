@@ -5,6 +5,7 @@ A key that is null is a key that is not set. The texts of the errors name the ke
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -24,6 +25,25 @@ _ABOVE_ZERO = ("top_p", "repetition_penalty")
 _INTEGERS = {"top_k": -1, "min_tokens": 0, "seed": 0}
 _LIST_CONSTRAINTS = {"allowed_token_ids": (int, "a token id"), "bad_words": (str, "a string")}
 _MAX_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the keys of a request ask for, beside its messages and tools.
+
+    Attributes:
+        sampling: as `TurnRequest.sampling`.
+        constraints: as `TurnRequest.constraints`.
+        streamed: whether the client wants events.
+        may_call_tools: False with `tool_choice: none`.
+        model: the name of the model.
+    """
+
+    sampling: Mapping[str, Any]
+    constraints: Mapping[str, Constraint]
+    streamed: bool
+    may_call_tools: bool
+    model: str
 
 
 def read_value(fields: Mapping[str, msgspec.Raw], key: str) -> Any:
@@ -48,8 +68,16 @@ def read_count(fields: Mapping[str, msgspec.Raw], key: str, least: int) -> int |
     return count
 
 
-def read_sampling(fields: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
-    """Return the sampling keys that have the same name in every dialect. Raises RequestRefused."""
+def read_sampling(
+    fields: Mapping[str, msgspec.Raw], *, limit_keys: tuple[str, ...], stop_key: str = "stop"
+) -> dict[str, Any]:
+    """Return the sampling keys of a request, with the names of `engine.sampling`. Raises RequestRefused.
+
+    Args:
+        fields: the keys of the request.
+        limit_keys: the names of the limit for an answer's tokens in this dialect; the smallest one counts.
+        stop_key: the name of the stop texts in this dialect.
+    """
     sampling: dict[str, Any] = {}
     for key, (low, high, expected) in _NUMBERS.items():
         number = read_value(fields, key)
@@ -62,11 +90,17 @@ def read_sampling(fields: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
         count = read_count(fields, key, least)
         if count is not None:
             sampling[key] = count
+    limits = [limit for key in limit_keys if (limit := read_count(fields, key, 1)) is not None]
+    if limits:
+        sampling["max_tokens"] = min(limits)
+    stop = _read_stop_texts(fields, stop_key)
+    if stop is not None:
+        sampling["stop"] = stop
     return sampling
 
 
-def read_stop_texts(fields: Mapping[str, msgspec.Raw], key: str) -> list[str] | None:
-    """Return the texts that end an answer; None without one. Raises RequestRefused."""
+def _read_stop_texts(fields: Mapping[str, msgspec.Raw], key: str) -> list[str] | None:
+    """Return the texts that end an answer; None without one."""
     stop = read_value(fields, key)
     if stop is None:
         return None
@@ -94,6 +128,38 @@ def read_engine_constraints(fields: Mapping[str, msgspec.Raw]) -> dict[str, Cons
     if bias:
         constraints["logit_bias"] = Constraint("logit_bias", _read_weights(bias))
     return constraints
+
+
+def read_openai_tool_choice(choice: Any, constraints: dict[str, Constraint]) -> bool:
+    """Return whether the policy may call tools. A forced tool, or a part of the tools, becomes a constraint."""
+    if choice is None or choice == "auto":
+        return True
+    if choice == "none":
+        return False
+    if choice != "required" and not (isinstance(choice, dict) and isinstance(choice.get("type"), str)):
+        raise RequestRefused(
+            "tool_choice must be 'auto', 'none', 'required', or an object that names a tool.", parameter="tool_choice"
+        )
+    constraints["tool_choice"] = Constraint("tool_choice", None)
+    return True
+
+
+def read_json_schema(holder: Any, place: str) -> dict[str, Any]:
+    """Return the JSON schema in the key `schema` of an object. Raises RequestRefused."""
+    schema = require(holder, dict, place, "an object").get("schema")
+    return dict(require(schema, dict, f"{place}.schema", "a JSON schema, which is an object"))
+
+
+def refuse_impossible(fields: Mapping[str, msgspec.Raw], impossible: Mapping[str, str]) -> None:
+    """Refuse a request for what cannot be done here.
+
+    Args:
+        fields: the keys of the request.
+        impossible: what to do instead, for each key that may not have a value.
+    """
+    for key, advice in impossible.items():
+        if read_value(fields, key):
+            raise RequestRefused(f"{key} is not possible here. {advice}", parameter=key)
 
 
 def _read_weights(bias: Mapping[str, Any]) -> dict[int, float]:

@@ -13,12 +13,14 @@ import msgspec
 import orjson
 
 from rollout.gateway.dialects.base import Answer, IncomingMessage, RequestRefused, TurnRequest
+from rollout.gateway.dialects.body_reader import BodyReader
 from rollout.gateway.dialects.normal_form import incoming_message
-from rollout.gateway.dialects.reading import KnownItems, parse, split_list, split_object
+from rollout.gateway.dialects.openai_errors import error_object
+from rollout.gateway.dialects.reading import KnownItems, parse, split_list
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.dialects.responses_answers import (
     REPEATED_KEYS,
     SentAnswer,
-    error_object,
     failed_object,
     make_output,
     response_id,
@@ -60,13 +62,13 @@ class ResponsesDialect:
         self._kept = KeptItems()
         self._conversations = KeptConversations()
         self._builder = MessageBuilder()
-        self._items = KnownItems(ItemReader(self._kept).read)
+        self._bodies = BodyReader("input", KnownItems(ItemReader(self._kept).read).read)
         self._tools = KnownItems(read_tools)
         self._sent: dict[str, SentAnswer] = {}
 
-    def read(self, body: bytes) -> TurnRequest:
+    def read(self, body: bytes | RequestBody) -> TurnRequest:
         """Read the body of a request. Raises RequestRefused."""
-        fields = split_object(body)
+        fields, input_items = self._bodies.read(body)
         settings = read_settings(fields)
         tools = self._tools.read(fields["tools"], "tools") if "tools" in fields else NO_TOOLS
         items: list[Item] = []
@@ -74,7 +76,7 @@ class ResponsesDialect:
         if settings.previous_response_id is not None:
             items = self._find_conversation(settings.previous_response_id)
             places = ["previous_response_id"] * len(items)
-        self._add_input(fields, items, places)
+        self._add_input(fields, input_items, items, places)
         messages, message_places = self._builder.build(settings.instructions, items, places)
         if not messages:
             raise RequestRefused("input has no message. Send at least one.", parameter="input")
@@ -91,6 +93,11 @@ class ResponsesDialect:
             ignored_tools=tools.ignored,
             options=ResponsesOptions(items, tools, _repeated(fields), ENCRYPTED_REASONING in settings.include),
         )
+
+    def part_place(self, request: TurnRequest, index: int, part: int) -> str:
+        """Return the place in the request of a part of a message; results of tools have their parts in `output`."""
+        key = "output" if request.messages[index].role == "tool" else "content"
+        return f"{request.places[index]}.{key}[{part}]"
 
     def write_answer(self, request: TurnRequest, answer: Answer) -> bytes:
         """Return the answer as one JSON object."""
@@ -126,8 +133,15 @@ class ResponsesDialect:
             )
         return found
 
-    def _add_input(self, fields: Mapping[str, msgspec.Raw], items: list[Item], places: list[str]) -> None:
+    def _add_input(
+        self, fields: Mapping[str, msgspec.Raw], input_items: list[Item] | None, items: list[Item], places: list[str]
+    ) -> None:
         """Add the items of `input`, which may also be the text of a user message. Raises RequestRefused."""
+        if input_items is not None:
+            items.extend(input_items)
+            places.extend(_PLACES[: len(input_items)])
+            places.extend(f"input[{index}]" for index in range(len(_PLACES), len(input_items)))
+            return
         raw = fields.get("input")
         data = b"null" if raw is None else bytes(raw)
         if data[:1] == b'"':
@@ -139,10 +153,7 @@ class ResponsesDialect:
             if not items:
                 raise RequestRefused("The request has no `input`. Send a text or a list of items.", parameter="input")
             return
-        raws = split_list(data, "input")
-        names = [*_PLACES[: len(raws)], *(f"input[{index}]" for index in range(len(_PLACES), len(raws)))]
-        items.extend(map(self._items.read, raws, names))
-        places.extend(names)
+        split_list(data, "input")
 
     def _send(self, request: TurnRequest, answer: Answer) -> SentAnswer:
         """Return the items of an answer, and keep them. The same answer has the same items."""

@@ -8,7 +8,8 @@ import orjson
 
 from rollout.gateway.dialects.base import Answer, AnswerChoice, AnsweredCall, RefusalReason, RequestRefused
 from rollout.gateway.dialects.responses_items import ENCRYPTED_PREFIX, Item, ItemKind
-from rollout.gateway.dialects.responses_tools import OfferedTool, custom_arguments, custom_input
+from rollout.gateway.dialects.responses_tools import OfferedTool
+from rollout.gateway.dialects.tool_schemas import custom_arguments, custom_input
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason
 
@@ -34,19 +35,6 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 """The keys of a request that a response repeats, and their values if the request does not have them."""
 REPEATED_KEYS = frozenset(_DEFAULTS)
-
-_TYPES = {
-    RefusalReason.UNKNOWN_KEY: "authentication_error",
-    RefusalReason.NOT_FOUND: "not_found_error",
-    RefusalReason.FAILED: "server_error",
-}
-_CODES = {
-    RefusalReason.UNKNOWN_KEY: "invalid_api_key",
-    RefusalReason.TOO_LARGE: "request_too_large",
-    RefusalReason.ENDED: "rollout_ended",
-    RefusalReason.NOT_FOUND: "not_found",
-    RefusalReason.FAILED: "server_error",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +122,6 @@ def failed_object(
         **_object(failed_id, created, repeated, model),
         "status": "failed",
         "error": {"code": code, "message": str(refusal)},
-    }
-
-
-def error_object(refusal: RequestRefused) -> dict[str, Any]:
-    """Return the error of a refusal."""
-    return {
-        "message": str(refusal),
-        "type": _TYPES.get(refusal.reason, "invalid_request_error"),
-        "param": refusal.parameter,
-        "code": _CODES.get(refusal.reason),
     }
 
 

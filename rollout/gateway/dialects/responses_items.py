@@ -11,7 +11,7 @@ refused.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -19,8 +19,11 @@ import orjson
 
 from rollout.gateway.dialects.base import IncomingMessage, RequestRefused
 from rollout.gateway.dialects.normal_form import incoming_message
-from rollout.gateway.dialects.reading import read_image_url, require, simple_content
-from rollout.gateway.dialects.responses_tools import custom_arguments, full_name
+from rollout.gateway.dialects.openai_parts import part_texts, read_parts
+from rollout.gateway.dialects.reading import read_image_url, require
+from rollout.gateway.dialects.responses_tools import full_name
+from rollout.gateway.dialects.session_messages import inner_system_message, simple_content, tool_message
+from rollout.gateway.dialects.tool_schemas import custom_arguments
 
 ENCRYPTED_PREFIX = "rollout-"
 """What we send as `encrypted_content` is this prefix and the id of the item; nothing is secret in it."""
@@ -42,7 +45,6 @@ _PROVIDER_ITEMS = frozenset(
         "ghost_snapshot",
     )
 )
-_TEXT_PARTS = ("input_text", "output_text", "text")
 
 
 class ItemKind(IntEnum):
@@ -64,24 +66,20 @@ class Item:
     Attributes:
         kind: what it is.
         text: the text of reasoning, of the assistant, or of a system message.
-        content: the content of a tool's result.
-        call_id: the id of a call, or of the call that a result belongs to.
+        call_id: the id of a call.
         name: the name of the called tool, as the policy knows it.
         arguments: the arguments of the call as JSON text.
-        message: the message of a user item.
+        message: the message of a user item, of a tool's result, or of a system item that is not at the start.
         answer: the id of the answer that the item was sent in; None if it is not ours.
-        versions: the messages of a result by the name of its tool, or of a system message that is not at the start.
     """
 
     kind: ItemKind
     text: str = ""
-    content: Any = None
     call_id: str = ""
     name: str = ""
     arguments: str = ""
     message: IncomingMessage | None = None
     answer: str | None = None
-    versions: dict[str | None, IncomingMessage] = field(default_factory=dict)
 
     def says(self, other: "Item") -> bool:
         """Return whether two items of an answer say the same."""
@@ -167,11 +165,12 @@ class ItemReader:
         role = require(item.get("role"), str, f"{place}.role", "a string")
         content = item.get("content")
         if role == "assistant":
-            text = _join_text(_read_parts(content or "", f"{place}.content"), f"{place}.content", "")
+            text = "".join(part_texts(read_parts(content or "", f"{place}.content"), f"{place}.content"))
             return self._kept.find_sent(Item(ItemKind.TEXT, text=text), item.get("id"))
-        parts = _read_parts(content, f"{place}.content")
+        parts = read_parts(content, f"{place}.content")
         if role in ("system", "developer"):
-            return Item(ItemKind.SYSTEM, text=_join_text(parts, f"{place}.content", "\n\n"))
+            text = "\n\n".join(part_texts(parts, f"{place}.content"))
+            return Item(ItemKind.SYSTEM, text=text, message=incoming_message(inner_system_message(text)))
         if role == "user":
             message = incoming_message({"role": "user", "content": simple_content(parts)})
             return Item(ItemKind.USER, message=message)
@@ -223,15 +222,15 @@ class ItemReader:
 
 
 def _read_output(item: Mapping[str, Any], place: str) -> Item:
-    content = simple_content(_read_parts(item.get("output"), f"{place}.output"))
-    return Item(ItemKind.OUTPUT, content=content, call_id=_read_call_id(item, place))
+    content = simple_content(read_parts(item.get("output"), f"{place}.output"))
+    return Item(ItemKind.OUTPUT, message=incoming_message(tool_message(_read_call_id(item, place), content)))
 
 
 def _read_agent_message(item: Mapping[str, Any], place: str) -> Item:
     """Read a message of one agent of Codex to another, as a user message that names both."""
     author, recipient = (require(item.get(key), str, f"{place}.{key}", "a string") for key in ("author", "recipient"))
     head = {"type": "text", "text": f"Message from {author} to {recipient}:\n"}
-    parts = [head, *_read_parts(item.get("content"), f"{place}.content")]
+    parts = [head, *read_parts(item.get("content"), f"{place}.content")]
     return Item(ItemKind.USER, message=incoming_message({"role": "user", "content": parts}))
 
 
@@ -263,7 +262,7 @@ def _read_client_output(item: Mapping[str, Any], place: str) -> Item:
         content = simple_content([read_image_url(output["image_url"], f"{place}.output.image_url")])
     elif output is not None:
         content = output if isinstance(output, str) else _to_json(output, f"{place}.output")
-    return Item(ItemKind.OUTPUT, content=content, call_id=_read_call_id(item, place))
+    return Item(ItemKind.OUTPUT, message=incoming_message(tool_message(_read_call_id(item, place), content)))
 
 
 def _to_json(value: Any, place: str) -> str:
@@ -280,47 +279,6 @@ def _read_call_id(item: Mapping[str, Any], place: str) -> str:
         call_id = item.get("id")
     text: str = require(call_id, str, f"{place}.call_id", "a string")
     return text
-
-
-def _read_parts(content: Any, place: str) -> list[dict[str, Any]]:
-    """Return the content of an item as parts of a message. Raises RequestRefused."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    parts = require(content, list, place, "a string or a list of parts")
-    return [_read_part(part, f"{place}[{index}]") for index, part in enumerate(parts)]
-
-
-def _read_part(part: Any, place: str) -> dict[str, Any]:
-    kind = require(part, dict, place, "an object").get("type")
-    if kind in _TEXT_PARTS:
-        return {"type": "text", "text": require(part.get("text"), str, f"{place}.text", "a string")}
-    if kind == "refusal":
-        return {"type": "text", "text": require(part.get("refusal"), str, f"{place}.refusal", "a string")}
-    if kind == "input_image":
-        if part.get("image_url") is None:
-            raise RequestRefused(
-                f"{place} has no image_url. The gateway has no files: send the bytes of the image as "
-                "data:image/png;base64,… in image_url, not a file_id.",
-                parameter=f"{place}.file_id" if part.get("file_id") is not None else f"{place}.image_url",
-            )
-        return read_image_url(part["image_url"], f"{place}.image_url")
-    shown = repr(kind[:64]) if isinstance(kind, str) else "no type"
-    raise RequestRefused(
-        f"{place} is a part of the type {shown}; the gateway takes text and images alone: input_text, output_text and "
-        "input_image.",
-        parameter=place,
-    )
-
-
-def _join_text(parts: list[dict[str, Any]], place: str, separator: str) -> str:
-    """Return the text of a message that may hold text alone. Raises RequestRefused."""
-    for index, part in enumerate(parts):
-        if part["type"] != "text":
-            raise RequestRefused(
-                f"{place}[{index}] is an image; only messages of the user and results of tools may have images.",
-                parameter=f"{place}[{index}]",
-            )
-    return separator.join(part["text"] for part in parts)
 
 
 def _read_thoughts(parts: Any, place: str) -> str:

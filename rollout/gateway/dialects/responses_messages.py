@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.dialects.normal_form import incoming_message
-from rollout.gateway.dialects.reading import inner_system_message, join_system_messages
 from rollout.gateway.dialects.responses_items import Item, ItemKind
+from rollout.gateway.dialects.session_messages import SystemMessages, assistant_message
 from rollout.records.messages import Message
 
 _MAX_MESSAGES = 16_384
@@ -26,14 +26,12 @@ class _Progress:
         items: the items of the conversation, up to the first item of the newest answer.
         messages: the messages before that answer.
         indices: for each of these messages, the index of its first item; -1 for the instructions.
-        names: the names of the tools by the ids of the calls before that answer.
     """
 
     instructions: str
     items: list[Item]
     messages: list[IncomingMessage]
     indices: list[int]
-    names: dict[str, str]
 
 
 class MessageBuilder:
@@ -42,7 +40,7 @@ class MessageBuilder:
     def __init__(self) -> None:
         """Remember nothing yet."""
         self._answers: dict[tuple[Item, ...], IncomingMessage] = {}
-        self._systems: dict[tuple[str, tuple[Item, ...]], IncomingMessage] = {}
+        self._systems = SystemMessages()
         self._recent: list[_Progress] = []
 
     def build(
@@ -50,7 +48,7 @@ class MessageBuilder:
     ) -> tuple[list[IncomingMessage], list[str]]:
         """Return the messages of a conversation, and the place of each."""
         known = self._find_progress(instructions, items)
-        messages, indices, names = known.messages.copy(), known.indices.copy(), known.names.copy()
+        messages, indices = known.messages.copy(), known.indices.copy()
         start = len(known.items) - 1 if known.items else self._add_system(instructions, items, messages, indices)
         group = newest = _Group()
         for index in range(start, len(items)):
@@ -66,18 +64,15 @@ class MessageBuilder:
                     messages.append(_OPEN)
                     indices.append(index)
                 group.add(item)
-                if kind is ItemKind.CALL:
-                    names[item.call_id] = item.name
             elif kind is ItemKind.OUTPUT:
-                name = names.get(item.call_id)
-                messages.append(item.versions.get(name) or _output_message(item, name))
+                messages.append(_message_of(item))
                 indices.append(index)
                 group.has_outputs = bool(group.items)
             elif kind is not ItemKind.SKIPPED:
                 if group.items:
                     messages[group.position] = self.answer_message(tuple(group.items))
                     group = _Group()
-                messages.append(item.message or item.versions.get(None) or _inner_message(item))
+                messages.append(_message_of(item))
                 indices.append(index)
         if group.items:
             messages[group.position] = self.answer_message(tuple(group.items))
@@ -101,7 +96,7 @@ class MessageBuilder:
         for index, known in enumerate(self._recent):
             if known.instructions == instructions and _begins_with(items, known.items):
                 return self._recent.pop(index)
-        return _Progress(instructions, [], [], [], {})
+        return _Progress(instructions, [], [], [])
 
     def _add_system(
         self, instructions: str, items: Sequence[Item], messages: list[IncomingMessage], indices: list[int]
@@ -112,15 +107,7 @@ class MessageBuilder:
             start += 1
         if not instructions and not start:
             return 0
-        key = (instructions, tuple(items[:start]))
-        found = self._systems.get(key)
-        if found is None:
-            if len(self._systems) >= _MAX_MESSAGES:
-                self._systems.clear()
-            texts = (instructions, *(item.text for item in items[:start]))
-            found = incoming_message(join_system_messages([{"content": text} for text in texts if text]))
-            self._systems[key] = found
-        messages.append(found)
+        messages.append(self._systems.join([instructions, *(item.text for item in items[:start])]))
         indices.append(-1 if instructions else 0)
         return start
 
@@ -196,13 +183,9 @@ def _advance(
     group: "_Group",
 ) -> _Progress:
     """Return the progress up to an answer."""
-    names = known.names.copy()
-    for item in items[max(len(known.items) - 1, 0) : group.start]:
-        if item.kind is ItemKind.CALL:
-            names[item.call_id] = item.name
     position = group.position
     # The first item of the answer is among the items: only with it, the answer before it is known to be complete.
-    return _Progress(known.instructions, items[: group.start + 1], messages[:position], indices[:position], names)
+    return _Progress(known.instructions, items[: group.start + 1], messages[:position], indices[:position])
 
 
 def _begins_with(items: list[Item], known: list[Item]) -> bool:
@@ -210,35 +193,17 @@ def _begins_with(items: list[Item], known: list[Item]) -> bool:
     return len(items) >= length and items[length - 1] is known[-1] and items[:length] == known
 
 
+def _message_of(item: Item) -> IncomingMessage:
+    """Return the message of an item that is a whole message."""
+    assert item.message is not None
+    return item.message
+
+
 def _answer_message(items: Sequence[Item]) -> Message:
+    texts = "".join(item.text for item in items if item.kind is ItemKind.TEXT)
     thoughts = "\n\n".join(item.text for item in items if item.kind is ItemKind.REASONING and item.text)
-    message: Message = {
-        "role": "assistant",
-        "content": "".join(item.text for item in items if item.kind is ItemKind.TEXT),
-    }
-    if thoughts:
-        message["reasoning_content"] = thoughts
-    calls = [
-        {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
-        for item in items
-        if item.kind is ItemKind.CALL
-    ]
-    if calls:
-        message["tool_calls"] = calls
-    return message
-
-
-def _output_message(item: Item, name: str | None) -> IncomingMessage:
-    message: Message = {"role": "tool", "content": item.content, "tool_call_id": item.call_id}
-    if name is not None:
-        message["name"] = name
-    made = item.versions[name] = incoming_message(message)
-    return made
-
-
-def _inner_message(item: Item) -> IncomingMessage:
-    made = item.versions[None] = incoming_message(inner_system_message(item.text))
-    return made
+    calls = [(item.call_id, item.name, item.arguments) for item in items if item.kind is ItemKind.CALL]
+    return assistant_message(texts, thoughts, calls)
 
 
 _OPEN = incoming_message({"role": "assistant", "content": ""})

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,15 @@ from rollout.testing.policies import embedded_policy
 from rollout.trainer import Trajectory, check, samples
 from rollout.trainer.reading.archive import open_archive
 from tests.conftest import ROOT as REPOSITORY
+from tests.faults.launched import LaunchHarness
 from tests.needs.agents.clients import CLIENTS, Client
 
+LAUNCHED = [
+    client
+    for client in CLIENTS
+    if os.environ.get("ROLLOUT_TESTS") == "full"
+    or client.name in ("openai_chat", "anthropic_messages_streamed", "codex")
+]
 _RUN_TIMEOUT = 240.0
 _POLICY = "tests.needs.agents.scripted_agent:ClientPolicy"
 _CONTEXT = 120_000
@@ -168,6 +176,26 @@ def test_a_client_plays_token_exact_under_run(client: Client, tmp_path: Path, mo
     monkeypatch.setenv("AGENT_CLIENT", client.name)
     repeated = asyncio.run(_repeat(trajectory, tmp_path))
     assert sampled_path(repeated) == sampled_path(trajectory)
+
+
+@pytest.mark.parametrize("client", LAUNCHED, ids=lambda client: client.name)
+def test_a_client_plays_token_exact_under_launch_with_a_killed_worker(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_CLIENT", client.name)
+    world = LaunchHarness(tmp_path)
+    settings = {"tasks.count": 4, "tasks.group_size": 1, "worker.concurrency": 2}
+    launched = world.launch(write_config(tmp_path, client), settings, "--workers=2")
+    launched.wait_until(lambda: any((tmp_path / "tmp").glob("*/client-home")) and bool(launched.live_workers()))
+    os.kill(launched.live_workers()[0], signal.SIGKILL)
+    report = launched.report(seconds=_RUN_TIMEOUT)
+    assert report["status"] == {"ok": 4}
+    assert report["deaths"] == 1
+    trajectories = asyncio.run(read_trajectories({"run_dir": launched.run_dir}))
+    assert len(trajectories) == 4
+    for trajectory in trajectories:
+        require_token_exact(client, trajectory)
+    assert world.leftover_processes() == []
 
 
 async def _repeat(trajectory: Trajectory, directory: Path) -> Trajectory:

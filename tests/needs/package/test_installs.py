@@ -105,10 +105,10 @@ def test_the_files_of_init_can_be_played(installed: InstalledRollout) -> None:
 
 
 def test_the_files_of_init_pass_their_own_test(installed: InstalledRollout) -> None:
-    templates = ("chat", "images", "tools", "gym")
+    templates = ("chat", "images", "tools", "agent", "gym")
     installed.install("pytest", "gymnasium")
     for template in templates:
         _output_of(installed.run("rollout", "init", f"tested_{template}", "--template", template))
     files = [f"tested_{template}/test_tested_{template}.py" for template in templates]
     tested = installed.run("python", "-m", "pytest", "-q", *files)
-    assert "8 passed" in _output_of(tested)
+    assert "10 passed" in _output_of(tested)

@@ -15,10 +15,13 @@ import httpx
 import pytest
 
 from renderers_adapter.pool import shared_pool
+from rollout.config.gateway import GatewayConfig
 from rollout.engine.client import EngineClient
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
+from rollout.gateway.server import Gateway
 from rollout.images import ImagePolicy
+from rollout.metrics.worker import WorkerMetrics
 from rollout.serving.vllm import SHIM_DIRECTORY, VllmServer, VllmSettings
 from rollout.session.policy import PolicyClient
 from tests.needs.services.redis_server import free_port
@@ -144,11 +147,22 @@ def policy_for(media: Path, tmp_path: Path) -> PolicyFor:
     """A policy with one server, whose client keeps every turn. Each test has its own directory of images."""
 
     @asynccontextmanager
-    async def make(live: LiveServer, mode: Mode = "offload", **sampling: Any) -> AsyncIterator[PolicyClient]:
+    async def make(
+        live: LiveServer, mode: Mode = "offload", *, gateway: GatewayConfig | None = None, **sampling: Any
+    ) -> AsyncIterator[PolicyClient]:
         renderers = shared_pool(live.model_dir, live.renderer)
         images = ImagePolicy(mode, media / tmp_path.name)
-        async with RecordingClient([live.url], MODEL, timeout=120, api_key=live.api_key) as engine:
+        async with (
+            RecordingClient([live.url], MODEL, timeout=120, api_key=live.api_key) as engine,
+            Gateway(gateway or GatewayConfig(), model=MODEL, metrics=WorkerMetrics("")) as opened,
+        ):
             await engine.check()
-            yield PolicyClient(renderers, engine, images, {"temperature": 0.0, "max_tokens": 8, **sampling})
+            yield PolicyClient(
+                renderers,
+                engine,
+                images,
+                {"temperature": 0.0, "max_tokens": 8, **sampling},
+                open_endpoint=opened.open_endpoint,
+            )
 
     return make

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.cli.in_process import run_cli
 
-TEMPLATES = ("chat", "images", "tools", "gym")
+TEMPLATES = ("chat", "images", "tools", "agent", "gym")
 
 
 @pytest.fixture(params=TEMPLATES)
@@ -57,7 +57,7 @@ def test_the_written_tests_pass(tmp_path: Path) -> None:
         assert run_cli("init", str(tmp_path / f"of-{template}"), "--template", template).returncode == 0
     result = run_python("-m", "pytest", "-p", "no:asyncio", directory=tmp_path)
     assert result.returncode == 0, result.stdout
-    assert "8 passed" in result.stdout
+    assert "10 passed" in result.stdout
 
 
 def test_the_written_code_is_clean(written: Path) -> None:

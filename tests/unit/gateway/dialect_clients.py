@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rollout.gateway.dialects.base import Dialect
+from rollout.gateway.dialects.chat import ChatDialect
 from rollout.gateway.dialects.messages import MessagesDialect
 from rollout.gateway.dialects.responses import ResponsesDialect
 from tests.unit.gateway.random_conversations import ClientHabits
@@ -72,6 +73,55 @@ class DialectClient(ABC):
     def text(self, text: str, kind: str = "text") -> Any:
         """Return a text as a string, or as a list of one part."""
         return [{"type": kind, "text": text}] if self.habits is not None and self.habits.lists else text
+
+
+class ChatClient(DialectClient):
+    """A client of OpenAI chat completions."""
+
+    def __init__(self, habits: ClientHabits | None) -> None:
+        super().__init__(habits)
+        self.dialect = ChatDialect()
+
+    def request(self) -> dict[str, Any]:
+        functions = [{"name": name, "parameters": PARAMETERS} for name in TOOL_NAMES]
+        return {
+            "model": "policy",
+            "tools": [{"type": "function", "function": function} for function in functions],
+            "messages": [{"role": "system", "content": self.text(SYSTEM)}, *self.conversation],
+        }
+
+    def add_user(self, text: str) -> None:
+        self.conversation.append({"role": "user", "content": self.text(text)})
+
+    def add_answer(self, answer: dict[str, Any]) -> list[str]:
+        message = answer["choices"][0]["message"]
+        calls = message.get("tool_calls") or []
+        ids = self.new_ids([call["id"] for call in calls])
+        if self.habits is None:
+            self.conversation.append(message)
+            return ids
+        for call, call_id in zip(calls, ids, strict=True):
+            function = call["function"]
+            call |= {"id": call_id, "function": {**function, "arguments": self.new_arguments(function["arguments"])}}
+        text = self.new_text(message["content"] or "", bool(calls))
+        message["content"] = self.text(text)
+        if not text:
+            message["content"] = None if self.habits.no_text == "null" else ""
+            if self.habits.no_text == "absent":
+                del message["content"]
+        if not self.keeps_reasoning:
+            message.pop("reasoning_content", None)
+        if self.splits and text and calls:
+            del message["tool_calls"]
+            self.conversation += [message, {"role": "assistant", "content": None, "tool_calls": calls}]
+        else:
+            self.conversation.append(message)
+        return ids
+
+    def add_results(self, ids: Sequence[str], contents: Sequence[Any]) -> None:
+        for call_id, content in zip(ids, contents, strict=True):
+            parts = self.text(content) if isinstance(content, str) else content
+            self.conversation.append({"role": "tool", "tool_call_id": call_id, "content": parts})
 
 
 class ResponsesClient(DialectClient):
@@ -175,4 +225,4 @@ def _messages_block(part: dict[str, Any]) -> dict[str, Any]:
     return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
 
 
-CLIENTS: tuple[type[DialectClient], ...] = (ResponsesClient, MessagesClient)
+CLIENTS: tuple[type[DialectClient], ...] = (ChatClient, ResponsesClient, MessagesClient)

@@ -1,14 +1,19 @@
 """Makes random conversations of an agent, and the forms in which clients send the answers back."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.dialects.normal_form import incoming_message
 from tests.unit.gateway.client_messages import assistant
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+"""Draws a value while a test runs."""
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
@@ -127,6 +132,7 @@ def next_messages(answer: PlannedAnswer, call_ids: list[str]) -> list[IncomingMe
 # The halves of surrogate pairs are no text, and no tokenizer makes them.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 _letters = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)
+_booleans = st.booleans()
 _scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -152,11 +158,10 @@ def planned_answers(draw: st.DrawFn) -> PlannedAnswer:
     calls = draw(st.lists(_calls, max_size=3))
     text = draw(texts if calls else _letters)
     results: list[Any] = [draw(_results) for _ in calls]
-    is_silent = bool(calls) and draw(_booleans)
-    return PlannedAnswer(text, draw(texts), calls, results, None if is_silent else draw(_letters))
+    has_user = draw(_booleans) or not calls
+    return PlannedAnswer(text, draw(texts), calls, results, draw(_letters) if has_user else None)
 
 
-_booleans: st.SearchStrategy[bool] = st.booleans()
 conversations = st.lists(planned_answers(), min_size=1, max_size=5)
 habits = st.builds(
     ClientHabits,
@@ -171,3 +176,44 @@ habits = st.builds(
     lists=st.booleans(),
     no_text=st.sampled_from(["null", "empty", "absent"]),
 )
+
+
+def edit_text(answers: list[PlannedAnswer], client_habits: ClientHabits, draw: Draw) -> tuple[int, PlannedAnswer]:
+    """Return the turn of one answer, and this answer with one letter of its text changed."""
+    turn = draw(st.integers(0, len(answers) - 1))
+    text = answers[turn].text
+    assume(text and not (answers[turn].calls and client_habits.text == "dropped"))
+    at = draw(st.integers(0, len(text) - 1))
+    letter = "y" if text[at] == "x" else "x"
+    return turn, replace(answers[turn], text=text[:at] + letter + text[at + 1 :])
+
+
+def edit_arguments(answers: list[PlannedAnswer], draw: Draw) -> tuple[int, PlannedAnswer]:
+    """Return the turn of one answer with calls, and this answer with one value of its arguments changed."""
+    turn = draw(st.integers(0, len(answers) - 1))
+    assume(answers[turn].calls)
+    at = draw(st.integers(0, len(answers[turn].calls) - 1))
+    name, value = answers[turn].calls[at]
+    calls = [*answers[turn].calls]
+    calls[at] = (name, _edit_one_value(value, draw))
+    return turn, replace(answers[turn], calls=calls)
+
+
+def _edit_one_value(value: Any, draw: Draw) -> Any:
+    """Return a value with one change: a letter of a text, a number, or a new item in an empty list or object."""
+    if isinstance(value, dict):
+        if not value:
+            return {"new": None}
+        key = draw(st.sampled_from(list(value)))
+        return {**value, key: _edit_one_value(value[key], draw)}
+    if isinstance(value, list):
+        if not value:
+            return [None]
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], _edit_one_value(value[at], draw), *value[at + 1 :]]
+    if isinstance(value, str):
+        at = draw(st.integers(0, len(value)))
+        return value[:at] + ("y" if value[at : at + 1] == "x" else "x") + value[at + 1 :]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value + draw(st.sampled_from([-1, 1]))
+    return {None: False, True: None, False: True}[value] if value is None or isinstance(value, bool) else str(value)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -139,7 +140,8 @@ class Served:
             await ended.wait()
 
         playing = asyncio.ensure_future(self.play(program, rule))
-        await asyncio.wait([playing, opened], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [playing, opened]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         try:
             await client(opened.result())
         finally:

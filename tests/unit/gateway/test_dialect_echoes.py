@@ -1,10 +1,12 @@
 """Random conversations in every dialect: the session gets the same messages, whatever the client does with answers."""
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from rollout.gateway.dialects.base import Answer, AnswerChoice, AnsweredCall
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
@@ -12,7 +14,14 @@ from rollout.records.conversations import Echo
 from rollout.records.messages import FinishReason, Message
 from tests.unit.gateway.client_messages import TOOLS
 from tests.unit.gateway.dialect_clients import CLIENTS, SYSTEM, DialectClient
-from tests.unit.gateway.random_conversations import ClientHabits, PlannedAnswer, conversations, habits
+from tests.unit.gateway.random_conversations import (
+    ClientHabits,
+    PlannedAnswer,
+    conversations,
+    edit_arguments,
+    edit_text,
+    habits,
+)
 
 
 def make_answer(answer: PlannedAnswer, turn: int) -> Answer:
@@ -50,8 +59,16 @@ def session_messages(answers: list[PlannedAnswer]) -> list[Message]:
     return messages
 
 
-def play(client: DialectClient, answers: list[PlannedAnswer]) -> Resolved:
-    """Play a conversation in a dialect; return how its last request is seen."""
+def play(
+    client: DialectClient, answers: list[PlannedAnswer], edits: Mapping[int, PlannedAnswer] = MappingProxyType({})
+) -> Resolved:
+    """Play a conversation in a dialect; return how its last request is seen.
+
+    Args:
+        client: the program.
+        answers: the answers that it gets.
+        edits: the answers that it makes of some of them, by turn, before it repeats them.
+    """
     tree = ConversationTree(EchoMode.TOLERANT)
     client.add_user("Begin.")
     for turn, planned in enumerate(answers):
@@ -59,8 +76,12 @@ def play(client: DialectClient, answers: list[PlannedAnswer]) -> Resolved:
         answer = make_answer(planned, turn)
         (sent,) = client.dialect.sent_messages(request, answer)
         tree.add_answer(tree.resolve(request.messages, TOOLS), sent, answer_message(planned, turn), turn)
-        echo: Any = json.loads(client.dialect.write_answer(request, answer))
-        ids = client.add_answer(echo)
+        written = client.dialect.write_answer(request, answer)
+        if turn in edits:
+            # The ids of the answer and of its items stay, because another object of the dialect writes them.
+            other = type(client)(client.habits)
+            written = other.dialect.write_answer(other.dialect.read(client.body()), make_answer(edits[turn], turn))
+        ids = client.add_answer(json.loads(written))
         if ids:
             client.add_results(ids, planned.results)
         if planned.user is not None:
@@ -85,3 +106,25 @@ def test_the_session_gets_the_same_messages_in_every_dialect(
     resolved = play(client(client_habits), answers)
     assert resolved.echoed_turns == tuple(range(len(answers)))
     assert resolved.messages == session_messages(answers)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@given(answers=conversations, client_habits=habits, data=st.data())
+def test_a_changed_letter_of_the_text_is_foreign_in_every_dialect(
+    client: type[DialectClient], answers: list[PlannedAnswer], client_habits: ClientHabits, data: st.DataObject
+) -> None:
+    turn, edited = edit_text(answers, client_habits, data.draw)
+    resolved = play(client(client_habits), answers[: turn + 1], {turn: edited})
+    assert (resolved.echo, resolved.echoed_turns[:turn]) == (Echo.FOREIGN, tuple(range(turn)))
+    assert turn not in resolved.echoed_turns
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@given(answers=conversations, client_habits=habits, data=st.data())
+def test_a_changed_value_of_an_argument_is_foreign_in_every_dialect(
+    client: type[DialectClient], answers: list[PlannedAnswer], client_habits: ClientHabits, data: st.DataObject
+) -> None:
+    turn, edited = edit_arguments(answers, data.draw)
+    resolved = play(client(client_habits), answers[: turn + 1], {turn: edited})
+    assert (resolved.echo, resolved.echoed_turns[:turn]) == (Echo.FOREIGN, tuple(range(turn)))
+    assert turn not in resolved.echoed_turns

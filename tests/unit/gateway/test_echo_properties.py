@@ -1,10 +1,9 @@
 """Random conversations: every form in which a client repeats an answer is recognised, and no edit is."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.gateway.dialects.base import IncomingMessage
@@ -16,6 +15,8 @@ from tests.unit.gateway.random_conversations import (
     ClientHabits,
     PlannedAnswer,
     conversations,
+    edit_arguments,
+    edit_text,
     habits,
     next_messages,
     sent_answer,
@@ -85,12 +86,7 @@ def after_edit(answers: list[PlannedAnswer], turn: int, edited: PlannedAnswer, c
 def test_a_changed_letter_of_the_text_is_never_recognised(
     answers: list[PlannedAnswer], client_habits: ClientHabits, data: st.DataObject
 ) -> None:
-    turn = data.draw(st.integers(0, len(answers) - 1))
-    text = answers[turn].text
-    assume(text and not (answers[turn].calls and client_habits.text == "dropped"))
-    at = data.draw(st.integers(0, len(text) - 1))
-    letter = "y" if text[at] == "x" else "x"
-    edited = replace(answers[turn], text=text[:at] + letter + text[at + 1 :])
+    turn, edited = edit_text(answers, client_habits, data.draw)
     resolved = after_edit(answers, turn, edited, client_habits)
     assert resolved.echoed_turns == tuple(range(turn))
     assert resolved.echo is Echo.FOREIGN
@@ -100,33 +96,8 @@ def test_a_changed_letter_of_the_text_is_never_recognised(
 def test_a_changed_value_of_an_argument_is_never_recognised(
     answers: list[PlannedAnswer], client_habits: ClientHabits, data: st.DataObject
 ) -> None:
-    turn = data.draw(st.integers(0, len(answers) - 1))
-    assume(answers[turn].calls)
-    at = data.draw(st.integers(0, len(answers[turn].calls) - 1))
-    name, value = answers[turn].calls[at]
-    calls = [*answers[turn].calls]
-    calls[at] = (name, edit_one_value(value, data.draw))
-    resolved = after_edit(answers, turn, replace(answers[turn], calls=calls), client_habits)
+    turn, edited = edit_arguments(answers, data.draw)
+    resolved = after_edit(answers, turn, edited, client_habits)
     assert resolved.echoed_turns == tuple(range(turn))
     # By chance, the edit can make another answer of the conversation.
     assert resolved.foreign_reason in (ForeignReason.ARGUMENTS, ForeignReason.HISTORY)
-
-
-def edit_one_value(value: Any, draw: Any) -> Any:
-    """Return a value with one change: a letter of a text, a number, or a new item in an empty list or object."""
-    if isinstance(value, dict):
-        if not value:
-            return {"new": None}
-        key = draw(st.sampled_from(list(value)))
-        return {**value, key: edit_one_value(value[key], draw)}
-    if isinstance(value, list):
-        if not value:
-            return [None]
-        at = draw(st.integers(0, len(value) - 1))
-        return [*value[:at], edit_one_value(value[at], draw), *value[at + 1 :]]
-    if isinstance(value, str):
-        at = draw(st.integers(0, len(value)))
-        return value[:at] + ("y" if value[at : at + 1] == "x" else "x") + value[at + 1 :]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value + draw(st.sampled_from([-1, 1]))
-    return {None: False, True: None, False: True}[value] if value is None or isinstance(value, bool) else str(value)

@@ -177,21 +177,20 @@ def test_an_answer_below_a_foreign_message_is_recognised() -> None:
     answer = client.ask(*start, answer=assistant("Yes."))
     resolved = client.send(*start, assistant("Yes."), user("More."))
     assert resolved.messages[3] is answer
-    assert (resolved.echo, resolved.echoed_turns) == (Echo.FOREIGN, (0,))
-
-
-def test_a_foreign_message_is_new_only_in_the_first_request() -> None:
-    client = Client()
-    start = (ASKED, assistant("Example."), user("Go on."))
-    assert client.send(*start).new_foreign
-    later = client.send(*start, assistant("Yes."))
-    assert (later.new_foreign, later.foreign_reason) == (False, "message inserted")
+    assert (resolved.echo, resolved.foreign_reason, resolved.echoed_turns) == (Echo.EXACT, None, (0,))
 
 
 def test_a_foreign_message_has_its_arguments_as_objects() -> None:
     resolved = Client().send(ASKED, assistant("", ("c", "f", '{"a": [1]}'), ("d", "g", "broken")), result("c"))
     arguments = [call["function"]["arguments"] for call in resolved.messages[1]["tool_calls"]]
     assert arguments == [{"a": [1]}, "broken"]
+
+
+def test_foreign_messages_with_other_reasoning_are_other_messages() -> None:
+    client = Client()
+    client.send(ASKED, assistant("Example.", reasoning="One."), user("Go on."))
+    resolved = client.send(ASKED, assistant("Example.", reasoning="Two."), user("Go on."))
+    assert resolved.messages[1]["reasoning_content"] == "Two."
 
 
 def test_a_foreign_message_that_gets_other_ids_is_the_same_message() -> None:
@@ -248,6 +247,23 @@ def test_an_id_of_the_client_can_be_the_id_of_an_earlier_call() -> None:
     client.ask(*start, answer=assistant("", ("b", "f", "{}")))
     resolved = client.send(*start, assistant("", ("a", "f", "{}")), result("a"))
     assert resolved.messages[4]["tool_call_id"] == "b"
+
+
+def test_equal_results_of_two_calls_in_another_order_keep_their_ids() -> None:
+    client = Client()
+    client.ask(ASKED, answer=ANSWER)
+    client.send(ASKED, ANSWER, result("call-0-0"), result("call-0-1"))
+    resolved = client.send(ASKED, ANSWER, result("call-0-1"), result("call-0-0"))
+    assert [message["tool_call_id"] for message in resolved.messages[2:]] == ["call-0-1", "call-0-0"]
+
+
+def test_an_id_that_comes_back_unchanged_belongs_to_its_own_call_again() -> None:
+    client = Client()
+    start = (ASKED, assistant("", ("b", "f", "{}")), result("b"))
+    client.ask(ASKED, answer=assistant("", ("a", "f", "{}")))
+    client.ask(*start, answer=assistant("", ("b", "f", "{}")))
+    resolved = client.send(*start, assistant("", ("b", "f", "{}")), result("b"))
+    assert [message["tool_call_id"] for message in resolved.messages[2::2]] == ["a", "b"]
 
 
 def test_the_order_of_results_makes_another_conversation() -> None:

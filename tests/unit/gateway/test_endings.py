@@ -285,7 +285,7 @@ async def test_an_engine_that_is_away_for_good_ends_the_attempt_as_a_failure_of_
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_program_learns_that_the_rollout_cannot_continue(tmp_path: Path, dialect: DialectName) -> None:
-    """The client is no task of the attempt, so it goes on after the environment was cancelled."""
+    """The client is not a task of the attempt, so it goes on after the environment was cancelled."""
     async with serve(tmp_path, retries=0) as served:
         answers: list[Response] = []
 

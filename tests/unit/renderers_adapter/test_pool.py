@@ -11,6 +11,7 @@ import pytest
 
 from renderers_adapter import pool as pools
 from renderers_adapter.adapter import BridgeRefused, RendererAdapter
+from renderers_adapter.errors import TooManyTokens
 from renderers_adapter.families import UnknownRenderer
 from renderers_adapter.pool import RendererPool, shared_pool
 from renderers_adapter.rendered import RenderedMessages
@@ -155,3 +156,38 @@ def test_a_text_model_has_a_pool_without_geometry(tiny_model: Path) -> None:
     pool = shared_pool(tiny_model, "qwen3")
     assert (pool.geometry, pool.pad_id) == (None, None)
     assert pool.stop_token_ids == shared_pool(tiny_model, "qwen3-vl").stop_token_ids
+
+
+FAR_TOO_LONG = "a b " * 30_000
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools"),
+    [
+        ([{"role": "user", "content": FAR_TOO_LONG}], None),
+        ([{"role": "user", "content": [{"type": "text", "text": FAR_TOO_LONG}]}], None),
+        (
+            [{"role": "user", "content": "a"}],
+            [{"type": "function", "function": {"name": "f", "parameters": {"description": FAR_TOO_LONG}}}],
+        ),
+    ],
+    ids=["text", "part", "tool"],
+)
+async def test_texts_that_are_far_too_long_are_refused_before_all_of_them_is_encoded(
+    adapter: RendererAdapter, monkeypatch: pytest.MonkeyPatch, messages: Any, tools: Any
+) -> None:
+    pool = RendererPool(adapter)
+    monkeypatch.setattr(adapter, "render", None)
+    with pytest.raises(TooManyTokens, match="more than 1,000 tokens"):
+        await pool.render(messages, tools, token_limit=1000)
+
+
+async def test_a_long_text_of_few_tokens_is_rendered(adapter: RendererAdapter) -> None:
+    messages = [{"role": "user", "content": " assistant" * 3_000}]
+    rendered = await RendererPool(adapter).render(messages, None, token_limit=3_100)
+    assert len(rendered.generation_prompt)
+
+
+async def test_white_space_that_a_template_may_cut_does_not_count(adapter: RendererAdapter) -> None:
+    messages = [{"role": "user", "content": f"{' a' * 20}{chr(10) * 40_000}"}]
+    await RendererPool(adapter).render(messages, None, token_limit=500)

@@ -129,7 +129,10 @@ async def test_a_task_that_an_environment_starts_is_interrupted_too() -> None:
 
 
 @pytest.mark.usefixtures("_quick_watchdog")
-@pytest.mark.parametrize("module", ["rollout.records.messages", "rollout.session.session", "renderers_adapter.pool"])
+@pytest.mark.parametrize(
+    "module",
+    ["rollout.records.messages", "rollout.session.session", "renderers_adapter.pool", "rollout.gateway.echoes"],
+)
 async def test_code_of_the_package_is_interrupted_and_its_attempt_is_closed(module: str) -> None:
     closed: list[bool] = []
     enter_attempt_context(lambda: closed.append(True))

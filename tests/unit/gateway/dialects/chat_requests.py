@@ -13,7 +13,7 @@ from rollout.records.messages import FinishReason
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 IMAGE = {"type": "image_url", "image_url": {"url": PIXEL}}
 QUESTION = {"role": "user", "content": "What is 1.5 + 2?"}
-ADD = {
+ADD: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "add",

@@ -26,7 +26,7 @@ CHOICES = {
     "unknown tool": choice(calls=(AnsweredCall("call_a", "rm", "{"),)),
     "no arguments": choice(calls=(AnsweredCall("call_a", "add", ""),)),
 }
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda values: st.lists(values, max_size=3) | st.dictionaries(TEXTS, values, max_size=3),

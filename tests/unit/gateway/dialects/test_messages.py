@@ -127,8 +127,8 @@ def test_tool_results_come_first_and_the_other_blocks_after_them() -> None:
         user(text("Go on."), result("call_2", content="seen"), result("call_1", content=[text("3", **CACHED)])),
     )
     assert [item.message for item in request.messages[2:]] == [
-        {"role": "tool", "content": "seen", "tool_call_id": "call_2", "name": "look_at"},
-        {"role": "tool", "content": "3", "tool_call_id": "call_1", "name": "add"},
+        {"role": "tool", "content": "seen", "tool_call_id": "call_2"},
+        {"role": "tool", "content": "3", "tool_call_id": "call_1"},
         {"role": "user", "content": "Go on."},
     ]
     assert request.places[2:] == ["messages[2].content[1]", "messages[2].content[2]", "messages[2]"]
@@ -137,18 +137,6 @@ def test_tool_results_come_first_and_the_other_blocks_after_them() -> None:
 def test_an_image_of_a_tool_result_stays_in_its_message() -> None:
     found = messages_of(QUESTION, assistant(CALL), user(result(content=[text("This:"), IMAGE])))
     assert found[2]["content"] == [text("This:"), IMAGE_PART]
-
-
-def test_a_result_of_an_unknown_call_has_no_name() -> None:
-    found = messages_of(QUESTION, assistant(CALL), user(result("other", content="3")))
-    assert found[2] == {"role": "tool", "content": "3", "tool_call_id": "other"}
-
-
-def test_the_name_of_a_result_is_that_of_the_nearest_call_before_it() -> None:
-    again = {**CALL, "name": "subtract"}
-    turn = user(result(content="3"))
-    found = messages_of(QUESTION, assistant(CALL), turn, assistant(again), turn)
-    assert [message["name"] for message in found if message["role"] == "tool"] == ["add", "subtract"]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ KEYS: dict[str, tuple[dict[str, Any], str]] = {
     "a top_p of 0": ({"top_p": 0}, "top_p"),
     "a top_p above 1": ({"top_p": 1.1}, "top_p"),
     "a top_k below -1": ({"top_k": -2}, "top_k"),
-    "stop sequences that are text": ({"stop_sequences": "END"}, "stop_sequences"),
+    "stop sequences that are a number": ({"stop_sequences": 1}, "stop_sequences"),
     "an empty stop sequence": ({"stop_sequences": ["END", ""]}, "stop_sequences[1]"),
     "two answers": ({"n": 2}, "n"),
     "a container": ({"container": {"skills": []}}, "container"),

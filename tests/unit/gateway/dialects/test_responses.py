@@ -71,11 +71,11 @@ def test_the_items_of_an_answer_are_one_assistant_message(dialect: ResponsesDial
     assert request.places == ["input[0]", "input[1]"]
 
 
-def test_a_result_names_the_tool_of_its_call(dialect: ResponsesDialect) -> None:
+def test_a_result_is_a_message_of_a_tool(dialect: ResponsesDialect) -> None:
     items = output(dialect, answer(calls=CALLS[:1]))
     result = {"type": "function_call_output", "call_id": "call_a", "output": "3.5"}
     request = dialect.read(body([QUESTION, *items, result]))
-    assert messages(request)[-1] == {"role": "tool", "content": "3.5", "tool_call_id": "call_a", "name": "add"}
+    assert messages(request)[-1] == {"role": "tool", "content": "3.5", "tool_call_id": "call_a"}
 
 
 def test_a_result_can_have_images(dialect: ResponsesDialect) -> None:
