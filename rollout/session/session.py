@@ -204,6 +204,7 @@ class Session:
             cached_tokens=generation.cached_tokens or 0,
             token_ids=generation.token_ids,
             logprobs=generation.logprobs,
+            stop_reason=generation.stop_reason,
         )
 
     def decode_token(self, token_id: int) -> str:

@@ -35,6 +35,7 @@ class SessionTurn:
         cached_tokens: the number of prompt tokens that were in the engine's cache.
         token_ids: the sampled tokens.
         logprobs: the log-prob of each sampled token.
+        stop_reason: the stop text or stop token that ended the answer; None if the engine reports none.
     """
 
     reply: Reply
@@ -43,6 +44,7 @@ class SessionTurn:
     cached_tokens: int
     token_ids: LogicalIds
     logprobs: Logprobs
+    stop_reason: str | int | None = None
 
 
 class EndpointReport(Protocol):

@@ -190,6 +190,8 @@ class AnswerChoice:
         finish_reason: why the answer ended. If it ended with `STOP` and has calls, dialects say that it calls tools.
         completion_tokens: the number of tokens of this answer.
         tokens: the sampled tokens with log-probs, if the client asked for them.
+        stop_text: the text of the request's `stop` that ended the answer; None if there was none. Neither `text` nor
+            `reasoning` contains it, because the providers leave it out.
     """
 
     text: str
@@ -198,6 +200,7 @@ class AnswerChoice:
     finish_reason: FinishReason
     completion_tokens: int
     tokens: tuple[SampledToken, ...] = ()
+    stop_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

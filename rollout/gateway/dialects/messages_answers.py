@@ -44,6 +44,7 @@ def write_message(request: TurnRequest, answer: Answer) -> bytes:
         content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": orjson.Fragment(shown)})
     message = _message(request, answer)
     message |= {"content": content, "stop_reason": _stop_reason(answer), "usage": _usage(answer)}
+    message["stop_sequence"] = _stop_sequence(answer)
     return orjson.dumps(message)
 
 
@@ -70,7 +71,7 @@ def write_message_events(request: TurnRequest, answer: Answer) -> Iterator[bytes
         start = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
         yield from _block(index, start, {"type": "input_json_delta", "partial_json": shown})
         index += 1
-    delta = {"stop_reason": _stop_reason(answer), "stop_sequence": None}
+    delta = {"stop_reason": _stop_reason(answer), "stop_sequence": _stop_sequence(answer)}
     yield _event({"type": "message_delta", "delta": delta, "usage": _usage(answer)})
     yield _event({"type": "message_stop"})
 
@@ -129,7 +130,14 @@ def _stop_reason(answer: Answer) -> str:
         return "end_turn"
     if choice.finish_reason is FinishReason.LENGTH:
         return "max_tokens"
-    return "tool_use" if choice.calls else "end_turn"
+    if choice.calls:
+        return "tool_use"
+    return "end_turn" if choice.stop_text is None else "stop_sequence"
+
+
+def _stop_sequence(answer: Answer) -> str | None:
+    choice = answer.choices[0]
+    return None if choice.calls else choice.stop_text
 
 
 def _has_text(choice: AnswerChoice) -> bool:

@@ -148,12 +148,17 @@ def policy_for(media: Path, tmp_path: Path) -> PolicyFor:
 
     @asynccontextmanager
     async def make(
-        live: LiveServer, mode: Mode = "offload", *, gateway: GatewayConfig | None = None, **sampling: Any
+        live: LiveServer,
+        mode: Mode = "offload",
+        *,
+        client: type[RecordingClient] = RecordingClient,
+        gateway: GatewayConfig | None = None,
+        **sampling: Any,
     ) -> AsyncIterator[PolicyClient]:
         renderers = shared_pool(live.model_dir, live.renderer)
         images = ImagePolicy(mode, media / tmp_path.name)
         async with (
-            RecordingClient([live.url], MODEL, timeout=120, api_key=live.api_key) as engine,
+            client([live.url], MODEL, timeout=120, api_key=live.api_key) as engine,
             Gateway(gateway or GatewayConfig(), model=MODEL, metrics=WorkerMetrics("")) as opened,
         ):
             await engine.check()

@@ -7,10 +7,14 @@ the tokens of the turns before are compared as they were sampled, and what follo
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import httpx
 import numpy as np
 import pytest
@@ -50,6 +54,14 @@ TOOLS = [
     for name in TOOL_NAMES
 ]
 QUESTION = "What is in the two pictures?"
+_TOKENS = "generation_tokens_total"
+_ENDLESS = 30_000
+_ASK = """
+import os, sys, httpx
+headers = {"authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
+url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+httpx.post(url, content=sys.argv[1], headers=headers, timeout=600, trust_env=False)
+"""
 Program = Callable[[Endpoint, httpx.AsyncClient], Awaitable[None]]
 
 
@@ -293,7 +305,7 @@ async def test_a_conversation_that_the_policy_never_had_has_the_servers_own_prom
 
 async def ask(http: httpx.AsyncClient, **keys: Any) -> dict[str, Any]:
     """Ask one question over chat completions, and return the choice."""
-    body = {"model": "policy", "messages": [{"role": "user", "content": "Say something."}], **keys}
+    body = {"messages": [{"role": "user", "content": "Say something."}], "model": "policy", **keys}
     answer = (await http.post("/v1/chat/completions", json=body)).raise_for_status().json()
     choice: dict[str, Any] = answer["choices"][0]
     return choice
@@ -348,17 +360,52 @@ async def test_a_logit_bias_that_is_allowed_reaches_the_server(fleet: Mapping[st
     assert trajectory.steps[0].banned_ids
 
 
-async def test_the_stop_text_of_a_program_ends_its_answer(fleet: Mapping[str, Any], policy_for: Any) -> None:
-    found: list[dict[str, Any]] = []
+async def test_the_stop_text_of_a_program_ends_its_answer_and_is_not_in_it(
+    fleet: Mapping[str, Any], policy_for: Any
+) -> None:
+    choices: list[dict[str, Any]] = []
 
     async def program(_: Endpoint, http: httpx.AsyncClient) -> None:
-        found.append(await ask(http, stop=["77"]))
+        messages: list[Any] = [{"role": "user", "content": "Say something."}]
+        for _turn in range(2):
+            choices.append(await ask(http, messages=messages, stop=[", "]))
+            messages += [choices[-1]["message"], {"role": "user", "content": "Again."}]
 
-    async with policy_for(fleet["qwen3-vl"]) as policy:
-        policy.sampling["allowed_token_ids"] = [policy.renderers.tokenizer.token_id("7")]
+    sampling = {"structured_outputs": {"choice": ["red, blue"]}, "max_tokens": 64}
+    async with policy_for(fleet["qwen3-vl"], **sampling) as policy:
         trajectory = await play_program(policy, program)
-    (step,) = trajectory.steps
-    assert (step.finish_reason, step.stop_reason) == (FinishReason.STOP, "77")
-    assert not step.constrained
-    assert found[0]["finish_reason"] == "stop"
-    assert found[0]["message"]["content"] == "RV"
+    assert [(choice["message"]["content"], choice["finish_reason"]) for choice in choices] == [("red", "stop")] * 2
+    ends = (FinishReason.STOP, ", ", False)
+    assert [(step.finish_reason, step.stop_reason, step.constrained) for step in trajectory.steps] == [ends] * 2
+    assert [step.echo for step in trajectory.steps] == [None, Echo.EXACT]
+    assert trajectory.steps[1].prompt_source == "bridge"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_request_of_a_killed_program_is_cancelled_at_the_server(
+    fleet: Mapping[str, Any], policy_for: Any, streamed: bool
+) -> None:
+    live = fleet["qwen3-vl"]
+
+    async def program(endpoint: Endpoint, _: httpx.AsyncClient) -> None:
+        before = await anyio.to_thread.run_sync(live.metric, _TOKENS)
+        body = {"model": "policy", "messages": [{"role": "user", "content": "Count."}], "stream": streamed}
+        command = (sys.executable, "-c", _ASK, json.dumps(body))
+        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **endpoint.environ})
+        await wait_for(live, _TOKENS, lambda tokens: tokens > before + 2)
+        process.kill()
+        await process.wait()
+        await wait_for(live, "num_requests_running", lambda running: running == 0)
+        assert await anyio.to_thread.run_sync(live.metric, _TOKENS) - before < _ENDLESS
+
+    async with policy_for(live, max_tokens=_ENDLESS, ignore_eos=True) as policy:
+        trajectory = await play_program(policy, program)
+    assert trajectory.steps == ()
+    assert not trajectory.unreceived_turns
+
+
+async def wait_for(live: Any, metric: str, holds: Callable[[float], bool]) -> None:
+    """Wait until a metric of the server has a wanted value."""
+    with anyio.fail_after(60):
+        while not holds(await anyio.to_thread.run_sync(live.metric, metric)):  # noqa: ASYNC110 - the server has no event
+            await asyncio.sleep(0.05)

@@ -1,6 +1,7 @@
 """Answers of the Messages dialect, and their echoes."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -87,6 +88,19 @@ def test_an_answer_has_its_id_its_model_and_its_tokens() -> None:
 )
 def test_the_stop_reason_says_why_the_answer_ended(name: str, reason: str) -> None:
     assert written(ANSWERS[name])["stop_reason"] == reason
+
+
+def test_an_answer_that_a_stop_text_ended_names_it(dialect: MessagesDialect, request_read: TurnRequest) -> None:
+    answer = answer_of("I look.")
+    answer = replace(answer, choices=(replace(answer.choices[0], stop_text="\nResult:"),))
+    message = written(answer)
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "\nResult:")
+    [delta] = [
+        event["delta"]
+        for event in parsed_events(dialect.write_events(request_read, answer))
+        if event["type"] == "message_delta"
+    ]
+    assert delta == {"stop_reason": "stop_sequence", "stop_sequence": "\nResult:"}
 
 
 @pytest.mark.parametrize("name", ["only reasoning", "nothing"])
