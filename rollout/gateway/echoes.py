@@ -68,8 +68,8 @@ class Resolved:
     Attributes:
         messages: the messages for the session. A message that an earlier request had at the same place is the same
             object.
-        echo: FOREIGN if a foreign message follows the last answer that was recognised, because then no tokens are known
-            up to the end; otherwise the worst echo of the answers. None if there is no assistant message.
+        echo: FOREIGN if a foreign message follows the last answer that was recognised; otherwise the worst echo of the
+            answers. None if there is no assistant message.
         foreign_reason: why the first of these foreign messages was not recognised; None if the echo is not FOREIGN.
         echoed_turns: the turns whose answers were recognised, in order.
     """

@@ -7,7 +7,6 @@ session plays a turn for each choice, and the tree learns the answers. The HTTP 
 import asyncio
 import contextvars
 import itertools
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,10 +15,8 @@ from typing import Any
 
 import anyio
 
-from renderers_adapter.errors import AdapterError
 from rollout.config.gateway import GatewayConfig
-from rollout.config.sampling import SamplingError
-from rollout.engine.errors import EngineRefused, RequestRefusedLocally
+from rollout.engine.errors import EngineRefused
 from rollout.environments.base import ContextExhausted
 from rollout.environments.endpoint import EndpointTurn, RootRule, Transcript
 from rollout.errors import RolloutError
@@ -31,21 +28,19 @@ from rollout.gateway.dialects.messages import MessagesDialect
 from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.gateway.flights import Flight, Flights
+from rollout.gateway.refusals import REFUSED_ERRORS, refusal_of
 from rollout.gateway.root_notes import RootNotes
 from rollout.gateway.roots import root_kinds
+from rollout.gateway.turn_rules import TurnRules
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.conversations import RootKind
 from rollout.records.endings import RolloutLimit
 from rollout.records.gateway_counts import GatewayCount, add_ignored_tool, foreign_count
 from rollout.records.kinds import PromptSource
-from rollout.records.messages import MessageError, digest_tools
+from rollout.records.messages import digest_tools
 from rollout.records.stream import RolloutAlreadyFinished
 from rollout.session.turns import EndpointSession, SessionTurn
 from transports import QueueError
-
-_MESSAGE_PLACE = re.compile(r"messages\[(\d+)\](?:\.content\[(\d+)\])?|\bmessage (\d+)\b")
-_REFUSED_ERRORS = (AdapterError, MessageError, SamplingError, RequestRefusedLocally)
-"""Errors that are the request's own fault."""
 
 
 class RootRuleError(RolloutError):
@@ -88,7 +83,7 @@ class GatewayEndpoint:
         self._slots = asyncio.Semaphore(config.limits.parallel)
         self._unplayed: set[_ChoiceObserver] = set()
         self._is_closed = False
-        self._opened_at = time.monotonic()
+        self._rules = TurnRules(config, session)
         self._answer_numbers = itertools.count(len(session.endpoint_reports) << 20)
         self._context = contextvars.copy_context()
         self._turns: dict[int, EndpointTurn] = {}
@@ -173,8 +168,8 @@ class GatewayEndpoint:
             return await self._session.count_prompt_tokens(resolved.messages, request.tools)
         except ContextExhausted as error:
             raise RequestRefused(str(error)) from None
-        except _REFUSED_ERRORS as error:
-            raise _as_refusal(error, dialect, request) from None
+        except REFUSED_ERRORS as error:
+            raise refusal_of(error, dialect, request) from None
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:  # noqa: BLE001 - such as an interruption, after which nothing can be trusted
@@ -191,21 +186,21 @@ class GatewayEndpoint:
             self._refuse(flight, RequestRefused(str(error), reason=RefusalReason.ENDED))
         except EngineRefused as error:
             if error.infrastructure:
-                flight.refusal = self._end(error)
+                flight.refuse(self._end(error))
             else:
                 self._refuse(flight, RequestRefused(f"The engine refuses this request: {error}"))
-        except _REFUSED_ERRORS as error:
-            self._refuse(flight, _as_refusal(error, flight.dialect, flight.request))
+        except REFUSED_ERRORS as error:
+            self._refuse(flight, refusal_of(error, flight.dialect, flight.request))
         except asyncio.CancelledError:
             raise
         except (RolloutError, QueueError) as error:
-            flight.refusal = self._end(error)
+            flight.refuse(self._end(error))
         except BaseException as error:  # noqa: BLE001 - an error of one rollout must not end the server
-            flight.refusal = self._end(error)
+            flight.refuse(self._end(error))
 
     def _refuse(self, flight: Flight, refusal: RequestRefused) -> None:
         self._session.counters.gateway[GatewayCount.REFUSALS] += 1
-        flight.refusal = refusal
+        flight.refuse(refusal)
 
     def _end(self, error: BaseException) -> RequestRefused:
         """End the endpoint with an error: the environment is cancelled, and `async with` raises the error."""
@@ -216,10 +211,10 @@ class GatewayEndpoint:
     async def _answer(self, flight: Flight, request: TurnRequest) -> Answer:
         for tool_type in request.ignored_tools:
             add_ignored_tool(self._session.counters.gateway, tool_type)
-        sampling = self._sampling(request)
+        sampling = self._rules.sampling(request)
         resolved = self._tree.resolve(request.messages, self._tools_key(request))
         self.deliveries.mark_echoed(resolved.echoed_turns)
-        limit = self._used_up_limit(request.choices)
+        limit = self._rules.used_up_limit(len(self._unplayed) + request.choices)
         if limit is RolloutLimit.NONE:
             observers = [_ChoiceObserver(flight, self._slots, self.deliveries) for _ in range(request.choices)]
             self._unplayed.update(observers)
@@ -306,42 +301,6 @@ class GatewayEndpoint:
             self._tree.add_answer(resolved, sent, {"role": "assistant", "content": final_choice(limit).text}, None)
         return answer
 
-    def _used_up_limit(self, choices: int) -> RolloutLimit:
-        """Return the limit of the rollout that leaves no room for a turn."""
-        limits, counters = self._config.limits, self._session.counters
-        turns = len(counters.played_turns) + len(self._unplayed) + choices
-        if limits.turns is not None and turns > limits.turns:
-            return RolloutLimit.TURNS
-        if limits.tokens is not None and counters.sampled_tokens >= limits.tokens:
-            return RolloutLimit.TOKENS
-        if limits.seconds is not None and time.monotonic() - self._opened_at >= limits.seconds:
-            return RolloutLimit.TIME
-        return RolloutLimit.NONE
-
-    def _sampling(self, request: TurnRequest) -> dict[str, Any]:
-        """Return the sampling keys of a turn. Raises RequestRefused for constraints that are not allowed."""
-        allowed = self._config.constrained == "allow"
-        for key, constraint in request.constraints.items():
-            if not allowed or constraint.value is None:
-                fix = "" if constraint.value is None else ", or set gateway.constrained to allow"
-                raise RequestRefused(
-                    f"{constraint.parameter} changes the distribution from which the policy samples ({key}), so the "
-                    f"turn could not be trained as it is; leave it out{fix}.",
-                    parameter=constraint.parameter,
-                )
-        theirs = dict(request.sampling)
-        sampling = theirs if self._config.sampling == "theirs" else {}
-        if "stop" in theirs:
-            sampling["stop"] = theirs["stop"]
-        limits = [theirs.get("max_tokens")]
-        if self._config.sampling == "ours":
-            limits.append(self._session.sampling.get("max_tokens"))
-        if self._config.limits.tokens is not None:
-            limits.append(max(1, self._config.limits.tokens - self._session.counters.sampled_tokens))
-        if known := [limit for limit in limits if limit is not None]:
-            sampling["max_tokens"] = min(known)
-        return {**sampling, **{key: constraint.value for key, constraint in request.constraints.items()}}
-
     def _tools_key(self, request: TurnRequest) -> bytes:
         """Return the digest of the tools, which most requests share."""
         if self._tools[0] is not request.tools:
@@ -396,18 +355,3 @@ class _ChoiceObserver:
         """Free the slot."""
         if self._has_slot:
             self._slots.release()
-
-
-def _as_refusal(error: Exception, dialect: Dialect, request: TurnRequest | None) -> RequestRefused:
-    """Return a refusal that names the place in the program's request instead of the place in our conversation."""
-    places: list[str] = []
-
-    def name_place(match: re.Match[str]) -> str:
-        index, part = int(match[1] or match[3]), match[2]
-        if request is None or index >= len(request.places):
-            return match[0]
-        places.append(request.places[index] if part is None else dialect.part_place(request, index, int(part)))
-        return places[-1]
-
-    text = _MESSAGE_PLACE.sub(name_place, str(error))
-    return RequestRefused(text, parameter=places[0] if places else None)

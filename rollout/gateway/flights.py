@@ -73,7 +73,11 @@ class Flight:
     def raise_refusal(self) -> None:
         """Raise the refusal, if there is one."""
         if self.answer is None:
-            raise self.refusal or rollout_ended()
+            raise rollout_ended() if self.refusal is None else self.refusal.copy()
+
+    def refuse(self, refusal: RequestRefused) -> None:
+        """Set why there is no answer."""
+        self.refusal = refusal.copy()
 
     def written_answer(self) -> bytes:
         """Return the answer as JSON."""

@@ -150,22 +150,19 @@ class RequestHandler:
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         decompressor = BodyDecompressor(request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower())
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()
         try:
             async with asyncio.timeout(self._body_timeout):
                 async for data in request.content.iter_any():
-                    chunk = decompressor.read(data, self._max_body_bytes - size)
-                    size += len(chunk)
-                    if size > self._max_body_bytes:
+                    body += decompressor.read(data, self._max_body_bytes - len(body))
+                    if len(body) > self._max_body_bytes:
                         raise self._too_large()
-                    chunks.append(chunk)
         except TimeoutError:
             raise RequestRefused(f"The body of the request did not arrive within {self._body_timeout:g} s.") from None
         except (web.RequestPayloadError, ValueError) as error:
             raise RequestRefused(f"The body of the request cannot be read: {type(error).__name__}.") from None
         decompressor.require_end()
-        return RequestBody(b"".join(chunks))
+        return RequestBody(body)
 
     def _too_large(self) -> RequestRefused:
         return RequestRefused(

@@ -77,7 +77,7 @@ TURN_SECONDS = MetricSpec(
     "rollout_turn_seconds",
     MetricType.HISTOGRAM,
     ("environment", "stage"),
-    "Seconds that a turn spent in each stage: prepare, render, engine, parse.",
+    "Seconds that a turn spent in each stage: prepare, render, wait (of programs), engine, parse.",
     _DURATION_BUCKETS,
 )
 IMAGE_BYTES = MetricSpec(

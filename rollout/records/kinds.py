@@ -221,7 +221,8 @@ class Step:
             come through the gateway.
         constrained: whether the request changed the distribution of the answer, such as by a JSON schema or a forced
             tool. The log-probs are then those of another distribution.
-        timings: the duration of each stage of the turn, in seconds: `prepare`, `render`, `engine` and `parse`.
+        timings: the duration of each stage of the turn, in seconds: `prepare`, `render`, `engine` and `parse`. A turn
+            of a program also has `wait`, the time until `gateway.limits.parallel` let it go on.
         extra: fields that only a newer minor version of the schema has; usually empty.
     """
 

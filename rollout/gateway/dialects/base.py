@@ -66,6 +66,10 @@ class RequestRefused(RolloutError):
         self.reason = reason
         self.parameter = parameter
 
+    def copy(self) -> "RequestRefused":
+        """Return the same refusal without its traceback, whose frames hold the whole body of the request."""
+        return RequestRefused(str(self), reason=self.reason, parameter=self.parameter)
+
 
 def rollout_ended() -> RequestRefused:
     """Return the refusal of a request whose rollout is over."""

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from rollout.api_keys import hide_keys_in_json
+from rollout.gateway.dialects.base import RequestRefused
 from rollout.gateway.dialects.reading import split_list, split_object
 from rollout.gateway.dialects.request_body import BLOCK_BYTES, RequestBody
 
@@ -36,8 +37,8 @@ class _Head(Generic[_T]):
     """
 
     length: int
-    blocks: tuple[int, ...]
-    rest: bytes
+    blocks: tuple[bytes, ...]
+    rest: bytes | bytearray
     fields: Mapping[str, msgspec.Raw]
     items: list[_T]
 
@@ -90,7 +91,11 @@ class BodyReader(Generic[_T]):
         """Read what follows a known beginning, which ends with an item of the list."""
         is_longer = body.data[head.length : head.length + 1] == b","
         data = self._opening + body.data[head.length + is_longer :]
-        fields = split_object(data)
+        try:
+            fields = split_object(data)
+        except RequestRefused:
+            split_object(body.data)  # raises the error with its place in the whole body
+            raise
         raw = fields.pop(self._key)
         items = self._read_items(raw, head.items)
         if is_longer:
@@ -119,7 +124,7 @@ def _clean(raw: msgspec.Raw) -> msgspec.Raw:
     return msgspec.Raw(hide_keys_in_json(bytes(raw)))
 
 
-def _end_of_items(data: bytes, raw: msgspec.Raw) -> int:
+def _end_of_items(data: bytes | bytearray, raw: msgspec.Raw) -> int:
     """Return the position in `data` after the last item of the list `raw`, which is a part of it."""
     end = _address(raw) - _address(data) + len(memoryview(raw)) - 1
     while data[end - 1 : end].isspace():
@@ -127,6 +132,6 @@ def _end_of_items(data: bytes, raw: msgspec.Raw) -> int:
     return end
 
 
-def _address(buffer: bytes | msgspec.Raw) -> int:
+def _address(buffer: bytes | bytearray | msgspec.Raw) -> int:
     address: int = np.frombuffer(memoryview(buffer), np.uint8).__array_interface__["data"][0]
     return address

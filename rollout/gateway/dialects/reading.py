@@ -1,10 +1,9 @@
 """Reads the JSON of requests: splits a body into its keys and items, and remembers items that were read before.
 
 A program sends the whole conversation at every turn. An item with the same bytes as before is found by these bytes, and
-is not parsed again. The bytes of large items, such as images, are not kept; only their digest is.
+is not parsed again. The bytes of large items, such as images, are not kept; only their hash is.
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -12,17 +11,20 @@ import msgspec
 import orjson
 
 from rollout.gateway.dialects.base import RequestRefused
+from rollout.gateway.dialects.request_body import hash_bytes
 
 _MAX_KEPT_BYTES = 1024
-"""Larger items are known by their SHA-256 digest."""
+"""Larger items are known by their hash."""
 _MAX_ITEMS = 16_384
+_MAX_NEW_BYTES = 512 << 20
+"""The limit for the bytes of different items in one attempt, so that a program in a loop does not fill the memory."""
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 _T = TypeVar("_T")
 
 
-def split_object(body: bytes, parameter: str | None = None) -> dict[str, msgspec.Raw]:
+def split_object(body: bytes | bytearray, parameter: str | None = None) -> dict[str, msgspec.Raw]:
     """Return the JSON of each value of a JSON object, by key. Raises RequestRefused if it is no JSON object."""
     try:
         return _decode_object(body)
@@ -55,13 +57,21 @@ class KnownItems(Generic[_T]):
         """Remember the results of `read`, which gets the parsed JSON of an item and its place for errors."""
         self._read = read
         self._known: dict[bytes, _T] = {}
+        self._new_bytes = 0
 
     def read(self, raw: msgspec.Raw, place: str) -> _T:
         """Return what was read from these bytes before, or read them. Raises the errors of `read`."""
         data = bytes(raw)
-        key = data if len(data) <= _MAX_KEPT_BYTES else hashlib.sha256(data).digest()
+        key = data if len(data) <= _MAX_KEPT_BYTES else hash_bytes(data)
         found = self._known.get(key)
         if found is None:
+            self._new_bytes += len(data)
+            if self._new_bytes > _MAX_NEW_BYTES:
+                raise RequestRefused(
+                    f"{place}: the program has sent more than {_MAX_NEW_BYTES:,} bytes of new messages in this "
+                    "rollout. Does it send different large messages in a loop?",
+                    parameter=place,
+                )
             if len(self._known) >= _MAX_ITEMS:
                 self._known.clear()
             found = self._known[key] = self._read(parse(data, place), place)

@@ -114,7 +114,7 @@ def test_a_changed_letter_of_the_text_is_foreign_in_every_dialect(
     client: type[DialectClient], answers: list[PlannedAnswer], client_habits: ClientHabits, data: st.DataObject
 ) -> None:
     turn, edited = edit_text(answers, client_habits, data.draw)
-    resolved = play(client(client_habits), answers, {turn: edited})
+    resolved = play(client(client_habits), answers[: turn + 1], {turn: edited})
     assert (resolved.echo, resolved.echoed_turns[:turn]) == (Echo.FOREIGN, tuple(range(turn)))
     assert turn not in resolved.echoed_turns
 
@@ -125,6 +125,6 @@ def test_a_changed_value_of_an_argument_is_foreign_in_every_dialect(
     client: type[DialectClient], answers: list[PlannedAnswer], client_habits: ClientHabits, data: st.DataObject
 ) -> None:
     turn, edited = edit_arguments(answers, data.draw)
-    resolved = play(client(client_habits), answers, {turn: edited})
+    resolved = play(client(client_habits), answers[: turn + 1], {turn: edited})
     assert (resolved.echo, resolved.echoed_turns[:turn]) == (Echo.FOREIGN, tuple(range(turn)))
     assert turn not in resolved.echoed_turns

@@ -1,8 +1,7 @@
 """How requests end: at a limit, without an engine, after the rollout, and with an error of the infrastructure."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import pytest
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
 from rollout.config.gateway import GatewayConfig
 from rollout.engine.errors import EngineUnreachable
-from rollout.environments.endpoint import ConversationRoot, Endpoint
+from rollout.environments.endpoint import Endpoint
 from rollout.gateway.echoes import ConversationTree, Resolved
-from rollout.gateway.endpoint import RootRuleError
-from rollout.records.conversations import Echo, RootKind
+from rollout.records.conversations import Echo
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.testing import play
 from rollout.trainer import check
@@ -25,10 +23,6 @@ from tests.unit.gateway.served import Served, serve, trained_turns, until
 QUESTION = "Say three words."
 LONG = "word " * 400
 CONTEXT = 300
-TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}},
-}
 
 
 def limited(**limits: float) -> GatewayConfig:
@@ -285,7 +279,7 @@ async def test_an_engine_that_is_away_for_good_ends_the_attempt_as_a_failure_of_
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_program_learns_that_the_rollout_cannot_continue(tmp_path: Path, dialect: DialectName) -> None:
-    """The client is no task of the attempt, so it goes on after the environment was cancelled."""
+    """The client is not a task of the attempt, so it goes on after the environment was cancelled."""
     async with serve(tmp_path, retries=0) as served:
         answers: list[Response] = []
 
@@ -390,80 +384,3 @@ async def test_the_session_cannot_be_used_through_an_endpoint_that_was_closed(se
     played = await play(GoesOn(EnvironmentSettings()), policy=served.policy)
     assert answers[0].status == 400
     assert len(played.trajectory.steps) == 1
-
-
-# Roots
-
-
-async def ask(client: RawClient, system: str, text: str, tools: Sequence[str] = ()) -> Response:
-    schemas = [{**TOOL, "function": {**TOOL["function"], "name": name}} for name in tools]
-    request: dict[str, Any] = {"messages": [{"role": "system", "content": system}, {"role": "user", "content": text}]}
-    if schemas:
-        request["tools"] = schemas
-    return await client.ask(json.dumps(request).encode())
-
-
-async def coding_agent(endpoint: Endpoint) -> None:
-    """Ask for a title first, then for the task, and let a sub-agent work."""
-    client = RawClient.of(endpoint)
-    await ask(client, "You write titles.", "Fix the bug.")
-    await ask(client, "You write code.", "Fix the bug.", ["read", "write"])
-    await ask(client, "You search.", "Find the bug.", ["read"])
-    await ask(client, "You write code.", "A summary. Go on.", ["write", "read"])
-
-
-async def test_a_title_does_not_train_but_sub_agents_do(served: Served) -> None:
-    played = await served.play(coding_agent)
-    roots = [step.first for step in played.trajectory.steps]
-    assert played.trajectory.root_kinds == {roots[0]: RootKind.AUXILIARY, roots[2]: RootKind.SUBAGENT}
-    assert trained_turns(played.trajectory) == [1, 2, 3]
-    assert check(played.trajectory) == []
-
-
-async def test_an_environment_may_have_its_own_rule_for_roots(served: Served) -> None:
-    seen: list[Sequence[ConversationRoot]] = []
-
-    def rule(roots: Sequence[ConversationRoot]) -> Sequence[RootKind]:
-        seen.append(roots)
-        return [RootKind.AUXILIARY if "search" in root.system else RootKind.MAIN for root in roots]
-
-    played = await served.play(coding_agent, rule)
-    assert trained_turns(played.trajectory) == [0, 1, 3]
-    assert [root.system for root in seen[-1]] == [
-        "You write titles.",
-        "You write code.",
-        "You search.",
-        "You write code.",
-    ]
-
-
-@pytest.mark.parametrize("result", [[], [RootKind.MAIN] * 9, ["main"] * 4, None], ids=["none", "nine", "texts", "None"])
-async def test_a_wrong_rule_for_roots_is_an_error_of_the_environment(served: Served, result: Any) -> None:
-    played = await served.play(coding_agent, lambda roots: result)
-    assert played.failure is not None
-    assert (played.status, played.failure.type) == (RolloutStatus.FAILED, RootRuleError.__name__)
-    assert "one RootKind for each" in played.failure.message
-
-
-async def test_the_text_of_a_transcript_is_that_of_the_main_conversation(served: Served) -> None:
-    async def program(endpoint: Endpoint) -> None:
-        client = RawClient.of(endpoint)
-        main = await ask(client, "You write code.", "Fix the bug.", ["read", "write"])
-        await ask(client, "You search.", "Find the bug.", ["read"])
-        await ask(client, "You write titles.", "Fix the bug.")
-        assert endpoint.transcript.text == text_of(main)
-
-    await served.play(program)
-
-
-async def test_the_steps_say_how_answers_were_repeated(served: Served) -> None:
-    async def program(endpoint: Endpoint) -> None:
-        client = RawClient.of(endpoint)
-        first = await client.ask(body_of(QUESTION))
-        question = {"role": "user", "content": QUESTION}
-        for echo in (echo_of(first)[0], {"role": "assistant", "content": "Words of mine."}):
-            await client.ask(body_of("More.", history=[question, echo]))
-
-    played = await served.play(program)
-    assert [step.echo for step in played.trajectory.steps] == [None, Echo.EXACT, Echo.FOREIGN]
-    assert trained_turns(played.trajectory) == [0, 1, 2]

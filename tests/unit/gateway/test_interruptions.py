@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rollout.gateway.dialects.messages import MessagesDialect
+from rollout.gateway.dialects.request_body import RequestBody
 from rollout.testing import embedded_policy
 from rollout.worker import containment
 from rollout.worker.containment import LoopWatchdog
@@ -17,12 +18,12 @@ ENDLESS = "endless"
 """A body with this word is one that our code cannot handle."""
 
 
-def _endless_read() -> Callable[[MessagesDialect, bytes], Any]:
-    """Return a `read` in the module of the dialect that runs for a minute for the body of a test."""
+def _endless_read() -> Callable[[MessagesDialect, RequestBody], Any]:
+    """Return a `_read` in the module of the dialect that runs for a minute for the body of a test."""
     code = compile(
         "def read(dialect, body):\n"
         "    deadline = time.monotonic() + 60\n"
-        "    while word in body and time.monotonic() < deadline:\n"
+        "    while word in body.data and time.monotonic() < deadline:\n"
         "        pass\n"
         "    return right_read(dialect, body)\n",
         "messages.py",
@@ -31,7 +32,7 @@ def _endless_read() -> Callable[[MessagesDialect, bytes], Any]:
     namespace: dict[str, Any] = {
         "__name__": MessagesDialect.__module__,
         "word": ENDLESS.encode(),
-        "right_read": MessagesDialect.read,
+        "right_read": MessagesDialect._read,
         "time": time,
     }
     exec(code, namespace)
@@ -48,7 +49,7 @@ async def test_a_body_that_takes_too_long_to_read_ends_its_own_rollout_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(containment, "_CHECK_INTERVAL", 0.1)
-    monkeypatch.setattr(MessagesDialect, "read", _endless_read())
+    monkeypatch.setattr(MessagesDialect, "_read", _endless_read())
     async with embedded_policy(tmp_path) as policy, open_endpoint(policy) as other:
         with LoopWatchdog(1.0, lambda text: None):
             async with open_endpoint(policy) as opened:
@@ -69,8 +70,8 @@ async def test_an_error_in_our_own_code_ends_its_own_rollout_alone(
 ) -> None:
     right_read = MessagesDialect.read
 
-    def read(dialect: MessagesDialect, body: bytes) -> Any:
-        return [][1] if ENDLESS.encode() in body else right_read(dialect, body)
+    def read(dialect: MessagesDialect, body: RequestBody) -> Any:
+        return [][1] if ENDLESS.encode() in body.data else right_read(dialect, body)
 
     monkeypatch.setattr(MessagesDialect, "read", read)
     async with embedded_policy(tmp_path) as policy, open_endpoint(policy) as other:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +24,11 @@ async def test_no_turn_is_lost_or_doubled_and_only_received_turns_train(tmp_path
     steps: Counter[str] = Counter()
     texts: dict[int, str] = {}
 
+    def latency() -> float:
+        if latencies.random() < 0.3:
+            time.sleep(0.02)  # the engine is busy, so that aborts are answered late
+        return latencies.uniform(0.005, 0.03)
+
     async def program(endpoint: Endpoint) -> None:
         await storm(endpoint, accounts, seed, COUNT)
         for turn in endpoint.transcript.turns:
@@ -30,7 +36,7 @@ async def test_no_turn_is_lost_or_doubled_and_only_received_turns_train(tmp_path
             texts[turn.turn] = turn.text
 
     async with serve(tmp_path) as served:
-        served.engine.latency = lambda: latencies.uniform(0.005, 0.03)
+        served.engine.latency = latency
         played = await served.play(program)
 
     print(dict(accounts.fates), f"turns {len(texts)}, received {len(accounts.received)}")

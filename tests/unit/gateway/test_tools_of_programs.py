@@ -17,7 +17,7 @@ FUNCTION = {
     "messages": {"name": "add", "input_schema": {"type": "object", "properties": {}}},
 }
 OTHERS: dict[str, list[dict[str, Any]]] = {
-    "chat": [{"type": "web_search"}, {"type": "custom", "custom": {"name": "patch"}}, {"type": "local_shell"}],
+    "chat": [{"type": "web_search"}, {"type": "local_shell"}],
     "responses": [
         {"type": "web_search"},
         {"type": "web_search", "filters": {"allowed_domains": ["a"]}},
@@ -35,7 +35,7 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 IGNORED = {
-    "chat": {"web_search": 1, "custom": 1, "local_shell": 1},
+    "chat": {"web_search": 1, "local_shell": 1},
     "responses": {"web_search": 3, "local_shell": 1, "computer_use_preview": 1, "mcp": 1, "a_new_type": 1},
     "messages": {"web_search_20250305": 1, "bash_20250124": 1, "computer_20250124": 1, "a_new_type_20300101": 1},
 }
