@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import numpy as np
 import pytest
 
@@ -44,6 +45,32 @@ class Turns(Environment):
                 await self._before(turn)
             messages.append({"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]})
             messages.append((await model.chat(messages)).message)
+        return Score(1.0)
+
+
+class RequestsOfAProgram(Environment):
+    """Sends requests of a program over the gateway: one streamed and one not, at the same time, and then another."""
+
+    def __init__(self) -> None:
+        super().__init__(EnvironmentSettings())
+        self.answers: list[tuple[int, str]] = []
+
+    async def run(self, task: Task, model: Model) -> Score:
+        url = draw_square("red", ColorCodewordSettings(image_size=96), seed="the same in every test")
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        async with model.endpoint() as endpoint:
+            headers = {"authorization": f"Bearer {endpoint.key}"}
+            async with httpx.AsyncClient(headers=headers, timeout=120, trust_env=False) as http:
+
+                async def ask(**keys: Any) -> None:
+                    body = {"model": "policy", "messages": [{"role": "user", "content": [picture]}], **keys}
+                    answer = await http.post(f"{endpoint.base_url}/chat/completions", json=body)
+                    self.answers.append((answer.status_code, answer.text))
+
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(ask())
+                    group.create_task(ask(stream=True))
+                await ask(user="later")
         return Score(1.0)
 
 
@@ -107,10 +134,12 @@ async def wait_until_answering(live: Any) -> None:
             pass
 
 
-async def update_in_the_middle(live: Any, policy: PolicyClient, publisher: AsyncPolicyPublisher) -> Trajectory:
-    """Play one answer, and publish version 2 during it."""
+async def update_in_the_middle(
+    live: Any, policy: PolicyClient, publisher: AsyncPolicyPublisher, environment: Environment | None = None
+) -> Trajectory:
+    """Play an environment, by default one answer, and publish version 2 during its first answers."""
     async with asyncio.timeout(120), asyncio.TaskGroup() as group:
-        playing = group.create_task(play(Turns(1), TASK, policy=policy))
+        playing = group.create_task(play(environment or Turns(1), TASK, policy=policy))
         await wait_until_answering(live)
         await publisher.publish(2, make_end_saver(live))
     return playing.result().trajectory
@@ -151,6 +180,25 @@ async def test_abort_starts_the_turn_again_and_keeps_no_token_of_the_old_weights
     assert spans(trajectory) == [("2", 0, 1)]
     assert sampled_tokens(trajectory)[0] in policy.renderers.stop_token_ids
     assert trajectory.error is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "max_tokens", "first_version"), [("wait", 300, "1"), ("abort", ENDLESS, "2")], ids=["wait", "abort"]
+)
+async def test_a_program_sees_no_error_when_new_weights_come_during_its_requests(
+    live: Any, policy_for: Any, publishing: Publishing, mode: OnUpdate, max_tokens: int, first_version: str
+) -> None:
+    program = RequestsOfAProgram()
+    async with publishing(mode) as publisher, policy_for(live, max_tokens=max_tokens) as policy:
+        trajectory = await update_in_the_middle(live, policy, publisher, program)
+    assert [status for status, _ in program.answers] == [200] * 3
+    assert not any('"error"' in text for _, text in program.answers)
+    versions = [[span.version for span in step.versions] for step in trajectory.steps]
+    assert [first_version] in versions[:2]  # the other one may have come during the pause
+    assert all(version in (["1"], ["2"]) for version in versions)
+    assert versions[2] == ["2"]
+    assert not trajectory.unreceived_turns
+    assert check(trajectory) == []
 
 
 @pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
