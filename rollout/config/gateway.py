@@ -97,8 +97,8 @@ class GatewayConfig(Section):
     """The path of a unix socket at which the gateway listens, too. A worker of a launch adds a point and the id of its
     process. null: none."""
     echo: Literal["tolerant", "exact"] = "tolerant"
-    """When a message that comes back is an answer of the policy. tolerant: also with other white space, key order or
-    escapes, without its reasoning, and with other ids. exact: only if the program changed nothing."""
+    """How far a message may differ from an answer of the policy and still be that answer. tolerant: also with other
+    white space, key order or escapes, without its reasoning, and with other ids. exact: not at all."""
     sampling: Literal["ours", "theirs"] = "ours"
     """Which temperature, top_p and the like count. ours: those of engine.sampling. theirs: those of the program."""
     constrained: Literal["refuse", "allow"] = "refuse"

@@ -150,6 +150,7 @@ class GatewayEndpoint:
         with anyio.CancelScope(shield=True):
             await self._flights.close()
         self._session.counters.gateway[GatewayCount.UNRECEIVED] += len(self.unreceived_turns())
+        self._session.counters.gateway[GatewayCount.IDLE_ENDPOINTS] += not self._turns
 
     def _require_open(self) -> None:
         """Raise RequestRefused if the endpoint was closed, for example while the body of the request arrived."""

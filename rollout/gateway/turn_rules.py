@@ -31,11 +31,11 @@ class TurnRules:
     def sampling(self, request: TurnRequest) -> dict[str, Any]:
         """Return the sampling keys of a turn. Raises RequestRefused for constraints that are not allowed."""
         allowed = self._config.constrained == "allow"
-        for key, constraint in request.constraints.items():
+        for constraint in request.constraints.values():
             if not allowed or constraint.value is None:
                 fix = "" if constraint.value is None else ", or set gateway.constrained to allow"
                 raise RequestRefused(
-                    f"{constraint.parameter} changes the distribution from which the policy samples ({key}), so the "
+                    f"{constraint.parameter} changes the distribution from which the policy samples, so the "
                     f"turn could not be trained as it is; leave it out{fix}.",
                     parameter=constraint.parameter,
                 )

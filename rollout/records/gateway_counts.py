@@ -32,6 +32,7 @@ class GatewayCount(StrEnum):
         RETRIES: the requests that were sent again and got the same turn.
         REFUSALS: the requests that were refused.
         UNRECEIVED: the turns whose answers the program did not receive.
+        IDLE_ENDPOINTS: the endpoints that were closed without a turn.
     """
 
     TURNS = "turns"
@@ -43,6 +44,7 @@ class GatewayCount(StrEnum):
     RETRIES = "retries"
     REFUSALS = "refusals"
     UNRECEIVED = "unreceived"
+    IDLE_ENDPOINTS = "idle endpoints"
 
 
 class RequestOutcome(StrEnum):
@@ -101,6 +103,7 @@ def report_gateway(counts: Mapping[str, int]) -> dict[str, Any] | None:
         "retries": counts.get(GatewayCount.RETRIES, 0),
         "refusals": counts.get(GatewayCount.REFUSALS, 0),
         "unreceived": counts.get(GatewayCount.UNRECEIVED, 0),
+        "idle_endpoints": counts.get(GatewayCount.IDLE_ENDPOINTS, 0),
         "ignored_tools": _with_prefix(counts, IGNORED_TOOL_PREFIX),
     }
 
@@ -122,6 +125,7 @@ def summarize_gateway(counts: Mapping[str, int]) -> str | None:
         "refused": report["refusals"],
         "not received": report["unreceived"],
         "tools left out": sum(report["ignored_tools"].values()),
+        "endpoints without a turn": report["idle_endpoints"],
     }
     return line + "".join(f"; {number:,} {name}" for name, number in others.items() if number)
 

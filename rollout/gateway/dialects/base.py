@@ -74,7 +74,8 @@ class RequestRefused(RolloutError):
 def rollout_ended() -> RequestRefused:
     """Return the refusal of a request whose rollout is over."""
     return RequestRefused(
-        "The rollout of this key has ended, so the model answers no more.", reason=RefusalReason.ENDED
+        "The rollout of this key, or its endpoint, has ended. Call the model inside `async with model.endpoint()`.",
+        reason=RefusalReason.ENDED,
     )
 
 

@@ -49,6 +49,7 @@ def test_the_json_has_the_counts_of_what_programs_did(arguments: tuple[str, ...]
         "retries": 4,
         "refusals": 0,
         "unreceived": 0,
+        "idle_endpoints": 0,
         "ignored_tools": {},
     }
 

@@ -65,7 +65,7 @@ def test_only_all_turns_are_100_percent_and_only_none_are_0(bridged: int, share:
 
 
 def test_the_report_has_an_object_for_each_kind_of_count() -> None:
-    counts = {**MANY, "retries": 3, "refusals": 1, "unreceived": 2, "ignored tools: web_search": 7}
+    counts = {**MANY, "retries": 3, "refusals": 1, "unreceived": 2, "idle endpoints": 4, "ignored tools: web_search": 7}
     assert report_gateway(counts) == {
         "turns": 1250,
         "first": 10,
@@ -75,6 +75,7 @@ def test_the_report_has_an_object_for_each_kind_of_count() -> None:
         "retries": 3,
         "refusals": 1,
         "unreceived": 2,
+        "idle_endpoints": 4,
         "ignored_tools": {"web_search": 7},
     }
 
@@ -99,3 +100,7 @@ def test_a_program_that_makes_up_types_of_tools_does_not_fill_the_memory() -> No
         add_gateway_counts(totals, {f"ignored tools: {number} {index}": 1 for index in range(50)})
     assert len(totals) <= 51
     assert sum(totals.values()) == 5000
+
+
+def test_endpoints_that_no_program_used_are_in_the_line() -> None:
+    assert summarize_gateway({"idle endpoints": 2}) == "0 turns; 2 endpoints without a turn"
