@@ -11,7 +11,7 @@ from typing import Any
 
 from rollout.gateway.deliveries import Deliveries
 from rollout.gateway.dialects.base import Answer, Dialect, RequestRefused, TurnRequest, rollout_ended
-from rollout.gateway.dialects.request_body import RequestBody
+from rollout.gateway.dialects.request_body import RequestBody, hash_bytes
 from rollout.records.endings import RolloutLimit
 
 _MAX_KEPT_ANSWERS = 128
@@ -129,7 +129,7 @@ class Flights:
 
     def find_or_add(self, dialect: Dialect, body: RequestBody) -> tuple[Flight, bool]:
         """Return the flight of a request, and whether it is new, so that the caller must start it."""
-        fingerprint = (dialect.name, len(body.data), body.blocks)
+        fingerprint = (dialect.name, len(body.data), hash_bytes(b"".join(body.blocks)))
         known = self._flights.get(fingerprint)
         if known is not None and not self._is_over(known):
             return known, False
