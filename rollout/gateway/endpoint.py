@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import structlog
 
 from rollout.config.gateway import GatewayConfig
 from rollout.engine.errors import EngineRefused
@@ -41,6 +42,8 @@ from rollout.records.messages import digest_tools
 from rollout.records.stream import RolloutAlreadyFinished
 from rollout.session.turns import EndpointSession, SessionTurn
 from transports import QueueError
+
+log = structlog.get_logger()
 
 
 class RootRuleError(RolloutError):
@@ -86,6 +89,7 @@ class GatewayEndpoint:
         self._rules = TurnRules(config, session)
         self._answer_numbers = itertools.count(len(session.endpoint_reports) << 20)
         self._context = contextvars.copy_context()
+        self._has_warned_of_tools = False
         self._turns: dict[int, EndpointTurn] = {}
         self._roots = RootNotes()
         self._tools: tuple[Any, bytes] = (None, b"")
@@ -212,6 +216,9 @@ class GatewayEndpoint:
     async def _answer(self, flight: Flight, request: TurnRequest) -> Answer:
         for tool_type in request.ignored_tools:
             add_ignored_tool(self._session.counters.gateway, tool_type)
+        if request.ignored_tools and not self._has_warned_of_tools:
+            self._has_warned_of_tools = True
+            log.warning("tools of the program are left out, because they are no functions", types=request.ignored_tools)
         sampling = self._rules.sampling(request)
         resolved = self._tree.resolve(request.messages, self._tools_key(request))
         self.deliveries.mark_echoed(resolved.echoed_turns)
