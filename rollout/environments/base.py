@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
-from rollout.environments.endpoint import Endpoint, EndpointUnavailable, RootRule
+from rollout.environments.endpoint import Endpoint, EndpointSocket, EndpointUnavailable, RootRule
 from rollout.errors import RolloutError
 from rollout.paths import PathUnusable, resolve_path
 from rollout.records.bounds import MAX_GROUP_SIZE
@@ -97,6 +97,10 @@ class Retry(RolloutError):
     the rollout again from its start. After `worker.max_attempts` attempts, the rollout fails with the last reason. An
     attempt that ends with `Retry` is never used for training.
     """
+
+
+class ArtifactsUnavailable(RolloutError):
+    """`model.artifacts_directory()` cannot be used where the rollout is played."""
 
 
 class SharedResourcesMissing(RolloutError):
@@ -189,12 +193,30 @@ class Model(Protocol):
         """
         ...
 
-    def endpoint(self, *, root_kinds: RootRule | None = None) -> AbstractAsyncContextManager[Endpoint]:
+    def endpoint(
+        self,
+        *,
+        root_kinds: RootRule | None = None,
+        socket: EndpointSocket | None = None,
+        accept_reward: bool = False,
+    ) -> AbstractAsyncContextManager[Endpoint]:
         """Open an address at which an agent program calls the policy; see `rollout.environments.endpoint`.
 
-        `root_kinds` replaces the rule that says which of the program's conversations are auxiliary or of a sub-agent.
+        Args:
+            root_kinds: replaces the rule that says which of the program's conversations are auxiliary or of a
+                sub-agent.
+            socket: a unix socket at which the gateway listens for this endpoint alone.
+            accept_reward: whether the program may send its own reward, as `endpoint.posted_reward`.
         """
         raise EndpointUnavailable("this model has no gateway, so model.endpoint() cannot be used with it.")
+
+    def artifacts_directory(self) -> Path:
+        """Return a directory for files that people read later, such as logs or videos. It exists for this attempt.
+
+        It is in the run's directory, and is created when it is first asked for. Files in it are not part of the
+        trajectory.
+        """
+        raise ArtifactsUnavailable("this model belongs to no run, so it has no directory for artifacts.")
 
 
 _NO_RESOURCES = object()
@@ -226,6 +248,17 @@ class Environment(abc.ABC):
         an error, the worker ends.
         """
         yield None
+
+    @classmethod
+    def check_machine(cls, settings: Any) -> str | None:
+        """Check that this machine has what the environment needs, such as a program; return what was found, or None.
+
+        `rollout doctor` shows the text. Workers call it before their first order.
+
+        Raises:
+            ConfigurationError: something is missing; the error says what to install or to change.
+        """
+        return None
 
     @property
     def shared_resources(self) -> Any:

@@ -23,6 +23,34 @@ class EndpointUnavailable(RolloutError):
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointSocket:
+    """A unix socket at which the gateway listens for one endpoint alone, for a program without a network.
+
+    Attributes:
+        path: the path of the socket. The gateway makes it, and removes it with the endpoint.
+        address: the HOST:PORT that the program sees; something beside the program forwards it to the socket.
+    """
+
+    path: Path
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class PostedReward:
+    """The reward that a program sent with `POST …/reward`; the last one counts.
+
+    Attributes:
+        reward: the reward; a finite number. None if `rewards` has named ones.
+        rewards: named rewards.
+        metrics: further numbers by name.
+    """
+
+    reward: float | None
+    rewards: Mapping[str, float]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class ConversationRoot:
     """How a program began conversations. Those with the same first message and the same tools have the same root.
 
@@ -47,6 +75,24 @@ class ConversationRoot:
 
 RootRule = Callable[[Sequence[ConversationRoot]], Sequence[RootKind]]
 """Says for each root of an endpoint, in the order of their first turns, of which kind it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointOptions:
+    """How an environment wants an endpoint.
+
+    Attributes:
+        root_kinds: the rule for the kinds of roots; None: the rule of the gateway.
+        socket: a unix socket for this endpoint alone; None: none.
+        accept_reward: whether the program may send its own reward with `POST …/reward`.
+    """
+
+    root_kinds: RootRule | None = None
+    socket: EndpointSocket | None = None
+    accept_reward: bool = False
+
+
+DEFAULT_ENDPOINT_OPTIONS = EndpointOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +166,11 @@ class Endpoint(Protocol):
     model: str
     environ: Mapping[str, str]
     unix_socket: Path | None
+
+    @property
+    def posted_reward(self) -> PostedReward | None:
+        """The reward that the program sent with `POST …/reward`; None if it sent none."""
+        ...
 
     @property
     def transcript(self) -> Transcript:

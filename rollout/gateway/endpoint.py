@@ -19,7 +19,7 @@ import structlog
 from rollout.config.gateway import GatewayConfig
 from rollout.engine.errors import EngineRefused
 from rollout.environments.base import ContextExhausted
-from rollout.environments.endpoint import EndpointTurn, RootRule, Transcript
+from rollout.environments.endpoint import EndpointTurn, PostedReward, RootRule, Transcript
 from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
@@ -103,6 +103,11 @@ class GatewayEndpoint:
             replace(turn, received=self.deliveries.is_received(number)) for number, turn in sorted(self._turns.items())
         )
         return Transcript(tuple(turns), self.root_kinds())
+
+    @property
+    def posted_reward(self) -> PostedReward | None:
+        """The reward that the program sent; None if it sent none."""
+        return None
 
     def unreceived_turns(self) -> Sequence[int]:
         """Return the turns whose answer the program did not receive."""

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from rollout.api_keys import new_key
 from rollout.config.gateway import GatewayConfig
-from rollout.environments.endpoint import Endpoint, RootRule
+from rollout.environments.endpoint import DEFAULT_ENDPOINT_OPTIONS, Endpoint, EndpointOptions
 from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.connections import GatewayConnection
@@ -95,7 +95,9 @@ class Gateway:
             self._socket.remove()
 
     @asynccontextmanager
-    async def open_endpoint(self, session: EndpointSession, rule: RootRule | None = None) -> AsyncIterator[Endpoint]:
+    async def open_endpoint(
+        self, session: EndpointSession, options: EndpointOptions = DEFAULT_ENDPOINT_OPTIONS
+    ) -> AsyncIterator[Endpoint]:
         """Open an endpoint for a session. If the infrastructure fails, the block is cancelled, and its error is raised.
 
         Raises:
@@ -104,7 +106,7 @@ class Gateway:
         """
         await self._start()
         addresses = EndpointAddresses(self._address, self._model, new_key(), self._config.unix_socket)
-        endpoint = GatewayEndpoint(session, self._config, addresses, self._metrics, rule)
+        endpoint = GatewayEndpoint(session, self._config, addresses, self._metrics, options.root_kinds)
         session.endpoint_reports.append(endpoint)
         self._endpoints[endpoint.key] = endpoint
         try:

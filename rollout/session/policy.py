@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from renderers_adapter.pool import RendererPool
 from rollout.engine.client import EngineClient
-from rollout.environments.endpoint import Endpoint, RootRule
+from rollout.environments.endpoint import Endpoint, EndpointOptions
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
 from rollout.session.turns import EndpointSession
@@ -27,8 +28,8 @@ class PolicyVersionState:
     required: str | None = None
 
 
-EndpointOpener = Callable[[EndpointSession, RootRule | None], AbstractAsyncContextManager[Endpoint]]
-"""Opens an endpoint for a session, with the environment's rule for the kinds of roots, if it has one."""
+EndpointOpener = Callable[[EndpointSession, EndpointOptions], AbstractAsyncContextManager[Endpoint]]
+"""Opens an endpoint for a session, as its environment wants it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class PolicyClient:
         metrics: the metrics of the worker.
         ban_placeholders: whether requests forbid the engines to sample the pad tokens of images and videos.
         open_endpoint: opens an address for an agent program; None: there is no gateway.
+        artifacts: the directory with a directory for the files of each attempt; None: attempts cannot have files.
     """
 
     renderers: RendererPool
@@ -54,6 +56,7 @@ class PolicyClient:
     metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(""))
     ban_placeholders: bool = True
     open_endpoint: EndpointOpener | None = None
+    artifacts: Path | None = None
 
     @property
     def banned_ids(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from rollout.engine.errors import UnusableCompletion
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
 from rollout.environments.base import ContextExhausted, Reply
-from rollout.environments.endpoint import Endpoint, EndpointUnavailable, RootRule
+from rollout.environments.endpoint import Endpoint, EndpointOptions, EndpointSocket, EndpointUnavailable, RootRule
 from rollout.images import ImageError, prepare_images_async
 from rollout.records.conversations import Echo, RootKind
 from rollout.records.endings import RolloutLimit
@@ -96,14 +96,20 @@ class Session:
     ) -> Reply:
         return (await self.play_turn(messages, tools=tools, sampling=sampling)).reply
 
-    def endpoint(self, *, root_kinds: RootRule | None = None) -> AbstractAsyncContextManager[Endpoint]:
+    def endpoint(
+        self,
+        *,
+        root_kinds: RootRule | None = None,
+        socket: EndpointSocket | None = None,
+        accept_reward: bool = False,
+    ) -> AbstractAsyncContextManager[Endpoint]:
         """Open an address for an agent program; see `rollout.environments.base.Model.endpoint`."""
         if self._policy.open_endpoint is None:
             raise EndpointUnavailable(
                 "this policy has no gateway, so model.endpoint() cannot be used; play the rollout with `rollout run`, "
                 "`rollout launch` or `rollout.testing.play`."
             )
-        return self._policy.open_endpoint(self, root_kinds)
+        return self._policy.open_endpoint(self, EndpointOptions(root_kinds, socket, accept_reward))
 
     async def play_turn(
         self,

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from rollout.config.sampling import check_sampling
 from rollout.environments.base import ContextExhausted, Reply
-from rollout.environments.endpoint import EndpointUnavailable, RootRule
+from rollout.environments.endpoint import EndpointSocket, EndpointUnavailable, RootRule
 from rollout.images import ImagePolicy, prepare_images_async
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import (
@@ -92,7 +92,13 @@ class RecordedModel:
         refuse_arguments(unknown)
         return self._calls.add(self._chat(messages, tools, sampling))
 
-    def endpoint(self, *, root_kinds: RootRule | None = None) -> NoReturn:
+    def endpoint(
+        self,
+        *,
+        root_kinds: RootRule | None = None,
+        socket: EndpointSocket | None = None,
+        accept_reward: bool = False,
+    ) -> NoReturn:
         """Refuse to open an endpoint, because a program is not repeated by its recorded answers."""
         raise EndpointUnavailable(
             "a replay cannot repeat an agent program, so model.endpoint() cannot be used in it; play the rollout again "

@@ -1,0 +1,97 @@
+"""Defines the contract of a sandbox."""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from rollout.errors import ConfigurationError
+from rollout.programs.workspace import Workspace
+
+
+class SandboxMissing(ConfigurationError):
+    """The sandbox cannot be used on this machine; the error says what to install or to change."""
+
+
+class SandboxOptions(BaseModel):
+    """The keys of `environment.sandbox` in the YAML. Subclass it to add keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = "none"
+    """The name of the sandbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxedCommand:
+    """A command that runs in a sandbox.
+
+    Attributes:
+        argv: the program and its arguments.
+        environ: all its environment variables; they may contain the key, so they must not become arguments.
+        directory: the directory in which it runs; it is in the workspace.
+        workspace: the directories that it may write. They have the same paths inside.
+        gateway_socket: the unix socket of the gateway; None if the command must not reach the gateway.
+        memory_bytes: the limit for memory; only for sandboxes outside of our cgroup, such as containers.
+        processes: the limit for processes, for the same sandboxes.
+    """
+
+    argv: tuple[str, ...]
+    environ: Mapping[str, str] = field(repr=False)
+    directory: Path
+    workspace: Workspace
+    gateway_socket: Path | None = None
+    memory_bytes: int | None = None
+    processes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedCommand:
+    """The command that starts the sandbox with the command inside.
+
+    Attributes:
+        argv: the program and its arguments.
+        environ: all its environment variables.
+        cleanup: commands to run when it has ended.
+    """
+
+    argv: tuple[str, ...]
+    environ: Mapping[str, str] = field(repr=False)
+    cleanup: tuple[tuple[str, ...], ...] = ()
+
+
+class Sandbox(abc.ABC):
+    """A place where programs run.
+
+    Attributes:
+        Options: the class of `environment.sandbox` in the YAML.
+        options: its values.
+        uses_socket: whether programs reach the gateway through its unix socket, at `gateway_address` inside.
+        gateway_address: the HOST:PORT of the gateway as programs see it; None: that of the section `gateway`.
+    """
+
+    Options: ClassVar[type[SandboxOptions]] = SandboxOptions
+    uses_socket: ClassVar[bool] = False
+    gateway_address: ClassVar[str | None] = None
+
+    def __init__(self, options: SandboxOptions) -> None:
+        self.options = options
+
+    @abc.abstractmethod
+    def check(self) -> str:
+        """Return what this machine has, such as `bwrap 0.8.0`.
+
+        Raises:
+            SandboxMissing: it cannot be used here.
+        """
+
+    @abc.abstractmethod
+    def find_program(self, name: str) -> str | None:
+        """Return the path of a program inside the sandbox; None if it is not there, the name itself if unknown."""
+
+    @abc.abstractmethod
+    def wrap(self, command: SandboxedCommand) -> WrappedCommand:
+        """Return the command that starts the sandbox with the command inside."""
