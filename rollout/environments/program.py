@@ -12,12 +12,12 @@ processes have ended, and its work is scored.
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -38,6 +38,8 @@ from rollout.programs.slots import machine_slot
 from rollout.programs.workspace import Workspace, copy_tree, keep_files, write_files
 from rollout.records.endings import RolloutLimit
 from rollout.records.task import Task
+
+_T = TypeVar("_T")
 
 OUTPUT_NAME = "output.txt"
 """The file in the attempt's directory with what the program printed."""
@@ -143,9 +145,7 @@ class _PlayedProgram:
             score = score_from_posted(endpoint.posted_reward)
         else:
             assert resources.score is not None
-            score = await resources.score.call(
-                self._task, self._workspace.work, endpoint.transcript, end.exit_code
-            )
+            score = await resources.score.call(self._task, self._workspace.work, endpoint.transcript, end.exit_code)
         measured = {"exit_code": float(end.exit_code), "program_seconds": round(end.seconds, 3)}
         changes: dict[str, Any] = {"metrics": {**measured, **score.metrics}}
         if end.reason is EndReason.TIMEOUT:
@@ -283,3 +283,33 @@ class _PlayedProgram:
             copy_tree(self._path(score.template), self._workspace.work)
         argv = tuple(map(self._fill, score.command))
         return self._process(argv, self._environ({}), SCORE_OUTPUT_NAME, score.timeout, with_gateway=False)
+
+
+def _is_failure(exit_code: int, failures: str | tuple[int, ...]) -> bool:
+    if failures == "none":
+        return False
+    if exit_code < 0 or failures == "nonzero":
+        return exit_code != 0
+    return exit_code in failures
+
+
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    """Run a function that blocks in a thread, and wait for it also when this rollout is cancelled."""
+    running = asyncio.get_running_loop().run_in_executor(None, function)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+@asynccontextmanager
+async def _open_workspace() -> AsyncIterator[Workspace]:
+    """Yield a new workspace, and remove it at the end."""
+    created: list[Workspace] = []
+    try:
+        await _in_thread(lambda: created.append(Workspace.create()))
+        yield created[0]
+    finally:
+        for workspace in created:
+            await _in_thread(workspace.remove)

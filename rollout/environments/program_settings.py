@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    model_validator,
+)
 
 from rollout.environments.base import EnvironmentSettings
 from rollout.paths import PathUnusable, resolve_path
@@ -159,7 +168,9 @@ class ProgramSettings(EnvironmentSettings):
             raise ValueError("expected either command or agent")
         agent_keys = {"prompt", "arguments", "executable", "context_tokens"} & self.model_fields_set
         if self.command and agent_keys:
-            raise ValueError(f"{', '.join(sorted(agent_keys))}: only for a known agent (the key agent), not for command")
+            raise ValueError(
+                f"{', '.join(sorted(agent_keys))}: only for a known agent (the key agent), not for command"
+            )
         return self
 
     @property
