@@ -54,12 +54,17 @@ async def _forward_and_run(address: str, socket: str, command: list[str]) -> int
             for writer in writers:
                 writer.close()
 
+    early_signals: list[int] = []  # those that arrive before the command has started
+    pass_on = early_signals.append
+    for name in _SIGNALS:
+        number = getattr(signal, name)
+        asyncio.get_running_loop().add_signal_handler(number, lambda number: pass_on(number), number)
     host, _, port = address.rpartition(":")
     await asyncio.start_server(forward, host, int(port), backlog=1024)
     process = await asyncio.create_subprocess_exec(*command)
-    for name in _SIGNALS:
-        number = getattr(signal, name)
-        asyncio.get_running_loop().add_signal_handler(number, process.send_signal, number)
+    pass_on = process.send_signal
+    for number in early_signals:
+        process.send_signal(number)
     code = await process.wait()
     os._exit(code if code >= 0 else 128 - code)  # at once: connections that are still open have no reader any more
 
