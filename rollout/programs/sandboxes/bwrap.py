@@ -36,7 +36,7 @@ _ISOLATION = (
 )
 _OWN_USERS = (("--unshare-user", "--disable-userns"), ("--unshare-user",), ())
 """From the best to the weakest: an own user namespace without others inside, an own one, none (only for root)."""
-_READ_ONLY_PROC = ("sys", "sysrq-trigger", "fs", "acpi", "scsi", "mtrr")
+_READ_ONLY_PROC = ("sys", "sysrq-trigger", "fs", "acpi", "scsi", "mtrr", "pressure")
 """Files of /proc that root may write without any capability."""
 _TEMPORARY_BYTES = 1 << 30
 _TRIAL_SECONDS = 30
@@ -206,7 +206,7 @@ def _advise(problem: str) -> str:
             "`userns,`, or run `sysctl kernel.apparmor_restrict_unprivileged_userns=0`."
         )
     for name in ("kernel/unprivileged_userns_clone", "user/max_user_namespaces"):
-        if _read_sysctl(name) == 0:
+        if _read_sysctl(name) == 0 or name in problem:
             return f"User namespaces are disabled: set {name.replace('/', '.')} with `sysctl` to 1 or more."
     return (
         "bwrap needs user namespaces. In a container, allow them (--security-opt seccomp=unconfined with Docker), run "

@@ -46,7 +46,7 @@ class VisibleFiles:
     hidden: tuple[Path, ...] = ()
     paths: set[Path] = field(default_factory=set)
     links: dict[Path, str] = field(default_factory=dict)
-    _programs: set[Path] = field(default_factory=set)
+    _programs: set[str] = field(default_factory=set)
 
     def add(self, path: str | Path) -> Path | None:
         """Make a file or directory visible, and the links that lead to it; return its real path, or None if missing."""
@@ -57,14 +57,15 @@ class VisibleFiles:
         return real
 
     def add_system(self) -> None:
-        """Make the system visible, and the Python that runs us."""
+        """Make the system visible, and the Python that runs us with its installed packages."""
         for path in SYSTEM_DIRECTORIES:
             self.add(path)
         for pattern in SYSTEM_FILES:
             for file in Path("/etc").glob(pattern):
                 self.add(file)
-        for prefix in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix)):
-            self.add(prefix)
+        packages = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+        for path in (sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix, *packages):
+            self.add(path)
         self.add_program(sys.executable, {})
 
     def add_program(self, name: str, environ: Mapping[str, str]) -> None:
@@ -74,11 +75,12 @@ class VisibleFiles:
         visible anyway.
         """
         found = self._find(name, environ.get("PATH", os.defpath))
-        real = self._add_links(found) if found is not None else None
-        directory = self._add_links(os.path.dirname(found)) if found is not None else None
-        if real is None or directory is None or real in self._programs or not real.is_file():
+        if found is None or found in self._programs:
             return
-        self._programs.add(real)
+        self._programs.add(found)
+        directory, real = self._add_links(os.path.dirname(found)), self._add_links(found)
+        if directory is None or real is None or not real.is_file():
+            return
         self.paths.add(_installation(real))
         for prefix in {directory.parent, real.parent.parent}:
             self._add_virtual_environment(prefix)
