@@ -114,6 +114,12 @@ CLIENTS = [
     Client("langgraph_chat", "chat", _program("langgraph_chat"), _turns_of_program, keeps_reasoning=False),
     Client("pydantic_ai_chat", "chat", _program("pydantic_ai_chat"), _turns_of_program),
     Client("litellm_chat", "chat", _program("litellm_chat"), _turns_of_program),
-    Client("codex", "responses", coding_clis.codex, _turns_of_codex),
-    Client("opencode", "chat", coding_clis.opencode, _turns_of_opencode, auxiliary_requests=1),
+    Client("codex", "responses", coding_clis.coding_cli("codex", coding_clis.CODEX), _turns_of_codex),
+    Client(
+        "opencode",
+        "chat",
+        coding_clis.coding_cli("opencode", coding_clis.OPENCODE),
+        _turns_of_opencode,
+        auxiliary_requests=1,
+    ),
 ]
