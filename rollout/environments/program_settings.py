@@ -160,7 +160,7 @@ class ProgramSettings(EnvironmentSettings):
     sandbox: Annotated[SerializeAsAny[SandboxOptions], BeforeValidator(parse_sandbox)] = SandboxOptions()
     """Where the program runs: none, bwrap, docker, or {kind: …} with the keys of that sandbox."""
     score: Annotated[str | ScoreCommand, BeforeValidator(_check_score)]
-    """Who scores: `package.module:function`, {command: […]}, or program, which sends its own reward."""
+    """What scores: `package.module:function`, {command: […]}, or program, which sends its own reward."""
 
     @model_validator(mode="after")
     def _check_program(self) -> Self:
