@@ -159,13 +159,13 @@ class _Removal:
         return True
 
     def _remove_directory(self, name: str, parent: int | None, place: str, level: int) -> None:
-        if level == _MAX_OPEN_LEVELS:
-            assert self._top is not None
-            os.rename(name, f"moved-{secrets.token_hex(16)}", src_dir_fd=parent, dst_dir_fd=self._top)
-            self.moved = self.left = True
-            return
         directory = open_child(name, parent)
         try:
+            if level == _MAX_OPEN_LEVELS:
+                assert self._top is not None
+                os.rename(name, f"moved-{secrets.token_hex(16)}", src_dir_fd=parent, dst_dir_fd=self._top)
+                self.moved = self.left = True
+                return
             if level == 0:
                 self._top = directory
             with os.scandir(directory) as entries:

@@ -29,6 +29,7 @@ from rollout.programs.directories import (
     open_regular_file,
     remove_child,
 )
+from rollout.records.wrong_types import show_value
 
 PREFIX = "rollout-program-"
 """The beginning of the names of all workspaces in the system's directory of temporary files."""
@@ -73,6 +74,8 @@ class Workspace:
             for directory in (workspace.work, workspace.home, workspace.tmp, workspace.gateway_directory):
                 directory.mkdir(mode=0o700)
         except OSError as error:
+            if lock is not None:
+                cls(root, lock).remove()
             raise WorkspaceError(
                 f"the directories of a program cannot be created: {_describe(error)}; make room there, or set TMPDIR "
                 "to another directory."
@@ -190,7 +193,7 @@ def write_files(files: Mapping[str, str], target: Path) -> None:
     """
     for name, text in files.items():
         *parents, last = _checked_parts(name)
-        with named_errors(f"the file {name!r} cannot be written"):
+        with named_errors(f"the file {show_value(name)} cannot be written"):
             data = text.encode()
             with made_directory(target, parents) as directory, new_file(last, directory) as file:
                 file.write(data)
@@ -200,8 +203,8 @@ def _checked_parts(name: str) -> Sequence[str]:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or name.endswith("/") or "\0" in name:
         raise WorkspaceError(
-            f"the file {name!r} cannot be written: expected a path below the work directory, such as src/main.py, "
-            "without `..`."
+            f"the file {show_value(name)} cannot be written: expected a path below the work directory, such as "
+            "src/main.py, without `..`."
         )
     return path.parts
 
@@ -239,6 +242,7 @@ def _copy_file(name: str, source: int, target: int, place: Path) -> None:
         found = os.fstat(original.fileno())
         with new_file(name, target) as copy:
             shutil.copyfileobj(original, copy, _BLOCK_BYTES)
+            copy.flush()  # otherwise a later write would change the time
             os.fchmod(copy.fileno(), found.st_mode & _COPIED_MODE)
             os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
 
