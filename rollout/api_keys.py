@@ -4,8 +4,8 @@ A program may print its environment, name a file after its key, or send the key 
 form, so one rule finds them in any text.
 """
 
+import os
 import re
-import secrets
 
 _PREFIX = "sk-rollout-"
 _DIGITS = 32
@@ -19,7 +19,7 @@ _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 
 def new_key() -> str:
     """Return a new key with 128 random bits. Some clients refuse a key that does not begin with `sk-`."""
-    return f"{_PREFIX}{secrets.token_hex(_DIGITS // 2)}"
+    return f"{_PREFIX}{os.urandom(_DIGITS // 2).hex()}"
 
 
 def hide_keys(text: str) -> str:

@@ -261,8 +261,3 @@ def _describe(error: OSError | UnicodeEncodeError) -> str:
         return "it contains half of a character (a lone surrogate)"
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
-
-
-def remove_abandoned() -> int:
-    """Remove the workspaces of processes that have died, and kill what still runs in them; return their number."""
-    raise NotImplementedError
