@@ -22,12 +22,14 @@ from typing import Self
 
 from rollout.errors import RolloutError
 from rollout.programs.directories import (
+    LOCK_NAME,
     closing,
     made_directory,
     make_child,
     new_file,
     open_regular_file,
     remove_child,
+    remove_root,
 )
 from rollout.records.wrong_types import show_value
 
@@ -35,7 +37,6 @@ PREFIX = "rollout-program-"
 """The beginning of the names of all workspaces in the system's directory of temporary files."""
 VARIABLE = "ROLLOUT_WORKSPACE"
 """The environment variable by which the processes of a program are recognised; its value is the path of the root."""
-_LOCK = "lock"
 _BLOCK_BYTES = 1 << 20
 _MAX_LEVELS = 100
 """The limit for the levels of a directory that is copied; each level has two open files."""
@@ -135,7 +136,7 @@ class Workspace:
             WorkspaceError: something cannot be removed, such as a file of another user. The rest has been removed.
         """
         try:
-            remove_child(self.root)
+            remove_root(self.root)
         except OSError as error:
             raise WorkspaceError(
                 f"the files of a program cannot be removed: {_describe(error)}; remove {self.root} as the user who "
@@ -151,7 +152,7 @@ def take_lock(root: Path) -> io.FileIO | None:
     A process takes this lock when it creates a workspace, and before it removes an abandoned one.
     """
     try:
-        descriptor = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
     lock = io.FileIO(descriptor, "r+")

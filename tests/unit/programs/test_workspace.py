@@ -45,8 +45,8 @@ def as_nobody() -> Iterator[None]:
 def make_deep_tree(top: Path, levels: int, mode: int = 0o700) -> None:
     directory = os.open(top, os.O_RDONLY)
     for _ in range(levels):
-        os.mkdir("d", dir_fd=directory)
-        child = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.mkdir("deep", dir_fd=directory)
+        child = os.open("deep", os.O_RDONLY, dir_fd=directory)
         os.fchmod(directory, mode)
         os.close(directory)
         directory = child
@@ -107,7 +107,7 @@ def test_a_workspace_can_be_removed_twice() -> None:
 
 def test_a_very_deep_tree_is_removed() -> None:
     workspace = Workspace.create()
-    make_deep_tree(workspace.work, 5000)
+    make_deep_tree(workspace.work, 1200)  # more than Python's limit for recursion, and a path of more than 4,096 bytes
     workspace.remove()
     assert not workspace.root.exists()
 
@@ -191,6 +191,20 @@ def test_files_that_vanish_meanwhile_are_no_problem() -> None:
     with ThreadPoolExecutor(4) as pool:
         for removal in [pool.submit(workspace.remove) for _ in range(4)]:
             removal.result()
+    assert not workspace.root.exists()
+
+
+def test_no_process_takes_a_workspace_for_abandoned_while_it_is_removed() -> None:
+    workspace = Workspace.create()
+    make_deep_tree(workspace.work, 100)
+    with ThreadPoolExecutor(1) as pool:
+        removal = pool.submit(workspace.remove)
+        while not removal.done():
+            if (lock := take_lock(workspace.root)) is not None:
+                with suppress(FileNotFoundError):
+                    assert set(os.listdir(workspace.root)) <= {"lock"}
+                lock.close()
+        removal.result()
     assert not workspace.root.exists()
 
 
