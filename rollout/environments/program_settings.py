@@ -20,6 +20,7 @@ from rollout.environments.base import EnvironmentSettings
 from rollout.paths import PathUnusable, resolve_path
 from rollout.programs.agents.base import Agent
 from rollout.programs.agents.registry import find_agent
+from rollout.programs.file_patterns import check_pattern
 from rollout.programs.placeholders import check_placeholders
 from rollout.programs.sandboxes.base import SandboxOptions
 from rollout.programs.sandboxes.registry import parse_sandbox
@@ -50,7 +51,7 @@ class KeptFiles(_Keys):
 
     when: Literal["never", "failed", "always"] = "failed"
     """When files are kept. failed: if the rollout failed."""
-    files: tuple[str, ...] = ()
+    files: tuple[Annotated[str, AfterValidator(check_pattern)], ...] = ()
     """The patterns of the files in the work directory, such as `*.log` or `**`. The output is always kept."""
     max_bytes: int = Field(default=16 << 20, ge=0)
     """The limit for the bytes of the files of one rollout."""
