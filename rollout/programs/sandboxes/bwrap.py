@@ -205,9 +205,10 @@ def _advise(problem: str) -> str:
             "AppArmor restricts user namespaces, as on Ubuntu 24.04. Add an AppArmor profile for bwrap with the rule "
             "`userns,`, or run `sysctl kernel.apparmor_restrict_unprivileged_userns=0`."
         )
-    for name in ("kernel/unprivileged_userns_clone", "user/max_user_namespaces"):
-        if _read_sysctl(name) == 0 or name in problem:
-            return f"User namespaces are disabled: set {name.replace('/', '.')} with `sysctl` to 1 or more."
+    if _read_sysctl("kernel/unprivileged_userns_clone") == 0:
+        return "User namespaces are disabled: run `sysctl kernel.unprivileged_userns_clone=1`."
+    if _read_sysctl("user/max_user_namespaces") == 0 or "max_*_namespaces" in problem:
+        return "Too few user namespaces are allowed: raise user.max_user_namespaces with `sysctl`."
     return (
         "bwrap needs user namespaces. In a container, allow them (--security-opt seccomp=unconfined with Docker), run "
         "the worker outside of it, or choose another sandbox."

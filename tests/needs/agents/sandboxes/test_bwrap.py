@@ -329,7 +329,7 @@ def test_check_says_why_user_namespaces_cannot_be_made(world: World) -> None:
     root = Path(relay.__file__).parents[3]
     said = world.run("bwrap", sys.executable, "-c", program, read=(root,), environ={"PYTHONPATH": str(root)}).stdout
     assert said.startswith("SandboxMissing bwrap cannot run a program: bwrap: ")
-    assert "User namespaces are disabled: set user.max_user_namespaces" in said
+    assert "raise user.max_user_namespaces with `sysctl`" in said
 
 
 def test_the_program_that_is_found_is_the_one_that_runs(world: World) -> None:
