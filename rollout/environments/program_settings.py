@@ -10,8 +10,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SerializeAsAny,
+    Tag,
     ValidationInfo,
     model_validator,
 )
@@ -93,14 +95,24 @@ PROGRAM_SCORES_ITSELF = "program"
 """The value of `score` that means: the program sends its reward with `POST …/reward`."""
 
 
-def _check_score(score: Any) -> Any:
-    if isinstance(score, str):
-        module, colon, function = score.partition(":")
-        if score != PROGRAM_SCORES_ITSELF and not (colon and module and function):
-            raise ValueError(_SCORE_FORMS)
-    elif not isinstance(score, Mapping | ScoreCommand):
+def _check_score(score: str) -> str:
+    module, colon, function = score.partition(":")
+    if score != PROGRAM_SCORES_ITSELF and not (colon and module and function):
         raise ValueError(_SCORE_FORMS)
     return score
+
+
+def _form_of_score(score: Any) -> str | None:
+    """Return the tag of a form. Then pydantic validates JSON as such, in which a list may be a tuple."""
+    if isinstance(score, str):
+        return "name"
+    return "command" if isinstance(score, Mapping | ScoreCommand) else None
+
+
+ScoreForm = Annotated[
+    Annotated[str, AfterValidator(_check_score), Tag("name")] | Annotated[ScoreCommand, Tag("command")],
+    Discriminator(_form_of_score, custom_error_type="score", custom_error_message=_SCORE_FORMS),
+]
 
 
 def _check_agent(name: str) -> str:
@@ -160,7 +172,7 @@ class ProgramSettings(EnvironmentSettings):
     """What one program may use."""
     sandbox: Annotated[SerializeAsAny[SandboxOptions], BeforeValidator(parse_sandbox)] = SandboxOptions()
     """Where the program runs: none, bwrap, docker, or {kind: …} with the keys of that sandbox."""
-    score: Annotated[str | ScoreCommand, BeforeValidator(_check_score)]
+    score: ScoreForm
     """What scores: `package.module:function`, {command: […]}, or program, which sends its own reward."""
 
     @model_validator(mode="after")
