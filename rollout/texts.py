@@ -1,15 +1,25 @@
-"""Escapes lone surrogates (halves of characters) in strings, because files, records and stdout cannot contain them."""
+"""Escapes what files, records, stdout or terminals cannot take: lone surrogates (halves of characters) and controls."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
+
+_TERMINAL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+"""A sequence with which a program moves the cursor, sets colours or names a window."""
 
 
 def escape_surrogates(text: str) -> str:
     """Return a plain str in which lone surrogates are escaped, so that files and JSON parsers accept it."""
     # Not text.encode(…), because a subclass of str may override `encode`.
     return str.encode(text, "utf-8", "backslashreplace").decode()
+
+
+def escape_controls(text: str) -> str:
+    """Return a text that a terminal shows as it is: without colours, and with other control characters escaped."""
+    text = _TERMINAL_SEQUENCE.sub("", text.replace("\r\n", "\n"))
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def is_well_formed(text: str) -> bool:

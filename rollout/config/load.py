@@ -110,6 +110,7 @@ class Config:
         """
         left_out = ("run", "queue", "metrics", "gateway")
         identifying = {key: value for key, value in self.to_dict().items() if key not in left_out}
+        identifying["environment"] = {"class": self.environment_class_path, **self.environment_settings.identity()}
         if gateway := self.gateway.identity():  # so configurations without the section keep the hash that they had
             identifying["gateway"] = gateway
         for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):

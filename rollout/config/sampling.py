@@ -4,6 +4,7 @@ They have vLLM's names. Keys that change the number of answers, or which data an
 allowed.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -124,6 +125,11 @@ def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
         raise SamplingError(f"chat(sampling=…): {error}.") from None
     known_keys = checked.model_dump(mode="json")
     return {key: known_keys.get(key) for key in checked.model_fields_set}
+
+
+def turn_seed(seed: int, rollout_id: str, turn: int) -> int:
+    """Return the seed of a turn. It depends only on the configured seed, the rollout and the turn."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{rollout_id}:{turn}".encode(), digest_size=4).digest(), "big")
 
 
 def _plain_number(value: Any) -> Any:

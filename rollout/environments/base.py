@@ -41,6 +41,10 @@ class EnvironmentSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that decide what is played, for `Config.digest`; leave out the paths of one machine."""
+        return self.model_dump(mode="json", by_alias=True)
+
 
 def _resolve_source(source: str | None, info: ValidationInfo) -> str | None:
     """Return the source; a path becomes absolute, relative to the directory of the YAML file."""
@@ -259,6 +263,15 @@ class Environment(abc.ABC):
             ConfigurationError: something is missing; the error says what to install or to change.
         """
         return None
+
+    @classmethod
+    @asynccontextmanager
+    async def admission(cls, settings: Any, shared_resources: Any) -> AsyncIterator[None]:
+        """Wait until this machine can play another rollout. A worker is in this context while it plays a rollout.
+
+        The wait counts for no time limit. By default there is none, and `worker.concurrency` alone counts.
+        """
+        yield
 
     @property
     def shared_resources(self) -> Any:

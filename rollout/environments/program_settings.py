@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    model_validator,
+)
 
 from rollout.environments.base import EnvironmentSettings
 from rollout.paths import PathUnusable, resolve_path
@@ -76,3 +85,99 @@ class ScoreCommand(_Keys):
     """A directory that is copied over the work directory before, such as tests that the program could have changed."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds for the command. After them, the rollout fails."""
+
+
+_SCORE_FORMS = "expected `package.module:function`, {command: […]}, or program (the program sends its own reward)"
+PROGRAM_SCORES_ITSELF = "program"
+"""The value of `score` that means: the program sends its reward with `POST …/reward`."""
+
+
+def _check_score(score: Any) -> Any:
+    if isinstance(score, str):
+        module, colon, function = score.partition(":")
+        if score != PROGRAM_SCORES_ITSELF and not (colon and module and function):
+            raise ValueError(_SCORE_FORMS)
+    elif not isinstance(score, Mapping | ScoreCommand):
+        raise ValueError(_SCORE_FORMS)
+    return score
+
+
+def _check_agent(name: str) -> str:
+    find_agent(name)
+    return name
+
+
+def _resolve_config_directory(directory: Path | None, info: ValidationInfo) -> Path | None:
+    """Return the directory itself, made absolute; without one, that of the YAML file."""
+    base = Path(info.context["directory"]) if info.context else Path.cwd()
+    try:
+        return resolve_path(directory or Path(), base)
+    except PathUnusable as error:
+        raise ValueError(error.reason) from None
+
+
+class ProgramSettings(EnvironmentSettings):
+    """The keys of the section `environment` for a program: a command or a known agent, and a score."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    command: tuple[ProgramText, ...] = ()
+    """The program and its arguments. No shell reads them."""
+    agent: Annotated[str, AfterValidator(_check_agent)] | None = None
+    """A known agent in place of a command: codex, opencode, mini-swe-agent or claude-code."""
+    prompt: ProgramText = "{task.prompt}"
+    """What a known agent is asked to do."""
+    arguments: tuple[ProgramText, ...] = ()
+    """More arguments for a known agent."""
+    executable: ProgramText | None = None
+    """The path of the executable of a known agent. null: it is found by its name in PATH."""
+    context_tokens: int = Field(default=131_072, ge=1)
+    """The context that a known agent is told of; engines may have less."""
+    stdin: ProgramText = ""
+    """The text that the program can read from its standard input."""
+    env: Mapping[str, ProgramText] = Field(default_factory=dict)
+    """More environment variables. The score command gets them, too."""
+    files: Mapping[str, ProgramText] = Field(default_factory=dict)
+    """Text files to write into the work directory, by their relative paths."""
+    template: ProgramText | None = None
+    """A directory whose files are copied into the work directory; a relative path begins at config_dir."""
+    config_dir: Annotated[Path | None, AfterValidator(_resolve_config_directory)] = None
+    """The directory that {config_dir} stands for. null: that of the YAML file."""
+    timeout: float = Field(default=1200.0, gt=0)
+    """Seconds for the program; then it is ended."""
+    on_timeout: Literal["fail", "score"] = "fail"
+    """What a program that was ended at its timeout means. fail: its rollout fails. score: its work is scored, and the
+    rollout has the limit time."""
+    failures: Literal["nonzero", "none"] | tuple[int, ...] = "nonzero"
+    """The exit codes with which the rollout fails: all but 0, none, or a list. A program that a signal ended fails
+    unless it is none."""
+    keep: KeptFiles = KeptFiles()
+    """Which files of the work directory are kept in the run's directory."""
+    max_processes: ProcessNumbers = Field(default_factory=ProcessNumbers)
+    """How many programs run at the same time."""
+    limits: ProgramLimitKeys = ProgramLimitKeys()
+    """What one program may use."""
+    sandbox: Annotated[SerializeAsAny[SandboxOptions], BeforeValidator(parse_sandbox)] = SandboxOptions()
+    """Where the program runs: none, bwrap, docker, or {kind: …} with the keys of that sandbox."""
+    score: Annotated[str | ScoreCommand, BeforeValidator(_check_score)]
+    """Who scores: `package.module:function`, {command: […]}, or program, which sends its own reward."""
+
+    @model_validator(mode="after")
+    def _check_program(self) -> Self:
+        if bool(self.command) == (self.agent is not None):
+            raise ValueError("expected either command or agent")
+        agent_keys = {"prompt", "arguments", "executable", "context_tokens"} & self.model_fields_set
+        if self.command and agent_keys:
+            raise ValueError(
+                f"{', '.join(sorted(agent_keys))}: only for a known agent (the key agent), not for command"
+            )
+        return self
+
+    @property
+    def known_agent(self) -> Agent | None:
+        """What is known of the agent; None for a command."""
+        return None if self.agent is None else find_agent(self.agent)
+
+    def identity(self) -> dict[str, Any]:
+        """See `EnvironmentSettings.identity`."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"config_dir", "executable", "max_processes"})

@@ -12,7 +12,6 @@ belongs to the rollout and not to the order, so two attempts never have the same
 Therefore the tasks can be on any queue.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
@@ -28,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from rollout.errors import RolloutError
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.old_endings import upgrade_ending
+from rollout.rundir.file_names import rollout_file_name
 from rollout.texts import dump_json
 
 log = structlog.get_logger()
@@ -249,6 +248,4 @@ class Claims:
             raise ClaimsError(f"{path}: the claim cannot be written: {error.strerror}.") from None
 
     def _path(self, rollout_id: str, suffix: str) -> Path:
-        readable_name = quote(rollout_id, safe="", errors="replace")[:100]
-        digest = hashlib.blake2b(rollout_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-        return self._directory / f"{readable_name}-{digest}.{suffix}"
+        return self._directory / f"{rollout_file_name(rollout_id)}.{suffix}"

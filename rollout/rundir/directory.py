@@ -1,6 +1,7 @@
 """Manages the directory of a run, and locks it.
 
 assets/images/            the run's images; their names are the hashes of their bytes
+artifacts/<environment>/  the files that the environment left for people, a directory for each attempt
 claims/<environment>/     which attempts started, and how each rollout ended
 tasks/<environment>/      the orders, unless queue.tasks has another URL
 trajectories/             the records of rollouts, unless queue.url has another URL
@@ -79,6 +80,10 @@ class RunDirectory:
     def claims_path(self, environment: str) -> Path:
         """Return the directory of an environment's claims and outcomes."""
         return self.path / "claims" / environment
+
+    def artifacts_path(self, environment: str) -> Path:
+        """Return the directory of an environment's artifacts; see `rollout.rundir.artifacts`."""
+        return self.path / "artifacts" / environment
 
     def create(self) -> None:
         """Create the directory if it does not exist. Several processes may do this at the same time."""

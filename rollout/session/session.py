@@ -9,10 +9,10 @@
 7 records    put one step on the trajectories queue
 """
 
-import hashlib
 from collections.abc import Coroutine, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import structlog
 
 from renderers_adapter.errors import TooManyTokens
 from renderers_adapter.tokens import TokenRun, concat_ids
-from rollout.config.sampling import check_sampling
+from rollout.config.sampling import check_sampling, turn_seed
 from rollout.engine.errors import UnusableCompletion
 from rollout.engine.protocol import Generation
 from rollout.engine.request import GenerateRequest
@@ -41,6 +41,7 @@ from rollout.records.messages import (
 )
 from rollout.records.stream import RolloutStream
 from rollout.records.tools import require_tools
+from rollout.rundir.artifacts import create_attempt_directory
 from rollout.session.chat_arguments import refuse_arguments
 from rollout.session.chat_calls import ChatCalls
 from rollout.session.counters import SessionCounters
@@ -110,6 +111,11 @@ class Session:
                 "`rollout launch` or `rollout.testing.play`."
             )
         return self._policy.open_endpoint(self, EndpointOptions(root_kinds, socket, accept_reward))
+
+    def artifacts_directory(self) -> Path:
+        """Return the directory of this attempt's files; see `rollout.environments.base.Model.artifacts_directory`."""
+        attempt = self._stream.attempt_id
+        return create_attempt_directory(self._policy.artifacts, attempt.rollout, attempt.attempt)
 
     async def play_turn(
         self,
@@ -294,7 +300,7 @@ class Session:
             request_sampling["max_tokens"] = min(request_sampling.get("max_tokens", remaining_tokens), remaining_tokens)
         rollout_id = self._stream.attempt_id
         if "seed" in request_sampling:
-            request_sampling["seed"] = _turn_seed(request_sampling["seed"], rollout_id.rollout, turn)
+            request_sampling["seed"] = turn_seed(request_sampling["seed"], rollout_id.rollout, turn)
         return GenerateRequest(
             request_id=f"{rollout_id.run}-{rollout_id.rollout}-{rollout_id.attempt}-{turn}",
             session_id=f"{rollout_id.run}-{rollout_id.rollout}",
@@ -387,8 +393,3 @@ def _remaining_context_tokens(prompt_length: int, max_model_len: int | None) -> 
             f"the prompt has {prompt_length} tokens, but the model's context has only {max_model_len}."
         )
     return max_model_len - prompt_length
-
-
-def _turn_seed(seed: int, rollout: str, turn: int) -> int:
-    """Return the seed of a turn. It depends only on the configured seed, the rollout and the turn."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{rollout}:{turn}".encode(), digest_size=4).digest(), "big")

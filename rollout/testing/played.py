@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from rollout.environments.base import Reply, Score
@@ -45,7 +46,7 @@ class PlayedTurn:
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Played:
     """A played rollout.
 
@@ -56,6 +57,8 @@ class Played:
         unused_answers: the answers in the test's list for which the environment did not ask.
         close_failure: the traceback of the first `Environment.close` that failed or did not end; None if there is none.
             It does not change the score.
+        artifacts: the directory that the last attempt got from `model.artifacts_directory()`; None if it did not ask
+            for one. Without `policy=…`, the directory is deleted when this object is.
     """
 
     turns: tuple[PlayedTurn, ...] = field(repr=False)
@@ -63,6 +66,7 @@ class Played:
     failure: Failure | None = None
     unused_answers: tuple[Answer, ...] = ()
     close_failure: str | None = None
+    artifacts: Path | None = None
 
     @property
     def status(self) -> RolloutStatus:

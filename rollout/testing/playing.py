@@ -1,9 +1,12 @@
 """Plays one rollout in a test, with the parts that a real rollout uses."""
 
 import asyncio
+import shutil
 import tempfile
 import uuid
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ from rollout.config.environment_class import EnvironmentUnusable, class_problem
 from rollout.config.problems import describe_problem, show_key
 from rollout.environments.base import Environment, EnvironmentSettings, Retry
 from rollout.records.task import Task
+from rollout.rundir.artifacts import attempt_directory
 from rollout.session.policy import PolicyClient
 from rollout.tasks.orders import RolloutOrder
 from rollout.testing.answers import Answers, AnswerScript
@@ -86,12 +90,17 @@ async def play(
         return await _play_attempts(maker, task, policy, timeout)
     assert answers is not None
     script = AnswerScript(answers)
-    with tempfile.TemporaryDirectory(prefix="rollout-") as directory:
-        async with answering_policy(Path(directory), script, allow=allow) as scripted_policy:
+    with ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix="rollout-"))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        async with answering_policy(directory, script, allow=allow) as scripted_policy:
             played = await _play_attempts(maker, task, scripted_policy, timeout, script.note_retry)
-    if script.error is not None:
-        raise script.error
-    return replace(played, unused_answers=script.unused)
+        if script.error is not None:
+            raise script.error
+        played = replace(played, unused_answers=script.unused)
+        if played.artifacts is not None:  # the test can read the files as long as it has the rollout
+            weakref.finalize(played, stack.pop_all().close)
+    return played
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,21 @@ async def _play_attempts(
         trajectory = await reader.receive(timeout=timeout)
     assert trajectory is not None
     close_failure = close_failures[0].traceback or close_failures[0].full_traceback if close_failures else None
-    return Played(session.recorded_turns, trajectory, attempt.failure, close_failure=close_failure)
+    return Played(
+        session.recorded_turns,
+        trajectory,
+        attempt.failure,
+        close_failure=close_failure,
+        artifacts=_existing_artifacts(attempt),
+    )
+
+
+def _existing_artifacts(attempt: Attempt) -> Path | None:
+    """Return the directory that an attempt got from `model.artifacts_directory()`; None if it did not ask for it."""
+    if attempt.policy.artifacts is None:
+        return None
+    directory = attempt_directory(attempt.policy.artifacts, attempt.order.rollout_id, attempt.stream.attempt_id.attempt)
+    return directory if directory.exists() else None
 
 
 def play_at_once(*args: Any, **kwargs: Any) -> Played:

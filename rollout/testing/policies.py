@@ -37,7 +37,7 @@ async def embedded_policy(
     """Start an embedded engine with the small model that we ship, and yield a policy that uses it.
 
     Args:
-        directory: the directory for images.
+        directory: the directory for images, and for `model.artifacts_directory()`.
         mode: how images are stored, as `images.mode` in a configuration.
         script: the scripted policy that answers, as `package.module:Class`.
         sampling: sampling parameters; the default temperature is 0.
@@ -56,6 +56,7 @@ async def embedded_policy(
                     ImagePolicy(mode, directory),
                     {"temperature": 0.0, **(sampling or {})},
                     open_endpoint=opened_gateway.open_endpoint,
+                    artifacts=directory / "artifacts",
                 )
 
 
@@ -66,7 +67,8 @@ async def answering_policy(
     """Start an engine that gives a test's answers, and yield a policy that uses it. Images stay in the messages.
 
     Args:
-        directory: the directory for copies of the image files that messages name.
+        directory: the directory for copies of the image files that messages name, and for
+            `model.artifacts_directory()`.
         script: the answers.
         allow: the directories from which such image files may come.
     """
@@ -78,7 +80,14 @@ async def answering_policy(
             await client.check()
             images = ImagePolicy("inline", directory, allow=tuple(allow))
             async with _open_gateway(None, settings.model_name) as gateway:
-                yield PolicyClient(renderers, client, images, {"temperature": 0.0}, open_endpoint=gateway.open_endpoint)
+                yield PolicyClient(
+                    renderers,
+                    client,
+                    images,
+                    {"temperature": 0.0},
+                    open_endpoint=gateway.open_endpoint,
+                    artifacts=directory / "artifacts",
+                )
 
 
 def _open_gateway(config: GatewayConfig | None, model: str) -> Gateway:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rollout.config.sampling import check_sampling
-from rollout.environments.base import ContextExhausted, Reply
+from rollout.environments.base import ArtifactsUnavailable, ContextExhausted, Reply
 from rollout.environments.endpoint import EndpointSocket, EndpointUnavailable, RootRule
 from rollout.images import ImagePolicy, prepare_images_async
 from rollout.records.endings import RolloutLimit
@@ -103,6 +103,13 @@ class RecordedModel:
         raise EndpointUnavailable(
             "a replay cannot repeat an agent program, so model.endpoint() cannot be used in it; play the rollout again "
             "with `rollout run`."
+        )
+
+    def artifacts_directory(self) -> NoReturn:
+        """Refuse to give a directory, because a replay must not change the files of the recorded run."""
+        raise ArtifactsUnavailable(
+            "a replay keeps no files, so model.artifacts_directory() cannot be used in it; play the rollout again with "
+            "`rollout run`."
         )
 
     async def _chat(

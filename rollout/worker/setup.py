@@ -122,6 +122,7 @@ async def open_policy(
                 metrics,
                 ban_placeholders=config.engine.ban_placeholders,
                 open_endpoint=gateway.open_endpoint,
+                artifacts=directory.artifacts_path(config.run.name),
             )
 
 

@@ -7,6 +7,7 @@ An order that the worker did not finish is not acked, so the queue delivers it a
 """
 
 from collections import Counter
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import anyio
@@ -113,11 +114,10 @@ class Worker:
             async with anyio.create_task_group() as play_group:
                 with self._accept_scope:
                     while True:
-                        await self._acquire_slot()
-                        if (delivery := await self._tasks_queue.receive(timeout=_POLL_INTERVAL)) is None:
-                            self._free_slots.release()
-                        else:
-                            play_group.start_soon(self._handle_order, delivery)
+                        async with AsyncExitStack() as stack:
+                            await self._acquire_slot(stack)
+                            if (delivery := await self._tasks_queue.receive(timeout=_POLL_INTERVAL)) is not None:
+                                play_group.start_soon(self._handle_order, delivery, stack.pop_all())
             watch_group.cancel_scope.cancel()
 
     def drain(self) -> None:
@@ -147,14 +147,17 @@ class Worker:
                 await attempt.finish_without_playing(RolloutAbandoned("the run was stopped"))
             self._add_outcome(attempt, history)
 
-    async def _acquire_slot(self) -> None:
-        """Wait until another rollout may start, and take a slot for it."""
+    async def _acquire_slot(self, stack: AsyncExitStack) -> None:
+        """Wait until another rollout may start, and take a slot for it, which the stack releases."""
         await self._free_slots.acquire()
+        stack.callback(self._free_slots.release)
         token_limit = self._config.worker.tokens_in_flight
         while token_limit is not None and self._estimate_tokens_in_flight(token_limit) >= token_limit:  # noqa: ASYNC110 - any turn may change the estimate
             await anyio.sleep(_POLL_INTERVAL)
         with self._policy.metrics.time_admission():
             await self._trajectories_queue.admit()
+        admission = self._config.environment_class.admission(self._config.environment_settings, self._shared_resources)
+        await stack.enter_async_context(admission)
 
     def _estimate_tokens_in_flight(self, token_limit: int) -> float:
         """Return an estimate of the number of tokens of all rollouts in flight.
@@ -168,19 +171,18 @@ class Worker:
         average_tokens = sum(known_tokens) / len(known_tokens) if known_tokens else token_limit
         return sum(known_tokens) + average_tokens * (attempts_in_flight - len(known_tokens))
 
-    async def _handle_order(self, delivery: Delivery) -> None:
+    async def _handle_order(self, delivery: Delivery, slot: AsyncExitStack) -> None:
         try:
-            order = decode_order(delivery.frames)
-            await self._play_until_finished(order)
-            await delivery.ack()
+            async with slot:
+                order = decode_order(delivery.frames)
+                await self._play_until_finished(order)
+                await delivery.ack()
         except OrderError as error:
             log.error("order refused", tag=delivery.tag, error=str(error))
             await delivery.reject(str(error))
         except StaleLease:
             # This process was paused so long that another worker got the order. The first finished attempt counts.
             log.warning("the lease of an order was lost", tag=delivery.tag)
-        finally:
-            self._free_slots.release()
 
     async def _play_until_finished(self, order: RolloutOrder) -> None:
         """Play attempts at a rollout until it has a finished record."""

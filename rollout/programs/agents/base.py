@@ -57,7 +57,7 @@ class Agent:
         install: the command that installs it.
         tried_versions: the versions with which it was tried.
         prepare: returns how it is started.
-        version_arguments: the arguments with which it prints its version.
+        version_arguments: the arguments with which it quickly prints its version; empty if it has none.
         notes: what a user should know, one sentence each; `rollout doctor` shows them.
     """
 

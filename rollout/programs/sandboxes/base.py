@@ -88,6 +88,17 @@ class Sandbox(abc.ABC):
             SandboxMissing: it cannot be used here.
         """
 
+    def check_gateway(self, host: str, advertise: str | None) -> None:  # noqa: B027 - most sandboxes need nothing
+        """Check that programs inside reach the gateway.
+
+        Args:
+            host: the address at which the gateway listens, `gateway.host`.
+            advertise: the address that programs get, `gateway.advertise`; None: `host`.
+
+        Raises:
+            ConfigurationError: they do not; the error says what to set.
+        """
+
     @abc.abstractmethod
     def find_program(self, name: str) -> str | None:
         """Return the path of a program inside the sandbox; None if it is not there, the name itself if unknown."""

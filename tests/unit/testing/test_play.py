@@ -1,6 +1,7 @@
 """`play`: the environment gets exactly the answers of the test, and the test gets everything that happened."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -342,3 +343,41 @@ async def test_wrong_arguments_of_play_are_refused() -> None:
         await play(Echo(EchoSettings()), settings={"turns": 1}, answers=["moon"])
     with pytest.raises(EnvironmentUnusable, match="MultiTurnEnvironment does not define reset and step"):
         await play(MultiTurnEnvironment, answers=["moon"])
+
+
+class KeepsALog(Environment):
+    """Writes the answer to a file, and fails the first attempt."""
+
+    attempts: ClassVar[int] = 0
+
+    async def run(self, task: Task, model: Model) -> Score:
+        type(self).attempts += 1
+        reply = await model.chat([WORD])
+        (model.artifacts_directory() / "log.txt").write_text(reply.text)
+        if self.attempts == 1:
+            raise Retry("once more")
+        return Score(1.0)
+
+
+async def test_a_test_can_read_the_artifacts_of_the_last_attempt_as_long_as_it_has_the_rollout() -> None:
+    KeepsALog.attempts = 0
+    played = await play(KeepsALog, answers=["one", "two"])
+    directory = played.artifacts
+    assert directory is not None
+    assert (directory / "log.txt").read_text() == "two"
+    del played
+    gc.collect()
+    assert not directory.exists()
+
+
+async def test_with_a_policy_the_artifacts_stay_in_its_directory(tmp_path: Path) -> None:
+    KeepsALog.attempts = 1
+    async with embedded_policy(tmp_path) as policy:
+        directory = (await play(KeepsALog, policy=policy)).artifacts
+    assert directory is not None
+    assert directory.is_relative_to(tmp_path)
+    assert (directory / "log.txt").exists()
+
+
+async def test_an_environment_that_asks_for_no_artifacts_leaves_no_directory() -> None:
+    assert (await play(Echo, answers=["a", "b"])).artifacts is None

@@ -175,3 +175,18 @@ async def test_a_configuration_of_another_environment_is_in_the_notes(game: Path
         "tests.unit.testing.games:Game",
     )
     assert (await replay(game, ROLLOUT, config=write_config(tmp_path, games.Game))).notes == ()
+
+
+class KeepsALog(AsksOnce):
+    async def run(self, task: Task, model: Model) -> Score:
+        score = await super().run(task, model)
+        model.artifacts_directory()
+        return score
+
+
+async def test_a_replay_says_that_it_keeps_no_artifacts(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    await record(run, AsksOnce(EnvironmentSettings()), ["moon"])
+    write_config(run, KeepsALog)
+    (difference,) = (await replay(run, ROLLOUT)).differences
+    assert "a replay keeps no files" in difference.text

@@ -1,0 +1,315 @@
+"""The environment of a program: a command that calls the policy over HTTP, and a score of what it did.
+
+    environment:
+      class: rollout.environments.program:Program
+      command: ["{python}", "{config_dir}/agent.py", "{task.question}"]
+      score: scores:right_answer
+
+Each rollout has a workspace of its own, and runs the program there to its end. Then its key is no longer valid, all its
+processes have ended, and its work is scored.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from rollout.environments.base import Environment, Model, Score, change_score
+from rollout.environments.endpoint import Endpoint, EndpointSocket
+from rollout.environments.program_checks import check_program
+from rollout.environments.program_errors import ProgramFailed, ScoreCommandFailed, last_lines
+from rollout.environments.program_scoring import ScoreFunction, parse_score_output, score_from_posted
+from rollout.environments.program_settings import PROGRAM_SCORES_ITSELF, ProgramSettings, ScoreCommand
+from rollout.programs.agents.base import AgentCall
+from rollout.programs.leftovers import remove_abandoned
+from rollout.programs.placeholders import fill_placeholders
+from rollout.programs.process import EndReason, ProgramEnd, ProgramLimits, ProgramProcess, run_program
+from rollout.programs.sandboxes.base import Sandbox, SandboxedCommand
+from rollout.programs.sandboxes.registry import open_sandbox
+from rollout.programs.slots import machine_slot
+from rollout.programs.workspace import Workspace, copy_tree, keep_files, write_files
+from rollout.records.endings import RolloutLimit
+from rollout.records.task import Task
+
+_T = TypeVar("_T")
+
+OUTPUT_NAME = "output.txt"
+"""The file in the attempt's directory with what the program printed."""
+SCORE_OUTPUT_NAME = "score-output.txt"
+"""The file in the attempt's directory with what the score command printed."""
+KEPT_NAME = "kept"
+"""The directory in the attempt's directory with the files that were kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramResources:
+    """What all rollouts of one worker share.
+
+    Attributes:
+        slots: the limit for the programs of this worker; None: none.
+        score: the function that scores; None if something else does.
+    """
+
+    slots: anyio.Semaphore | None
+    score: ScoreFunction | None
+
+
+class Program(Environment):
+    """Plays a program, which calls the policy over HTTP; see `docs/agents.md`."""
+
+    Settings = ProgramSettings
+    settings: ProgramSettings
+
+    @classmethod
+    def check_machine(cls, settings: Any) -> str | None:
+        """Find the program, its template and its sandbox; see `Environment.check_machine`."""
+        return check_program(settings)
+
+    @classmethod
+    @asynccontextmanager
+    async def shared(cls, settings: Any) -> AsyncIterator[ProgramResources]:
+        """Remove what dead workers left, and load the function that scores."""
+        await anyio.to_thread.run_sync(remove_abandoned)
+        limit, score = settings.max_processes.worker, settings.score
+        yield ProgramResources(
+            anyio.Semaphore(limit) if limit is not None else None,
+            ScoreFunction.load(score) if isinstance(score, str) and score != PROGRAM_SCORES_ITSELF else None,
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def admission(cls, settings: Any, shared_resources: Any) -> AsyncIterator[None]:
+        """Wait until fewer programs run than `max_processes` allows."""
+        async with AsyncExitStack() as stack:
+            if shared_resources.slots is not None:
+                await stack.enter_async_context(shared_resources.slots)
+            await stack.enter_async_context(machine_slot(settings.max_processes.machine))
+            yield
+
+    async def run(self, task: Task, model: Model) -> Score:
+        """Play one rollout: run the program, and score its work."""
+        artifacts = model.artifacts_directory()
+        async with _open_workspace() as workspace:
+            played = _PlayedProgram(self.settings, task, workspace, artifacts)
+            keep = self.settings.keep
+            try:
+                score = await played.play(model, self.shared_resources)
+            except Exception:
+                if keep.when != "never":
+                    await _in_thread(played.keep_files)
+                raise
+            if keep.when == "always":
+                await _in_thread(played.keep_files)
+            return score
+
+
+class _PlayedProgram:
+    """One rollout of a program."""
+
+    def __init__(self, settings: ProgramSettings, task: Task, workspace: Workspace, artifacts: Path) -> None:
+        self._settings = settings
+        self._task = task
+        self._workspace = workspace
+        self._artifacts = artifacts
+        self._sandbox = open_sandbox(settings.sandbox)
+        self._values: Mapping[str, str] = {
+            "workdir": str(workspace.work),
+            "home": str(workspace.home),
+            "python": sys.executable,
+            "config_dir": str(settings.config_dir),
+        }
+
+    async def play(self, model: Model, resources: ProgramResources) -> Score:
+        """Run the program, and score its work when nothing of it runs any more."""
+        settings, sandbox = self._settings, self._sandbox
+        socket = None
+        if sandbox.uses_socket:
+            assert sandbox.gateway_address is not None
+            socket = EndpointSocket(self._workspace.gateway_socket, sandbox.gateway_address)
+        scores_itself = settings.score == PROGRAM_SCORES_ITSELF
+        async with model.endpoint(socket=socket, accept_reward=scores_itself) as endpoint:
+            process = await _in_thread(partial(self._prepare, endpoint))
+            end = await run_program(process)
+        self._require_success(end)
+        if isinstance(settings.score, ScoreCommand):
+            score = await self._run_score_command(settings.score)
+        elif scores_itself:
+            score = score_from_posted(endpoint.posted_reward)
+        else:
+            assert resources.score is not None
+            score = await resources.score.call(self._task, self._workspace.work, endpoint.transcript, end.exit_code)
+        measured = {"exit_code": float(end.exit_code), "program_seconds": round(end.seconds, 3)}
+        changes: dict[str, Any] = {"metrics": {**measured, **score.metrics}}
+        if end.reason is EndReason.TIMEOUT:
+            changes["limit"] = RolloutLimit.TIME
+        return change_score(score, **changes)
+
+    def keep_files(self) -> None:
+        """Copy the files to keep into the attempt's directory."""
+        keep = self._settings.keep
+        if keep.files:
+            left_out = keep_files(
+                self._workspace.work, self._artifacts / KEPT_NAME, keep.files, max_bytes=keep.max_bytes
+            )
+            if left_out is not None:
+                (self._artifacts / KEPT_NAME / "LEFT_OUT.txt").write_text(left_out)
+
+    def _prepare(self, endpoint: Endpoint) -> ProgramProcess:
+        """Fill the workspace, and return the process to run. It blocks."""
+        settings, workspace = self._settings, self._workspace
+        self._values = {
+            **self._values,
+            "base_url": endpoint.base_url,
+            "anthropic_base_url": endpoint.anthropic_base_url,
+            "model": endpoint.model,
+        }
+        if settings.template is not None:
+            copy_tree(self._path(settings.template), workspace.work)
+        write_files({name: self._fill(text) for name, text in settings.files.items()}, workspace.work)
+        stdin = self._fill(settings.stdin)
+        agent_environ: Mapping[str, str] = {}
+        if (agent := settings.known_agent) is not None:
+            call = AgentCall(
+                prompt=self._fill(settings.prompt),
+                base_url=endpoint.base_url,
+                anthropic_base_url=endpoint.anthropic_base_url,
+                model=endpoint.model,
+                work=workspace.work,
+                home=workspace.home,
+                context_tokens=settings.context_tokens,
+            )
+            prepared = agent.prepare(call)
+            write_files(prepared.files, workspace.home)
+            agent_environ, stdin = prepared.environ, stdin or prepared.stdin
+            executable = agent.executable if settings.executable is None else self._fill(settings.executable)
+            argv = (executable, *prepared.arguments, *map(self._fill, settings.arguments), *prepared.last_arguments)
+        else:
+            argv = tuple(map(self._fill, settings.command))
+        environ = self._environ({**endpoint.environ, **agent_environ})
+        return self._process(argv, environ, OUTPUT_NAME, settings.timeout, stdin, with_gateway=True)
+
+    def _process(
+        self,
+        argv: tuple[str, ...],
+        environ: Mapping[str, str],
+        output_name: str,
+        seconds: float,
+        stdin: str = "",
+        *,
+        with_gateway: bool,
+    ) -> ProgramProcess:
+        """Return the process of a command in the sandbox."""
+        limits, workspace = self._settings.limits, self._workspace
+        wrapped = self._sandbox.wrap(
+            SandboxedCommand(
+                argv=argv,
+                environ=environ,
+                directory=workspace.work,
+                workspace=workspace,
+                gateway_socket=workspace.gateway_socket if with_gateway and self._sandbox.uses_socket else None,
+                memory_bytes=limits.memory_bytes,
+                processes=limits.processes,
+            )
+        )
+        return ProgramProcess(
+            argv=wrapped.argv,
+            environ=wrapped.environ,
+            directory=workspace.work,
+            workspace=workspace,
+            output=self._artifacts / output_name,
+            limits=ProgramLimits(seconds, limits.output_bytes, limits.memory_bytes, limits.processes),
+            stdin=stdin,
+            cleanup=wrapped.cleanup,
+        )
+
+    def _environ(self, more: Mapping[str, str]) -> dict[str, str]:
+        """Return all variables of a process. Nothing else of the worker's environment reaches it."""
+        own = {name: self._fill(text) for name, text in self._settings.env.items()}
+        base = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
+        return {**base, **self._workspace.environ(), **more, **own}
+
+    def _fill(self, text: str) -> str:
+        return fill_placeholders(text, self._values, self._task)
+
+    def _path(self, text: str) -> Path:
+        """Return the path of a directory of the user; a relative one begins at the directory of the YAML file."""
+        assert self._settings.config_dir is not None
+        return self._settings.config_dir / self._fill(text)
+
+    def _require_success(self, end: ProgramEnd) -> None:
+        settings, output = self._settings, self._artifacts / OUTPUT_NAME
+        if end.reason is EndReason.TIMEOUT:
+            if settings.on_timeout == "score":
+                return
+            problem = f"did not end within {settings.timeout:g} s (environment.timeout), and was ended"
+        elif end.reason is EndReason.OUTPUT:
+            problem = f"printed more than {settings.limits.output_bytes:,} bytes (limits.output_bytes), and was ended"
+        elif end.reason is EndReason.MEMORY:
+            problem = f"needed more than {settings.limits.memory_bytes:,} bytes of memory (limits.memory_bytes)"
+        elif not _is_failure(end.exit_code, settings.failures):
+            return
+        elif end.exit_code < 0:
+            problem = f"was ended by the signal {-end.exit_code}"
+        else:
+            problem = f"ended with the exit code {end.exit_code}"
+        if end.refused_processes:
+            problem += f"; it was refused processes beyond {settings.limits.processes} (limits.processes)"
+        raise ProgramFailed(f"the program {problem}. {last_lines(output)}", end)
+
+    async def _run_score_command(self, score: ScoreCommand) -> Score:
+        output = self._artifacts / SCORE_OUTPUT_NAME
+        process = await _in_thread(partial(self._prepare_score, score))
+        end = await run_program(process)
+        if end.reason is EndReason.TIMEOUT:
+            problem = f"did not end within {score.timeout:g} s (score.timeout)"
+        elif end.reason is not EndReason.EXITED:
+            problem = f"was ended, because it used too much of: {end.reason.value}"
+        elif end.exit_code != 0:
+            problem = f"ended with the exit code {end.exit_code}"
+        else:
+            return parse_score_output(await _in_thread(partial(output.read_text, "utf-8", "replace")))
+        raise ScoreCommandFailed(f"the score command {problem}. {last_lines(output)}")
+
+    def _prepare_score(self, score: ScoreCommand) -> ProgramProcess:
+        if score.template is not None:
+            copy_tree(self._path(score.template), self._workspace.work)
+        argv = tuple(map(self._fill, score.command))
+        return self._process(argv, self._environ({}), SCORE_OUTPUT_NAME, score.timeout, with_gateway=False)
+
+
+def _is_failure(exit_code: int, failures: str | tuple[int, ...]) -> bool:
+    if failures == "none":
+        return False
+    if exit_code < 0 or failures == "nonzero":
+        return exit_code != 0
+    return exit_code in failures
+
+
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    """Run a function that blocks in a thread, and wait for it also when this rollout is cancelled."""
+    running = asyncio.get_running_loop().run_in_executor(None, function)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+@asynccontextmanager
+async def _open_workspace() -> AsyncIterator[Workspace]:
+    """Yield a new workspace, and remove it at the end."""
+    created: list[Workspace] = []
+    try:
+        await _in_thread(lambda: created.append(Workspace.create()))
+        yield created[0]
+    finally:
+        for workspace in created:
+            await _in_thread(workspace.remove)
