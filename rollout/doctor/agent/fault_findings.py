@@ -62,7 +62,7 @@ def _describe_lost(subject: str, play: AgentPlay) -> CheckResult:
         if play.was_ended:
             return CheckResult(subject, f"it waits for ever: nothing within {_seconds(play)}", CheckStatus.UNKNOWN)
         fix = "an option of the agent that asks again after a lost connection"
-        return CheckResult(subject, f"it ends; {_describe_ending(play)}", CheckStatus.UNKNOWN, fix)
+        return CheckResult(subject, f"asks no more; {_describe_ending(play)}", CheckStatus.UNKNOWN, fix)
     again, struck = play.after_fault[0], play.struck
     assert struck is not None
     wait = f"after {again.at - struck.at:.1f} s"

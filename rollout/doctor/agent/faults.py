@@ -23,7 +23,8 @@ class Fault(StrEnum):
 
     Attributes:
         REFUSED: it gets status 400, and so does every later request.
-        OVERFLOW: it gets the error of a provider whose context is full, and so does every later request.
+        OVERFLOW: it gets the error of a provider whose context is full, and so does every later request with tools. A
+            request without tools, such as one for a summary, is answered.
         DROPPED: its connection is cut before the answer; later requests are answered.
         CUT: its connection is cut in the middle of the answer; later requests are answered.
     """
@@ -32,11 +33,6 @@ class Fault(StrEnum):
     OVERFLOW = "overflow"
     DROPPED = "dropped"
     CUT = "cut"
-
-    @property
-    def lasts(self) -> bool:
-        """Whether later requests get the same."""
-        return self in (Fault.REFUSED, Fault.OVERFLOW)
 
 
 def split_path(path: str) -> str:

@@ -192,7 +192,7 @@ def _describe_conversations(play: AgentPlay) -> CheckResult:
     ]
     text = f"{kinds[RootKind.MAIN]} main" + (f", {', '.join(others)}" if others else "")
     return CheckResult(
-        "agent roots", f"{text}" + ("; auxiliary turns do not train" if kinds[RootKind.AUXILIARY] else "")
+        "agent conversations", f"{text}" + ("; auxiliary turns do not train" if kinds[RootKind.AUXILIARY] else "")
     )
 
 

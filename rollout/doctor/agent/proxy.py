@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import orjson
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 from yarl import URL
@@ -67,6 +68,14 @@ class SeenRequest:
         """The name of its dialect; None if it does not ask for an answer."""
         return DIALECTS[self.path].name if self.asks else None
 
+    @property
+    def has_tools(self) -> bool:
+        """Whether it has tools, so that it belongs to a conversation about the task."""
+        try:
+            return bool(orjson.loads(self.body).get("tools"))
+        except (ValueError, AttributeError):
+            return False
+
 
 class AgentProxy:
     """A proxy in front of one gateway, which listens at a unix socket.
@@ -89,7 +98,6 @@ class AgentProxy:
         self._gateway = gateway
         self._fault = fault
         self._is_struck = is_struck
-        self._fault_began = False
 
     @property
     def struck(self) -> SeenRequest | None:
@@ -150,11 +158,7 @@ class AgentProxy:
         async for data in request.content.iter_any():
             raw += data
         seen = SeenRequest(request.method, split_path(request.path), _decompressed(request, raw), time.monotonic())
-        if self._fault is not None and (
-            (self._fault_began and self._fault.lasts and seen.asks)
-            or (not self._fault_began and seen.asks and self._is_struck(seen))
-        ):
-            self._fault_began = True
+        if self._gets_fault(seen):
             seen.fault = self._fault
         self.requests.append(seen)
         self.changed.set()
@@ -165,6 +169,17 @@ class AgentProxy:
             case Fault.DROPPED:
                 return _cut(request)
         return await self._pass_on(request, bytes(raw), seen, session)
+
+    def _gets_fault(self, seen: SeenRequest) -> bool:
+        """Whether a request gets the fault: the first one that the play names, and those after it if the fault lasts."""
+        if self._fault is None or not seen.asks:
+            return False
+        first = self.struck
+        if first is None:
+            return self._is_struck(seen)
+        if self._fault is Fault.OVERFLOW:
+            return seen.has_tools or not first.has_tools
+        return self._fault is Fault.REFUSED
 
     async def _pass_on(
         self, request: web.BaseRequest, body: bytes, seen: SeenRequest, session: aiohttp.ClientSession

@@ -28,7 +28,7 @@ class RawAnswer:
 
     Attributes:
         texts: its texts.
-        empty: how an absent text is written: `null`, `""`, `[]` or `absent`; empty if there is a text.
+        empty: how chat completions write that there is no text: `null`, `""`, `[]` or `absent`; otherwise empty.
         reasoning: the reasoning, by the key that holds it.
         calls: its tool calls.
         has_references: whether it refers to an item by its id alone.
@@ -83,7 +83,7 @@ def _read_message(message: Mapping[str, Any]) -> RawAnswer:
 def _read_blocks(message: Mapping[str, Any]) -> RawAnswer:
     content = message.get("content")
     if isinstance(content, str):
-        return RawAnswer(texts=[content] if content else [], empty="" if content else '""')
+        return RawAnswer(texts=[content] if content else [])
     answer = RawAnswer()
     for block in _list(content):
         match block.get("type"):
@@ -94,7 +94,6 @@ def _read_blocks(message: Mapping[str, Any]) -> RawAnswer:
                 answer.reasoning[f"a thinking block {signed} its signature"] = str(block.get("thinking"))
             case "tool_use":
                 answer.calls.append(RawCall(block.get("id"), str(block.get("name")), block.get("input")))
-    answer.empty = "" if answer.texts else "absent"
     return answer
 
 
@@ -108,13 +107,12 @@ def _read_items(items: Any) -> Iterator[RawAnswer]:
                 yield answer
             answer = None
             continue
-        answer = answer or RawAnswer(empty="absent")
+        answer = answer or RawAnswer()
         match kind:
             case "message":
                 content = item.get("content")
                 texts = [content] if isinstance(content, str) else [str(part.get("text")) for part in _list(content)]
                 answer.texts += texts
-                answer.empty = "" if answer.texts else answer.empty
             case "reasoning":
                 _read_reasoning(item, answer)
             case "function_call" | "custom_tool_call":
