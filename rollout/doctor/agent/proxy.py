@@ -171,7 +171,7 @@ class AgentProxy:
         return await self._pass_on(request, bytes(raw), seen, session)
 
     def _gets_fault(self, seen: SeenRequest) -> bool:
-        """Whether a request gets the fault: the first one that the play names, and those after it if the fault lasts."""
+        """Whether a request gets the fault: the first one that the play names, and later ones if the fault lasts."""
         if self._fault is None or not seen.asks:
             return False
         first = self.struck
