@@ -1,7 +1,7 @@
 """Plays all plays, and returns the rows of the report; the last row says whether the agent can be trained."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,10 @@ _DEFAULT_LIMITS = PlayLimits()
 
 
 def check_agent(
-    config: Config, on_progress: Callable[[str], object], limits: PlayLimits = _DEFAULT_LIMITS
+    config: Config,
+    on_progress: Callable[[str], object],
+    limits: PlayLimits = _DEFAULT_LIMITS,
+    faults: Sequence[Fault] = tuple(Fault),
 ) -> tuple[list[CheckResult], int]:
     """Play the agent of a configuration, and return the rows of the report.
 
@@ -45,6 +48,7 @@ def check_agent(
         config: a configuration that `run_checks` finds good.
         on_progress: called with one line before each play.
         limits: when a play is ended.
+        faults: the faults; each has a play of its own after the normal one.
 
     Returns:
         The rows, and the exit code: 0 if the agent can be trained, 1 if not, 2 if the configuration has no task.
@@ -53,7 +57,7 @@ def check_agent(
         order = _first_order(config)
     except ConfigurationError as error:
         return [CheckResult("agent", str(error), CheckStatus.BAD)], 2
-    results = run_leaving_behind(_check(config, order, on_progress, limits))
+    results = run_leaving_behind(_check(config, order, on_progress, limits, faults))
     problems = [result for result in results if result.status is CheckStatus.BAD]
     return [*results, _verdict(problems)], 1 if problems else 0
 
@@ -68,7 +72,11 @@ def _first_order(config: Config) -> RolloutOrder:
 
 
 async def _check(
-    config: Config, order: RolloutOrder, on_progress: Callable[[str], object], limits: PlayLimits
+    config: Config,
+    order: RolloutOrder,
+    on_progress: Callable[[str], object],
+    limits: PlayLimits,
+    faults: Sequence[Fault],
 ) -> list[CheckResult]:
     model = config.model
     with (
@@ -81,16 +89,18 @@ async def _check(
             )
             async with open_shared_resources(config.environment_class, config.environment_settings) as shared:
                 player = AgentPlayer(config, order, renderers, shared, Path(name))
-                return await _play_all(config, player, on_progress, limits)
+                return await _play_all(config, player, on_progress, limits, faults)
         except RolloutError as error:
             return [CheckResult("agent start", f"the program cannot be played: {error}", CheckStatus.BAD)]
 
 
 async def _play_all(
-    config: Config, player: AgentPlayer, on_progress: Callable[[str], object], limits: PlayLimits
+    config: Config,
+    player: AgentPlayer,
+    on_progress: Callable[[str], object],
+    limits: PlayLimits,
+    faults: Sequence[Fault],
 ) -> list[CheckResult]:
-    faults = tuple(Fault)
-
     def announce(number: int, fault: Fault | None) -> None:
         on_progress(f"play {number} of {len(faults) + 1}: {_PLAY_NAMES[fault]}")
 

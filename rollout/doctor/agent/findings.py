@@ -17,6 +17,7 @@ from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.gateway.dialects.base import RequestRefused, TurnRequest
 from rollout.gateway.foreign import ForeignReason
 from rollout.records.conversations import Echo, RootKind
+from rollout.records.endings import RolloutLimit
 from rollout.records.gateway_counts import FOREIGN_PREFIX, IGNORED_TOOL_PREFIX
 from rollout.records.kinds import PromptSource
 
@@ -220,9 +221,9 @@ def _describe_settings(config: Config, play: AgentPlay, requests: Sequence[TurnR
     if sampling.pop("stop", None):
         texts.append("stop counts, too")
     if sampling:
-        counts = "count" if config.gateway.sampling == "theirs" else "do not count"
+        counts = "counted" if config.gateway.sampling == "theirs" else "ignored"
         names = ", ".join(sorted(sampling))
-        texts.append(f"{names} {counts} (gateway.sampling: {config.gateway.sampling})")
+        texts.append(f"{names}: {counts} (gateway.sampling: {config.gateway.sampling})")
     return CheckResult("agent settings", "; ".join(texts) or "the program sets no sampling")
 
 
@@ -238,7 +239,9 @@ def _describe_end(play: AgentPlay) -> CheckResult:
     if play.finished.error is not None:
         message = f"by itself; the rollout does not train, because it is {play.describe_end()}"
         return CheckResult("agent end", message, CheckStatus.UNKNOWN)
-    return CheckResult("agent end", f"by itself, with {play.describe_end()}")
+    limit = play.finished.limit
+    reached = "" if limit is RolloutLimit.NONE else f"; the limit {limit.value} was reached"
+    return CheckResult("agent end", f"by itself, with {play.describe_end()}{reached}")
 
 
 def _read(request: SeenRequest) -> TurnRequest | None:

@@ -6,6 +6,7 @@ and the records go to a queue in memory that nobody reads.
 
 import asyncio
 import contextlib
+import textwrap
 import time
 import uuid
 from collections import Counter
@@ -36,6 +37,8 @@ from rollout.tasks.orders import RolloutOrder
 from rollout.worker.attempt import Attempt, RolloutTimeout, RunMetadata
 from transports import QueueError, open_queue
 
+_ERROR_CHARS = 160
+_OUTPUT_CHARS = 600
 _SPARE_SECONDS = 60.0
 """The watch ends a play in time. The attempt itself gets this much longer."""
 
@@ -115,7 +118,8 @@ class AgentPlay:
         if finished is None:
             return f"an error: {self.error}"
         if finished.error is not None:
-            return f"{finished.status}: {finished.error.get('type')}: {finished.error.get('message')}"
+            message = str(finished.error.get("message"))
+            return f"{finished.status}: {finished.error.get('type')}: {textwrap.shorten(message, _ERROR_CHARS)}"
         metrics = ", ".join(f"{name} {value:g}" for name, value in finished.metrics.items())
         reward = "no reward" if finished.reward is None else f"the reward {finished.reward:g}"
         return f"{reward}{f' ({metrics})' if metrics else ''}"
@@ -190,6 +194,7 @@ class AgentPlayer:
         async with (
             ScriptedClient(config.model.name, script, self._renderers, config.engine.timeout) as client,
             open_queue(f"memory://{uuid.uuid4().hex}") as queue,
+            config.environment_class.admission(config.environment_settings, self._shared_resources),
         ):
             policy = PolicyClient(
                 self._renderers,
@@ -312,6 +317,3 @@ def _end_of_output(artifacts: Path) -> str:
         return ""
     newest = max(files, key=lambda file: file.stat().st_mtime)
     return newest.read_text("utf-8", "replace")[-_OUTPUT_CHARS:].strip()
-
-
-_OUTPUT_CHARS = 600
