@@ -273,7 +273,10 @@ def main() -> None:
     if guard.worker_died or is_worker_dead():
         from rollout.programs.directories import remove_child
 
-        remove_child(job.root)
+        try:
+            remove_child(job.root)
+        except OSError:  # a file of another user stays; there is no worker that could report it
+            return
     else:
         print_answer(answer)
 

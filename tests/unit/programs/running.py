@@ -109,7 +109,12 @@ def find_by_argument(argument: str) -> list[int]:
 
 def find_guardians(worker: int) -> list[int]:
     """Return the guardians of a worker that are alive."""
-    return [pid for pid in _all_pids() if b"rollout.programs.guardian" in _arguments(pid) and _parent(pid) == worker]
+    return [pid for pid in find_children(worker) if b"rollout.programs.guardian" in _arguments(pid)]
+
+
+def find_children(parent: int) -> list[int]:
+    """Return the living children of a process."""
+    return [pid for pid in _all_pids() if _parent(pid) == parent and is_alive(pid)]
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:

@@ -21,6 +21,7 @@ from tests.unit.programs.running import (
     Programs,
     can_limit,
     find_by_argument,
+    find_children,
     find_guardians,
     kill,
     new_mark,
@@ -156,11 +157,13 @@ def test_the_next_worker_removes_what_a_killed_worker_and_its_killed_guardian_le
     mark = new_mark()
     worker = start_worker("/bin/sh", "-c", f"setsid sleep {mark} & touch ready; wait")
     wait_until_true(lambda: find_by_argument(mark))
+    (program,) = find_children(worker.guardian)
     os.kill(worker.guardian, signal.SIGSTOP)  # so that it does nothing until it is killed
     worker.kill()
-    kill(worker.guardian)
     monkeypatch.setattr("tempfile.tempdir", str(worker.root.parent))
-    wait_until_true(lambda: not is_alive(worker.guardian))
+    assert remove_abandoned() == 0, "the guardian is responsible as long as it lives"
+    kill(worker.guardian)
+    wait_until_true(lambda: not is_alive(worker.guardian) and not is_alive(program))
     assert find_by_argument(mark)
     assert remove_abandoned() == 1
     assert find_by_argument(mark) == []
