@@ -6,6 +6,7 @@ have outside. Programs reach the gateway over the network of the container, so t
 
 import ipaddress
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -27,8 +28,8 @@ _HOST_NAME = "host.docker.internal"
 """The name of this machine in a container."""
 _START_FAILURES = (125, 126, 127)
 """The exit codes of `docker run` if the container or its command cannot be started. A command may have them, too."""
-_START_FAILURE_LINES = ("docker: ", "[FATAL tini ")
-"""How the lines begin in which `docker run`, or the init process in the container, says why."""
+_START_FAILURE = re.compile(r"^(?:docker: |\[FATAL tini \(\d+\)\] )(.+)$", re.MULTILINE)
+"""The line in which `docker run`, or the init process in the container, says why."""
 _CLIENT_VARIABLES = (
     *("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),
     "DOCKER_API_VERSION",
@@ -147,11 +148,8 @@ class DockerSandbox(Sandbox):
 
     def describe_start_failure(self, exit_code: int, output: str) -> str | None:
         """Return what `docker run` says if it did not start the command."""
-        if exit_code in _START_FAILURES:
-            for line in output.splitlines():
-                if line.startswith(_START_FAILURE_LINES):
-                    return line.removeprefix("docker: ")
-        return None
+        said = _START_FAILURE.search(output) if exit_code in _START_FAILURES else None
+        return None if said is None else said[1]
 
 
 def _find_docker() -> str:

@@ -144,7 +144,7 @@ def test_the_client_uses_the_daemon_of_the_worker_and_no_file_of_the_program(
     [
         (("true",), {"image": "absent:1"}, "Error response from daemon: No such image: absent:1"),
         (("true",), {"network": "nonet"}, "Error response from daemon: network nonet not found"),
-        (("nothere",), {}, "[FATAL tini (7)] exec nothere failed: No such file or directory"),
+        (("nothere",), {}, "exec nothere failed: No such file or directory"),
         (("sh", "-c", "echo docker is here; exit 127"), {}, None),
         (("sh", "-c", "echo docker: no >&2; exit 1"), {}, None),
     ],
