@@ -33,7 +33,7 @@ from rollout.programs.kept_files import keep_files
 from rollout.programs.leftovers import remove_abandoned
 from rollout.programs.placeholders import fill_placeholders
 from rollout.programs.process import EndReason, ProgramEnd, ProgramLimits, ProgramProcess, run_program
-from rollout.programs.sandboxes.base import Sandbox, SandboxedCommand
+from rollout.programs.sandboxes.base import SandboxedCommand
 from rollout.programs.sandboxes.registry import open_sandbox
 from rollout.programs.slots import machine_slot
 from rollout.programs.workspace import Workspace, copy_tree, write_files

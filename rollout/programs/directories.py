@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+LOCK_NAME = "lock"
+"""The name of the lock in a workspace."""
 _OPEN_ANY_MODE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_TRIES = 10
 _MAX_OPEN_LEVELS = 16
@@ -122,6 +124,31 @@ def remove_child(name: str | Path, parent: int | None = None) -> None:
     raise removal.failure or OSError(0, "other processes write into it all the time", str(name))
 
 
+def remove_root(root: str | Path) -> None:
+    """Remove a workspace, and its lock as the last thing. Do nothing if it is gone.
+
+    While the lock is there, no other process takes the workspace for an abandoned one.
+
+    Raises:
+        OSError: something cannot be removed, as in `remove_child`. The lock has been removed, too.
+    """
+    failure: OSError | None = None
+    try:
+        with closing(open_child(root)) as directory:
+            for name in os.listdir(directory):
+                if name != LOCK_NAME:
+                    try:
+                        remove_child(name, directory)
+                    except OSError as error:
+                        failure = failure or OSError(error.errno, error.strerror, f"{root}/{error.filename}")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    try:
+        remove_child(root)
+    except OSError as error:
+        raise failure or error from None
+
+
 class _Removal:
     """One pass over a tree. It moves directories at a deep level to the top, where the next pass finds them.
 
@@ -159,13 +186,13 @@ class _Removal:
         return True
 
     def _remove_directory(self, name: str, parent: int | None, place: str, level: int) -> None:
-        if level == _MAX_OPEN_LEVELS:
-            assert self._top is not None
-            os.rename(name, f"moved-{secrets.token_hex(16)}", src_dir_fd=parent, dst_dir_fd=self._top)
-            self.moved = self.left = True
-            return
         directory = open_child(name, parent)
         try:
+            if level == _MAX_OPEN_LEVELS:
+                assert self._top is not None
+                os.rename(name, f"moved-{secrets.token_hex(16)}", src_dir_fd=parent, dst_dir_fd=self._top)
+                self.moved = self.left = True
+                return
             if level == 0:
                 self._top = directory
             with os.scandir(directory) as entries:

@@ -60,6 +60,14 @@ class PathMatch:
         return any(self._rests)
 
 
+def check_pattern(pattern: str) -> str:
+    """Return the pattern itself. Raise ValueError if it cannot match a path below a directory."""
+    path = PurePosixPath(pattern)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError("expected the pattern of a path in the work directory, such as *.log, without `..`")
+    return pattern
+
+
 def find_files(directory: int, patterns: Sequence[str]) -> Iterator[FoundFile]:
     """Yield what matches a pattern, except directories, sorted by path. Links are not followed."""
     yield from _find(directory, PurePosixPath(), PathMatch.start(patterns), 0)

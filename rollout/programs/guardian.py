@@ -270,9 +270,9 @@ def main() -> None:
     except CannotStart as error:
         answer = {"cannot_start": str(error)}
     if guard.worker_died or is_worker_dead():
-        from rollout.programs.directories import remove_child
+        from rollout.programs.directories import remove_root
 
-        remove_child(job.root)
+        remove_root(job.root)
     else:
         print_answer(answer)
 

@@ -22,19 +22,21 @@ from typing import Self
 
 from rollout.errors import RolloutError
 from rollout.programs.directories import (
+    LOCK_NAME,
     closing,
     made_directory,
     make_child,
     new_file,
     open_regular_file,
     remove_child,
+    remove_root,
 )
+from rollout.records.wrong_types import show_value
 
 PREFIX = "rollout-program-"
 """The beginning of the names of all workspaces in the system's directory of temporary files."""
 VARIABLE = "ROLLOUT_WORKSPACE"
 """The environment variable by which the processes of a program are recognised; its value is the path of the root."""
-_LOCK = "lock"
 _BLOCK_BYTES = 1 << 20
 _MAX_LEVELS = 100
 """The limit for the levels of a directory that is copied; each level has two open files."""
@@ -73,6 +75,8 @@ class Workspace:
             for directory in (workspace.work, workspace.home, workspace.tmp, workspace.gateway_directory):
                 directory.mkdir(mode=0o700)
         except OSError as error:
+            if lock is not None:
+                cls(root, lock).remove()
             raise WorkspaceError(
                 f"the directories of a program cannot be created: {_describe(error)}; make room there, or set TMPDIR "
                 "to another directory."
@@ -132,7 +136,7 @@ class Workspace:
             WorkspaceError: something cannot be removed, such as a file of another user. The rest has been removed.
         """
         try:
-            remove_child(self.root)
+            remove_root(self.root)
         except OSError as error:
             raise WorkspaceError(
                 f"the files of a program cannot be removed: {_describe(error)}; remove {self.root} as the user who "
@@ -148,7 +152,7 @@ def take_lock(root: Path) -> io.FileIO | None:
     A process takes this lock when it creates a workspace, and before it removes an abandoned one.
     """
     try:
-        descriptor = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
     lock = io.FileIO(descriptor, "r+")
@@ -190,7 +194,7 @@ def write_files(files: Mapping[str, str], target: Path) -> None:
     """
     for name, text in files.items():
         *parents, last = _checked_parts(name)
-        with named_errors(f"the file {name!r} cannot be written"):
+        with named_errors(f"the file {show_value(name)} cannot be written"):
             data = text.encode()
             with made_directory(target, parents) as directory, new_file(last, directory) as file:
                 file.write(data)
@@ -200,8 +204,8 @@ def _checked_parts(name: str) -> Sequence[str]:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or name.endswith("/") or "\0" in name:
         raise WorkspaceError(
-            f"the file {name!r} cannot be written: expected a path below the work directory, such as src/main.py, "
-            "without `..`."
+            f"the file {show_value(name)} cannot be written: expected a path below the work directory, such as "
+            "src/main.py, without `..`."
         )
     return path.parts
 
@@ -239,6 +243,7 @@ def _copy_file(name: str, source: int, target: int, place: Path) -> None:
         found = os.fstat(original.fileno())
         with new_file(name, target) as copy:
             shutil.copyfileobj(original, copy, _BLOCK_BYTES)
+            copy.flush()  # otherwise a later write would change the time
             os.fchmod(copy.fileno(), found.st_mode & _COPIED_MODE)
             os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
 

@@ -43,6 +43,11 @@ def says_the_last_answer(task: Task, work: Path, transcript: Transcript, exit_co
     return float(transcript.text == f"answer {TURNS}")
 
 
+def played_a_turn(task: Task, work: Path, transcript: Transcript, exit_code: int) -> float:
+    """Return 1 if the program played a turn."""
+    return float(len(transcript.turns) == 1)
+
+
 class CallsInTurns:
     """Calls a tool in its first, third, … answer, and says the number of the answer in all of them."""
 

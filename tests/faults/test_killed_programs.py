@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from rollout.records.endings import RolloutStatus
 from rollout.records.kinds import PromptSource
 from rollout.trainer import Trajectory, check
 from rollout.trainer.reading.archive import open_archive
@@ -75,10 +76,10 @@ def test_each_program_ends_once_and_leaves_nothing_although_workers_and_programs
     assert status.get("failed", 0) <= killed["program"]
 
     trajectories = asyncio.run(read_trajectories(Path(report["run_dir"])))
-    assert len({trajectory.rollout_id for trajectory in trajectories}) == len(trajectories) == ROLLOUTS
+    assert len({trajectory.rollout for trajectory in trajectories}) == len(trajectories) == ROLLOUTS
     for trajectory in trajectories:
         assert check(trajectory) == []
-        if trajectory.finished.status == "ok":
+        if trajectory.status is RolloutStatus.OK:
             sources = [step.prompt_source for step in trajectory.steps]
             assert sources == [PromptSource.FIRST, *[PromptSource.BRIDGE] * (TURNS - 1)]
 

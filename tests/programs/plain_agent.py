@@ -1,6 +1,6 @@
 """A program with the standard library alone: it asks the policy, and writes the files that the policy wants.
 
-    plain_agent.py QUESTION
+plain_agent.py QUESTION
 """
 
 import json
@@ -17,8 +17,8 @@ WRITE = {"type": "function", "function": {"name": "write_file", "description": "
 def ask(messages: list[Any]) -> Any:
     body = json.dumps({"model": os.environ["OPENAI_MODEL"], "messages": messages, "tools": [WRITE]}).encode()
     headers = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{os.environ['OPENAI_BASE_URL']}/chat/completions", body, headers)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=300) as response:  # noqa: S310
+    request = urllib.request.Request(f"{os.environ['OPENAI_BASE_URL']}/chat/completions", body, headers)
+    with urllib.request.urlopen(request, timeout=300) as response:
         return json.load(response)["choices"][0]["message"]
 
 

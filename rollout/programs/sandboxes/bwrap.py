@@ -32,10 +32,17 @@ _RELAY = os.path.realpath(relay.__file__)
 _PYTHON = os.path.realpath(sys.executable)
 _ISOLATION = (
     *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
-    *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+    *("--die-with-parent", "--cap-drop", "ALL"),
 )
 _OWN_USERS = (("--unshare-user", "--disable-userns"), ("--unshare-user",), ())
 """From the best to the weakest: an own user namespace without others inside, an own one, none (only for root)."""
+_IGNORE_SIGNALS = f"""
+import os, signal, sys
+for number in {[int(number) for number in relay.PASSED_SIGNALS]}:
+    signal.signal(number, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Starts bubblewrap so that signals to its process group end the program, and not bubblewrap first, which kills it."""
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "fs", "acpi", "scsi", "mtrr", "pressure")
 """Files of /proc that root may write without any capability."""
 _TEMPORARY_BYTES = 1 << 30
@@ -104,11 +111,19 @@ class BwrapSandbox(Sandbox):
         bwrap = _find_bwrap()
         return WrappedCommand(
             argv=(
+                *(_PYTHON, "-I", "-S", "-c", _IGNORE_SIGNALS),
                 *(bwrap, *_own_user(bwrap), *_ISOLATION, *_in_order(mounts)),
                 *("--chdir", str(command.directory), "--", _PYTHON, "-I", "-S", _RELAY, *forward, "--", *command.argv),
             ),
             environ=command.environ,
         )
+
+    def describe_start_failure(self, exit_code: int, output: str) -> str | None:
+        """Return the last line of bubblewrap or of the relay if it says that the command was not started."""
+        line = output.rstrip().rpartition("\n")[2]
+        if exit_code == relay.START_FAILED_CODE and line.startswith(relay.START_FAILED):
+            return line.removeprefix(relay.START_FAILED)
+        return line if exit_code == 1 and line.startswith("bwrap: ") else None
 
     def _add_files(self, files: VisibleFiles) -> None:
         files.add_system()
@@ -205,9 +220,10 @@ def _advise(problem: str) -> str:
             "AppArmor restricts user namespaces, as on Ubuntu 24.04. Add an AppArmor profile for bwrap with the rule "
             "`userns,`, or run `sysctl kernel.apparmor_restrict_unprivileged_userns=0`."
         )
-    for name in ("kernel/unprivileged_userns_clone", "user/max_user_namespaces"):
-        if _read_sysctl(name) == 0 or name in problem:
-            return f"User namespaces are disabled: set {name.replace('/', '.')} with `sysctl` to 1 or more."
+    if _read_sysctl("kernel/unprivileged_userns_clone") == 0:
+        return "User namespaces are disabled: run `sysctl kernel.unprivileged_userns_clone=1`."
+    if _read_sysctl("user/max_user_namespaces") == 0 or "max_*_namespaces" in problem:
+        return "Too few user namespaces are allowed: raise user.max_user_namespaces with `sysctl`."
     return (
         "bwrap needs user namespaces. In a container, allow them (--security-opt seccomp=unconfined with Docker), run "
         "the worker outside of it, or choose another sandbox."

@@ -162,10 +162,11 @@ def test_a_command_that_cannot_start_is_recognised(path: Path, name: str, reason
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_passed_to_the_command(path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("forwards", [True, False])
+def test_a_signal_is_passed_to_the_command(path: Path, number: signal.Signals, forwards: bool) -> None:
     command = relay_command(
         *("sh", "-c", f"trap 'exit 7' {number.value}; echo ready; while :; do sleep 0.05; done"),
-        forward=(f"127.0.0.1:{free_port()}", str(path)),
+        forward=(f"127.0.0.1:{free_port()}", str(path)) if forwards else None,
     )
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -4,11 +4,18 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from rollout.programs.directories import remove_child
 from rollout.programs.workspace import (
     PREFIX,
     VARIABLE,
@@ -35,11 +42,12 @@ def as_nobody() -> Iterator[None]:
     os.seteuid(0)
 
 
-def make_deep_tree(top: Path, levels: int) -> None:
+def make_deep_tree(top: Path, levels: int, mode: int = 0o700) -> None:
     directory = os.open(top, os.O_RDONLY)
     for _ in range(levels):
-        os.mkdir("d", dir_fd=directory)
-        child = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.mkdir("deep", dir_fd=directory)
+        child = os.open("deep", os.O_RDONLY, dir_fd=directory)
+        os.fchmod(directory, mode)
         os.close(directory)
         directory = child
     os.close(os.open("leaf", os.O_CREAT | os.O_WRONLY, dir_fd=directory))
@@ -99,7 +107,7 @@ def test_a_workspace_can_be_removed_twice() -> None:
 
 def test_a_very_deep_tree_is_removed() -> None:
     workspace = Workspace.create()
-    make_deep_tree(workspace.work, 5000)
+    make_deep_tree(workspace.work, 1200)  # more than Python's limit for recursion, and a path of more than 4,096 bytes
     workspace.remove()
     assert not workspace.root.exists()
 
@@ -164,3 +172,70 @@ def test_a_file_of_another_user_is_named_and_the_rest_is_removed(as_nobody: None
     os.seteuid(0)
     workspace.remove()
     assert not workspace.root.exists()
+
+
+@NEEDS_ROOT
+@pytest.mark.usefixtures("as_nobody")
+def test_a_very_deep_tree_without_access_is_removed() -> None:
+    workspace = Workspace.create()
+    make_deep_tree(workspace.work, 200, mode=0)
+    workspace.remove()
+    assert not workspace.root.exists()
+
+
+def test_files_that_vanish_meanwhile_are_no_problem() -> None:
+    workspace = Workspace.create()
+    for number in range(2000):
+        (workspace.work / f"d{number % 20}").mkdir(exist_ok=True)
+        (workspace.work / f"d{number % 20}" / f"{number}").write_text("")
+    with ThreadPoolExecutor(4) as pool:
+        for removal in [pool.submit(workspace.remove) for _ in range(4)]:
+            removal.result()
+    assert not workspace.root.exists()
+
+
+def test_no_process_takes_a_workspace_for_abandoned_while_it_is_removed() -> None:
+    workspace = Workspace.create()
+    make_deep_tree(workspace.work, 100)
+    with ThreadPoolExecutor(1) as pool:
+        removal = pool.submit(workspace.remove)
+        while not removal.done():
+            if (lock := take_lock(workspace.root)) is not None:
+                with suppress(FileNotFoundError):
+                    assert set(os.listdir(workspace.root)) <= {"lock"}
+                lock.close()
+        removal.result()
+    assert not workspace.root.exists()
+
+
+def test_a_program_that_still_writes_is_an_error_and_no_endless_loop() -> None:
+    workspace = Workspace.create()
+    script = f"import os\nwhile True: os.makedirs('{workspace.work}/a/b/c', exist_ok=True)"
+    writer = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    try:
+        while not (workspace.work / "a").exists():
+            time.sleep(0.01)
+        with suppress(WorkspaceError):
+            remove_child(workspace.work)
+    finally:
+        writer.kill()
+        writer.wait()
+    workspace.remove()
+    assert not workspace.root.exists()
+
+
+@NEEDS_ROOT
+def test_no_directory_is_left_when_the_disk_is_full(
+    small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk("64k,nr_inodes=5")
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    with pytest.raises(WorkspaceError, match=r"cannot be created: .*/tmp: No space left on device; make room there"):
+        Workspace.create()
+    assert list(disk.iterdir()) == []
+
+
+def test_a_missing_directory_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(WorkspaceError, match=rf"{tmp_path}/missing.*No such file or directory; .* set TMPDIR"):
+        Workspace.create()

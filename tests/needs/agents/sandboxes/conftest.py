@@ -111,15 +111,13 @@ class _Gateway(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with tempfile.TemporaryDirectory(prefix="rollout-program-") as root:
-        workspace = Workspace(Path(root))
-        for directory in (workspace.work, workspace.home, workspace.tmp, workspace.gateway_directory):
-            directory.mkdir()
-        with ThreadingUnixStreamServer(str(workspace.gateway_socket), _Gateway) as server:
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-            yield World(workspace)
-            server.shutdown()
+    workspace = Workspace.create()
+    with ThreadingUnixStreamServer(str(workspace.gateway_socket), _Gateway) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield World(workspace)
+        server.shutdown()
+    workspace.remove()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rollout.programs.sandboxes import relay
-from rollout.programs.sandboxes.base import SandboxMissing
+from rollout.programs.sandboxes.base import SandboxedCommand, SandboxMissing
 from rollout.programs.sandboxes.registry import open_sandbox, parse_sandbox
 from tests.needs.agents.sandboxes.conftest import SECRET, WHY_NOT, Machine, World
 
@@ -329,7 +329,7 @@ def test_check_says_why_user_namespaces_cannot_be_made(world: World) -> None:
     root = Path(relay.__file__).parents[3]
     said = world.run("bwrap", sys.executable, "-c", program, read=(root,), environ={"PYTHONPATH": str(root)}).stdout
     assert said.startswith("SandboxMissing bwrap cannot run a program: bwrap: ")
-    assert "User namespaces are disabled: set user.max_user_namespaces" in said
+    assert "raise user.max_user_namespaces with `sysctl`" in said
 
 
 def test_the_program_that_is_found_is_the_one_that_runs(world: World) -> None:
@@ -337,6 +337,36 @@ def test_the_program_that_is_found_is_the_one_that_runs(world: World) -> None:
     assert found == shutil.which("sh")
     assert open_sandbox(parse_sandbox("bwrap")).find_program("no-such-program") is None
     assert world.run("bwrap", "sh", "-c", "command -v sh").stdout.strip() == found
+
+
+@pytest.mark.parametrize("gateway", [True, False])
+def test_a_signal_to_the_process_group_lets_the_program_end_by_itself(gateway: bool, world: World) -> None:
+    program = "trap 'echo asked; exit 7' TERM; echo ready; while :; do sleep 0.05; done"
+    wrapped = world.wrap("bwrap", "sh", "-c", program, gateway=gateway)
+    with subprocess.Popen(wrapped.argv, env=wrapped.environ, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.stdout.read() == b"asked\n"
+        assert process.wait(30) == 7
+
+
+@pytest.mark.parametrize(
+    ("command", "directory", "reason"),
+    [
+        ("no-such-program", "work", "no-such-program: No such file or directory"),
+        ("true", "gone", "bwrap: Can't chdir to {root}/gone: No such file or directory"),
+    ],
+)
+def test_a_failed_start_is_described(command: str, directory: str, reason: str, world: World) -> None:
+    root = world.workspace.root
+    sandbox = open_sandbox(parse_sandbox("bwrap"))
+    wrapped = sandbox.wrap(
+        SandboxedCommand(argv=(command,), environ=os.environ, directory=root / directory, workspace=world.workspace)
+    )
+    end = subprocess.run(wrapped.argv, env=wrapped.environ, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert sandbox.describe_start_failure(end.returncode, end.stderr) == reason.format(root=root)
+    assert sandbox.describe_start_failure(0, "") is None
 
 
 def test_the_exit_code_names_the_signal(world: World) -> None:
