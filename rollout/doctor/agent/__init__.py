@@ -1,7 +1,6 @@
 """Plays the program of a configuration against a scripted policy, and reports whether this agent can be trained.
 
 checking.py          plays all plays, and returns the rows of the report
-plays.py             the plays: a normal one, and those with a fault
 playing.py           plays the environment once, and returns what was seen
 proxy.py             stands between the program and the gateway: records requests, and answers one with a fault
 faults.py            the faults, and the errors of each dialect
