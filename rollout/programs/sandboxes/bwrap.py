@@ -46,6 +46,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "fs", "acpi", "scsi", "mtrr", "pressure")
 """Files of /proc that root may write without any capability."""
 _TEMPORARY_BYTES = 1 << 30
+"""The limit for each of /tmp, /var/tmp and /dev/shm, which are in memory. The workspace is on the disk."""
 _TRIAL_SECONDS = 30
 
 
@@ -146,7 +147,7 @@ def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
         Path("/proc"): ("--proc", "/proc"),
         **{
             Path(path): ("--size", str(_TEMPORARY_BYTES), "--tmpfs", path)
-            for path in ("/tmp", "/var/tmp")  # noqa: S108 - these are not the directories of this machine
+            for path in ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - these are not the directories of this machine
         },
     }
     for name in _READ_ONLY_PROC:
@@ -157,9 +158,9 @@ def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
 
 
 def _in_order(mounts: Mapping[Path, Sequence[str]]) -> list[str]:
-    """Return the arguments so that a directory is mounted before what is inside; at last, make `/` read-only."""
+    """Return the arguments so that a directory is mounted before what is inside; at last, make two read-only."""
     order = sorted(mounts, key=lambda path: len(path.parts))
-    return [argument for path in order for argument in mounts[path]] + ["--remount-ro", "/"]
+    return [argument for path in order for argument in mounts[path]] + ["--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def _find_bwrap() -> str:
