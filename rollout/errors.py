@@ -19,7 +19,17 @@ _OWN_DIRECTORIES = tuple(f"{Path(__file__).parent.parent / name}/" for name in _
 _ENVIRONMENTS_DIRECTORY = Path(__file__).parent / "environments"
 _BASE_CLASSES = tuple(
     str(_ENVIRONMENTS_DIRECTORY / f"{name}.py")
-    for name in ("base", "tools", "tool_environment", "tool_results", "tool_running")
+    for name in (
+        "base",
+        "tools",
+        "tool_environment",
+        "tool_results",
+        "tool_running",
+        "own_threads",
+        "user_objects",
+        "program",
+        "program_scoring",
+    )
 )
 _IMPORT_MACHINERY = ("<frozen importlib", importlib.__file__)
 _MAX_EXCEPTIONS = 1000

@@ -46,24 +46,28 @@ class OpenedEndpoint:
 class _WaitingEnvironment(Environment):
     """Opens an endpoint, and ends when the test is done with it."""
 
-    def __init__(self, opened: "asyncio.Future[Endpoint]", done: asyncio.Event) -> None:
+    def __init__(self, opened: "asyncio.Future[Endpoint]", done: asyncio.Event, options: dict[str, Any]) -> None:
         super().__init__(self.Settings())
+        self._options = options
         self._opened = opened
         self._done = done
 
     async def run(self, task: Task, model: Model) -> Score:
-        async with model.endpoint() as endpoint:
+        async with model.endpoint(**self._options) as endpoint:
             self._opened.set_result(endpoint)
             await self._done.wait()
         return Score(1.0)
 
 
 @asynccontextmanager
-async def open_endpoint(policy: PolicyClient) -> AsyncIterator[OpenedEndpoint]:
-    """Play a rollout whose program is the block. A rollout that ended by itself is seen in `played` afterwards."""
+async def open_endpoint(policy: PolicyClient, **options: Any) -> AsyncIterator[OpenedEndpoint]:
+    """Play a rollout whose program is the block. A rollout that ended by itself is seen in `played` afterwards.
+
+    `options` are those of `model.endpoint`. With a socket, the client sends its requests there.
+    """
     endpoint_opened: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
-    playing = asyncio.create_task(play(_WaitingEnvironment(endpoint_opened, done), policy=policy))
+    playing = asyncio.create_task(play(_WaitingEnvironment(endpoint_opened, done, options), policy=policy))
     try:
         either: list[asyncio.Future[Any]] = [endpoint_opened, playing]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -71,7 +75,10 @@ async def open_endpoint(policy: PolicyClient) -> AsyncIterator[OpenedEndpoint]:
             raise AssertionError(f"the endpoint did not open: {(await playing).failure}")
         endpoint = endpoint_opened.result()
         headers = {"Authorization": f"Bearer {endpoint.key}"}
-        async with httpx.AsyncClient(base_url=endpoint.anthropic_base_url, headers=headers, timeout=TIMEOUT) as client:
+        transport = httpx.AsyncHTTPTransport(uds=str(endpoint.unix_socket)) if options.get("socket") else None
+        async with httpx.AsyncClient(
+            base_url=endpoint.anthropic_base_url, headers=headers, timeout=TIMEOUT, transport=transport
+        ) as client:
             opened = OpenedEndpoint(endpoint, client)
             yield opened
     finally:

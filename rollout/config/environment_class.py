@@ -1,18 +1,23 @@
-"""Checks an environment before it plays: first its class, then one instance."""
+"""Checks an environment before it plays: its class, one instance, and what it needs of this machine."""
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rollout.environments.base import Environment, MultiTurnEnvironment
+from rollout.environments.base import Environment, MultiTurnEnvironment, describe_method
 from rollout.errors import ConfigurationError, describe_user_error
 from rollout.records.messages import MessageError
 from rollout.records.tools import require_tools
+from rollout.records.wrong_types import describe_wrong_type
 
 
 class EnvironmentUnusable(ConfigurationError):
     """An instance of an environment's class cannot be created, or declares wrong tools."""
+
+
+class MachineCheckFailed(ConfigurationError):
+    """`check_machine` of an environment's class raised an unexpected error, or returned something wrong."""
 
 
 def class_problem(loaded_class: object) -> str | None:
@@ -36,6 +41,14 @@ def class_problem(loaded_class: object) -> str | None:
             "has a method shared that is not an asynchronous context manager of the class; write `@classmethod` and "
             "`@asynccontextmanager`, in this order, above `async def shared(cls, settings)`"
         )
+    check = inspect.getattr_static(loaded_class, "check_machine")
+    if not isinstance(check, classmethod):
+        return (
+            "has a method check_machine that is not one of the class; write `@classmethod` above "
+            "`def check_machine(cls, settings)`"
+        )
+    if any(map(inspect.iscoroutinefunction, _layers(check.__func__))):
+        return "has a method check_machine that is a coroutine; write `def check_machine`, because a thread calls it"
     return None
 
 
@@ -56,6 +69,27 @@ def require_usable(new_environment: Callable[[], Environment], class_path: str) 
         require_tools(tools, f"{class_path}.tools")
     except MessageError as error:
         raise EnvironmentUnusable(str(error)) from None
+
+
+def check_machine(environment_class: type[Environment], settings: object) -> str | None:
+    """Check that this machine has what an environment needs; return what `check_machine` of its class found.
+
+    Raises:
+        ConfigurationError: something is missing, or `check_machine` failed. The message then has the user's lines.
+    """
+    method = describe_method(environment_class, "check_machine")
+    try:
+        found: object = environment_class.check_machine(settings)
+    except (ConfigurationError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise MachineCheckFailed(f"{method} failed: {describe_user_error(error)}") from error
+    if found is not None and not isinstance(found, str):
+        raise MachineCheckFailed(
+            f"{method} returned {describe_wrong_type(found)}; return a text that says what was found, or None, and "
+            "raise rollout.errors.ConfigurationError if something is missing."
+        )
+    return found
 
 
 def _layers(method: Any) -> Iterator[Any]:

@@ -9,13 +9,13 @@ import anyio
 
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
-from rollout.config.environment_class import require_usable
+from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model, written_model_path
 from rollout.doctor.engines import check_engines
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.from_config import api_key_from_config
-from rollout.environments.base import QUEUE_SOURCE, MultiTurnEnvironment
+from rollout.environments.base import QUEUE_SOURCE, Environment, MultiTurnEnvironment
 from rollout.environments.tool_environment import unused_tools
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.rundir.directory import RunDirectory
@@ -41,8 +41,8 @@ def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:
     for subject, check in _CHECKS:
         if subject == "tasks" and _any_bad(results):
             results.append(CheckResult(subject, "not checked: the environment cannot be used", CheckStatus.UNKNOWN))
-        else:
-            results.append(_run_check(subject, check, config))
+        elif (result := _run_check(subject, check, config)) is not None:
+            results.append(result)
     if _any_bad(results):
         if live:
             results.append(CheckResult("engines", "not checked: first correct the errors above", CheckStatus.UNKNOWN))
@@ -57,9 +57,11 @@ def _any_bad(results: list[CheckResult]) -> bool:
     return any(result.status is CheckStatus.BAD for result in results)
 
 
-def _run_check(subject: str, check: Callable[[Config], str], config: Config) -> CheckResult:
+def _run_check(subject: str, check: Callable[[Config], str | None], config: Config) -> CheckResult | None:
+    """Run one check; return None if there is nothing to say."""
     try:
-        return CheckResult(subject, check(config))
+        finding = check(config)
+        return None if finding is None else CheckResult(subject, finding)
     except (RolloutError, AdapterError, QueueError) as error:
         return CheckResult(subject, str(error), CheckStatus.BAD)
 
@@ -84,6 +86,14 @@ def _check_environment(config: Config) -> str:
         + (f"; tools {names}" if names else "")
         + (f"; these tools are not used, because `functions` does not name them: {unused}" if unused else "")
     )
+
+
+def _check_machine(config: Config) -> str | None:
+    environment_class = config.environment_class
+    found = check_machine(environment_class, config.environment_settings)
+    if found is None and environment_class.check_machine.__func__ is not Environment.check_machine.__func__:  # type: ignore[attr-defined]
+        return f"{environment_class.__name__}.check_machine found nothing that is missing"
+    return found
 
 
 def _check_tasks(config: Config) -> str:
@@ -152,9 +162,10 @@ async def _read_queue_options(url: str) -> QueueOptions:
         return queue.limits
 
 
-_CHECKS: tuple[tuple[str, Callable[[Config], str]], ...] = (
+_CHECKS: tuple[tuple[str, Callable[[Config], str | None]], ...] = (
     ("configuration", _check_configuration),
     ("environment", _check_environment),
+    ("machine", _check_machine),
     ("tasks", _check_tasks),
     ("images", _check_images),
     ("engine", _check_engine_settings),

@@ -257,7 +257,8 @@ class Environment(abc.ABC):
     def check_machine(cls, settings: Any) -> str | None:
         """Check that this machine has what the environment needs, such as a program; return what was found, or None.
 
-        `rollout doctor` shows the text. Workers call it before their first order.
+        `rollout doctor` shows the text. `rollout run` and `rollout launch` call it before they play, and each worker
+        calls it in a thread before its first order.
 
         Raises:
             ConfigurationError: something is missing; the error says what to install or to change.

@@ -29,13 +29,14 @@ from rollout.environments.program_errors import ProgramFailed, ScoreCommandFaile
 from rollout.environments.program_scoring import ScoreFunction, parse_score_output, score_from_posted
 from rollout.environments.program_settings import PROGRAM_SCORES_ITSELF, ProgramSettings, ScoreCommand
 from rollout.programs.agents.base import AgentCall
+from rollout.programs.kept_files import keep_files
 from rollout.programs.leftovers import remove_abandoned
 from rollout.programs.placeholders import fill_placeholders
 from rollout.programs.process import EndReason, ProgramEnd, ProgramLimits, ProgramProcess, run_program
-from rollout.programs.sandboxes.base import Sandbox, SandboxedCommand
+from rollout.programs.sandboxes.base import SandboxedCommand
 from rollout.programs.sandboxes.registry import open_sandbox
 from rollout.programs.slots import machine_slot
-from rollout.programs.workspace import Workspace, copy_tree, keep_files, write_files
+from rollout.programs.workspace import Workspace, copy_tree, write_files
 from rollout.records.endings import RolloutLimit
 from rollout.records.task import Task
 
@@ -81,7 +82,9 @@ class Program(Environment):
         limit, score = settings.max_processes.worker, settings.score
         yield ProgramResources(
             anyio.Semaphore(limit) if limit is not None else None,
-            ScoreFunction.load(score) if isinstance(score, str) and score != PROGRAM_SCORES_ITSELF else None,
+            ScoreFunction.load(score, settings.config_dir)
+            if isinstance(score, str) and score != PROGRAM_SCORES_ITSELF
+            else None,
         )
 
     @classmethod

@@ -7,7 +7,7 @@ import asyncio
 import fcntl
 import socket
 import termios
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,6 +23,30 @@ from rollout.metrics.worker import WorkerMetrics
 log = structlog.get_logger()
 
 _MAX_LINE_BYTES = 16_384
+RequestHandlerFunction = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class GatewayServer(web.Server):
+    """The connections of one listener or several.
+
+    A connection that was accepted just before the shutdown may begin after it; it is closed at once.
+    """
+
+    def __init__(self, handle: RequestHandlerFunction) -> None:
+        super().__init__(handle, handler_cancellation=True, access_log=None)
+        self._is_shut_down = False
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """See `aiohttp.web.Server`."""
+        super().connection_made(handler, transport)
+        if self._is_shut_down:
+            transport.close()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """See `aiohttp.web.Server`."""
+        self._is_shut_down = True
+        self.pre_shutdown()  # without it, each connection that waits for a request would take the whole timeout
+        await super().shutdown(timeout)
 
 
 class GatewayConnection(RequestHandler):

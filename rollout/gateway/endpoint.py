@@ -19,7 +19,7 @@ import structlog
 from rollout.config.gateway import GatewayConfig
 from rollout.engine.errors import EngineRefused
 from rollout.environments.base import ContextExhausted
-from rollout.environments.endpoint import EndpointTurn, PostedReward, RootRule, Transcript
+from rollout.environments.endpoint import EndpointOptions, EndpointTurn, PostedReward, Transcript
 from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.answers import build_choice, final_choice
@@ -30,6 +30,7 @@ from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.gateway.flights import Flight, Flights
 from rollout.gateway.refusals import REFUSED_ERRORS, refusal_of
+from rollout.gateway.rewards import read_reward, reward_not_accepted
 from rollout.gateway.root_notes import RootNotes
 from rollout.gateway.roots import root_kinds
 from rollout.gateway.turn_rules import TurnRules
@@ -63,7 +64,7 @@ class GatewayEndpoint:
         config: GatewayConfig,
         addresses: EndpointAddresses,
         metrics: WorkerMetrics,
-        rule: RootRule | None,
+        options: EndpointOptions,
     ) -> None:
         self.base_url = addresses.base_url
         self.anthropic_base_url = addresses.anthropic_base_url
@@ -79,7 +80,9 @@ class GatewayEndpoint:
         self._session = session
         self._config = config
         self._metrics = metrics
-        self._rule = rule or root_kinds
+        self._rule = options.root_kinds or root_kinds
+        self._accepts_reward = options.accept_reward
+        self._posted_reward: PostedReward | None = None
         self._tree = ConversationTree(EchoMode(config.echo))
         self._flights = Flights(self.deliveries)
         self._dialects: dict[type[Dialect], Dialect] = {}
@@ -107,7 +110,7 @@ class GatewayEndpoint:
     @property
     def posted_reward(self) -> PostedReward | None:
         """The reward that the program sent; None if it sent none."""
-        return None
+        return self._posted_reward
 
     def unreceived_turns(self) -> Sequence[int]:
         """Return the turns whose answer the program did not receive."""
@@ -147,6 +150,16 @@ class GatewayEndpoint:
         """Return the number of tokens in the prompt of a Messages request. Raises RequestRefused."""
         self._require_open()
         return await asyncio.create_task(self._count_tokens(body), context=self._context.copy())
+
+    def require_reward_accepted(self) -> None:
+        """Raise RequestRefused if the environment wants no reward from the program."""
+        if not self._accepts_reward:
+            raise reward_not_accepted()
+
+    def post_reward(self, body: RequestBody) -> None:
+        """Keep the reward that a program sends, in the place of an earlier one. Raises RequestRefused."""
+        self._require_open()
+        self._posted_reward = read_reward(body.data)
 
     @property
     def max_model_len(self) -> int | None:

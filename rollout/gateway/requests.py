@@ -6,7 +6,7 @@ engine is missing. Until the answer is there, a comment every few seconds keeps 
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from rollout.gateway.dialects.request_body import RequestBody
 from rollout.gateway.dialects.responses import ResponsesDialect
 from rollout.gateway.endpoint import GatewayEndpoint
 from rollout.gateway.flights import Flight
+from rollout.gateway.rewards import REWARD_PATHS
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.endings import RolloutLimit
 from rollout.records.gateway_counts import RequestOutcome
@@ -42,8 +43,9 @@ _DIALECTS: dict[str, _DialectClass] = {
 }
 _COUNT_PATH = "/v1/messages/count_tokens"
 _MODELS_PATH = "/v1/models"
-_POST_PATHS = (*_DIALECTS, _COUNT_PATH)
-FindEndpoint = Callable[[str | None], GatewayEndpoint]
+_POST_PATHS = (*_DIALECTS, _COUNT_PATH, REWARD_PATHS[0])
+FindEndpoint = Callable[[Sequence[str]], GatewayEndpoint]
+"""Returns the endpoint of the first known one of the keys of a request, or raises RequestRefused."""
 
 
 @dataclass(slots=True)
@@ -76,11 +78,12 @@ class RequestHandler:
         if isinstance(request.protocol, GatewayConnection):
             request.protocol.note_request()
         path, path_key = _split_key(request.path)
+        keys = _header_keys(request) if path_key is None else (path_key,)
         dialect_class = _dialect_of_path(path)
         measured = _Measured(dialect_class.name)
         started_at = time.monotonic()
         try:
-            return await self._answer(request, path, path_key or _header_key(request), dialect_class, measured)
+            return await self._answer(request, path, keys, dialect_class, measured)
         except RequestRefused as refusal:
             failed = refusal.reason is RefusalReason.FAILED
             measured.outcome = RequestOutcome.FAILED if failed else RequestOutcome.REFUSED
@@ -102,7 +105,7 @@ class RequestHandler:
         self,
         request: web.BaseRequest,
         path: str,
-        key: str | None,
+        keys: Sequence[str],
         dialect_class: type[Dialect],
         measured: _Measured,
     ) -> web.StreamResponse:
@@ -110,15 +113,20 @@ class RequestHandler:
             case (("GET" | "HEAD"), "/"):
                 return _json_response(b'{"status":"ok"}')
             case (("GET" | "HEAD"), str(found)) if found == _MODELS_PATH or found.startswith(f"{_MODELS_PATH}/"):
-                return self._answer_models(self._find_endpoint(key), found)
+                return self._answer_models(self._find_endpoint(keys), found)
             case "POST", str(found) if found == _COUNT_PATH:
-                endpoint = self._find_endpoint(key)
+                endpoint = self._find_endpoint(keys)
                 body = await self._read_body(request)
                 count = await endpoint.count_tokens(body)
                 measured.outcome = RequestOutcome.OK
                 return _json_response(write_token_count(count))
+            case "POST", str(found) if found in REWARD_PATHS:
+                endpoint = self._find_endpoint(keys)
+                endpoint.require_reward_accepted()
+                endpoint.post_reward(await self._read_body(request))
+                return _json_response(b'{"accepted":true}')
             case "POST", str(found) if found in _DIALECTS:
-                endpoint = self._find_endpoint(key)
+                endpoint = self._find_endpoint(keys)
                 body = await self._read_body(request)
                 return await self._answer_turn(request, endpoint.fly(dialect_class, body), endpoint, measured)
         raise RequestRefused(
@@ -236,12 +244,14 @@ def _split_key(path: str) -> tuple[str, str | None]:
     return slash + rest or "/", key
 
 
-def _header_key(request: web.BaseRequest) -> str | None:
-    """Return the key of the headers: a bearer token, or `x-api-key`; None if there is none."""
+def _header_keys(request: web.BaseRequest) -> Sequence[str]:
+    """Return the keys of the headers: the bearer token, and `x-api-key`.
+
+    Both may be there, because some programs send a key of their own in one of them.
+    """
     scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return request.headers.get("x-api-key") or None
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    return [key for key in (bearer, request.headers.get("x-api-key", "")) if key]
 
 
 def _dialect_of_path(path: str) -> _DialectClass:

@@ -9,24 +9,28 @@ It finds the endpoint of a request by its key, and the dialect by its path. It k
 
 import asyncio
 import contextvars
+import errno
+import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import anyio
 import structlog
-from aiohttp import web
 
 from rollout.api_keys import new_key
 from rollout.config.gateway import GatewayConfig
 from rollout.environments.endpoint import DEFAULT_ENDPOINT_OPTIONS, Endpoint, EndpointOptions
 from rollout.errors import RolloutError
 from rollout.gateway.addresses import EndpointAddresses
-from rollout.gateway.connections import GatewayConnection
+from rollout.gateway.connections import GatewayConnection, GatewayServer
 from rollout.gateway.dialects.base import RefusalReason, RequestRefused, rollout_ended
 from rollout.gateway.endpoint import GatewayEndpoint
-from rollout.gateway.requests import RequestHandler
+from rollout.gateway.requests import FindEndpoint, RequestHandler
 from rollout.gateway.timeouts import DEFAULT_TIMEOUTS, GatewayTimeouts
 from rollout.gateway.unix_socket import PrivateSocket
 from rollout.metrics.worker import WorkerMetrics
@@ -73,7 +77,7 @@ class Gateway:
         self._endpoints: dict[str, GatewayEndpoint] = {}
         self._ended_keys: OrderedDict[str, None] = OrderedDict()
         self._start_lock = asyncio.Lock()
-        self._server: web.Server | None = None
+        self._server: GatewayServer | None = None
         self._listeners: list[asyncio.Server] = []
         self._socket: PrivateSocket | None = None
         self._address = ""
@@ -105,8 +109,24 @@ class Gateway:
             EngineError, QueueError: a turn of the program failed, so that the rollout cannot continue.
         """
         await self._start()
-        addresses = EndpointAddresses(self._address, self._model, new_key(), self._config.unix_socket)
-        endpoint = GatewayEndpoint(session, self._config, addresses, self._metrics, options.root_kinds)
+        key = new_key()
+        if options.socket is None:
+            addresses = EndpointAddresses(self._address, self._model, key, self._config.unix_socket)
+            async with self._open(session, options, addresses) as endpoint:
+                yield endpoint
+            return
+        addresses = EndpointAddresses(options.socket.address, self._model, key, options.socket.path)
+        async with (
+            self._listen_at_socket(options.socket.path, key),
+            self._open(session, options, addresses) as endpoint,
+        ):
+            yield endpoint
+
+    @asynccontextmanager
+    async def _open(
+        self, session: EndpointSession, options: EndpointOptions, addresses: EndpointAddresses
+    ) -> AsyncIterator[GatewayEndpoint]:
+        endpoint = GatewayEndpoint(session, self._config, addresses, self._metrics, options)
         session.endpoint_reports.append(endpoint)
         self._endpoints[endpoint.key] = endpoint
         try:
@@ -123,22 +143,19 @@ class Gateway:
             raise endpoint.failure
         endpoint.root_kinds()  # an error of the environment's rule is raised here, in the environment
 
-    def find_endpoint(self, key: str | None) -> GatewayEndpoint:
-        """Return the endpoint of a key. Raises RequestRefused; the text does not contain the key."""
-        if key is None:
+    def find_endpoint(self, keys: Sequence[str]) -> GatewayEndpoint:
+        """Return the endpoint of the first key that has one. Raises RequestRefused; the text contains no key."""
+        if not keys:
             raise RequestRefused(
                 "The request has no key. Send that of the endpoint as `Authorization: Bearer KEY` or as `x-api-key`.",
                 reason=RefusalReason.UNKNOWN_KEY,
             )
-        endpoint = self._endpoints.get(key)
-        if endpoint is not None:
-            return endpoint
-        if key in self._ended_keys:
+        for key in keys:
+            if (endpoint := self._endpoints.get(key)) is not None:
+                return endpoint
+        if any(key in self._ended_keys for key in keys):
             raise rollout_ended()
-        raise RequestRefused(
-            "The key of the request is unknown. Use the key that the endpoint has in `endpoint.key`.",
-            reason=RefusalReason.UNKNOWN_KEY,
-        )
+        raise _unknown_key()
 
     def _forget(self, key: str) -> None:
         del self._endpoints[key]
@@ -152,17 +169,44 @@ class Gateway:
             if self._server is None:
                 await asyncio.create_task(self._listen(), context=self._context)
 
-    async def _listen(self) -> None:
+    def _make_server(self, find_endpoint: FindEndpoint) -> GatewayServer:
         handler = RequestHandler(
-            self.find_endpoint, self._model, self._config.max_body_bytes, self._timeouts.body, self._metrics
+            find_endpoint, self._model, self._config.max_body_bytes, self._timeouts.body, self._metrics
         )
-        server = web.Server(handler.handle, handler_cancellation=True, access_log=None)
+        return GatewayServer(handler.handle)
+
+    def _connect(self, server: GatewayServer) -> asyncio.Protocol:
         loop = asyncio.get_running_loop()
+        return GatewayConnection(server, loop=loop, metrics=self._metrics, timeouts=self._timeouts)
 
-        def connect() -> asyncio.Protocol:
-            return GatewayConnection(server, loop=loop, metrics=self._metrics, timeouts=self._timeouts)
+    @asynccontextmanager
+    async def _listen_at_socket(self, path: Path, key: str) -> AsyncIterator[None]:
+        """Listen at a unix socket that accepts one key alone. No file and no connection is left at the end."""
 
-        config = self._config
+        def find_endpoint(keys: Sequence[str]) -> GatewayEndpoint:
+            if keys and key not in keys:
+                raise _unknown_key()
+            return self.find_endpoint([key] if keys else [])
+
+        server = self._make_server(find_endpoint)
+        bound = _bind_socket(path)
+        listener: asyncio.Server | None = None
+        try:
+            listener = await asyncio.get_running_loop().create_unix_server(
+                partial(self._connect, server), sock=bound.socket, backlog=_BACKLOG, start_serving=False
+            )
+            await asyncio.create_task(listener.start_serving(), context=self._context)
+            yield
+        finally:
+            bound.remove()
+            bound.socket.close() if listener is None else listener.close()
+            with anyio.CancelScope(shield=True):
+                await server.shutdown(_SHUTDOWN_TIMEOUT)
+
+    async def _listen(self) -> None:
+        server = self._make_server(self.find_endpoint)
+        connect = partial(self._connect, server)
+        loop, config = asyncio.get_running_loop(), self._config
         try:
             self._listeners.append(await loop.create_server(connect, config.host, config.port, backlog=_BACKLOG))
             if config.unix_socket is not None:
@@ -181,3 +225,27 @@ class Gateway:
         self._server = server
         self._address = config.advertised_address(self._listeners[0].sockets[0].getsockname()[1])
         log.info("the gateway listens", address=self._address)
+
+
+def _bind_socket(path: Path) -> PrivateSocket:
+    """Bind the socket of one endpoint. Raises GatewayUnavailable, which says what to do."""
+    if not path.parent.is_dir():
+        raise GatewayUnavailable(
+            f"the gateway cannot listen at {path}, because its directory does not exist; create it before "
+            "`model.endpoint(socket=…)`."
+        )
+    try:
+        return PrivateSocket.bind(path)
+    except OSError as error:
+        if error.errno in (None, errno.ENAMETOOLONG):
+            fix = f"The path has {len(os.fsencode(path))} bytes, and systems accept about 104; use a shorter one"
+        else:
+            fix = "Use a path in a directory that this user can write to, and at which no other process listens"
+        raise GatewayUnavailable(f"the gateway cannot listen at {path}: {error.strerror or error}. {fix}.") from None
+
+
+def _unknown_key() -> RequestRefused:
+    return RequestRefused(
+        "The key of the request is unknown. Use the key that the endpoint has in `endpoint.key`.",
+        reason=RefusalReason.UNKNOWN_KEY,
+    )

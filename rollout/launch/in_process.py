@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 from renderers_adapter.errors import AdapterError
-from rollout.config.environment_class import require_usable
+from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.errors import RolloutError, primary_error
 from rollout.launch.failure_limit import FailureLimit
@@ -142,9 +142,11 @@ def prepare_run(config: Config) -> RunState:
 
     Raises:
         EnvironmentUnusable: no environment can be made.
+        ConfigurationError: this machine does not have what the environment needs.
         RolloutError: the directory cannot be created.
     """
     require_usable(config.new_environment, config.environment_class_path)
+    check_machine(config.environment_class, config.environment_settings)
     directory = create_run_directory(config.run.directory, config.run.name)
     directory.save_config(config, RUN_CONFIG_NAME)
     return RunState(directory, config.tasks.count * config.tasks.group_size)

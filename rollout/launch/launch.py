@@ -18,6 +18,7 @@ import structlog
 from prometheus_client.registry import CollectorRegistry
 
 from renderers_adapter.errors import AdapterError
+from rollout.config.environment_class import check_machine
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model
 from rollout.errors import ConfigurationError, RolloutError, primary_error
@@ -132,9 +133,11 @@ async def _prepare_environment(
     config, directory = environment.launch_config.config, state.directory
     _refuse_memory_queues(config)
     if state.workers_per_environment and isinstance(state.place, LocalPlace):
-        require_model(
-            config.model.path, environment.launch_config.file
-        )  # otherwise, each worker would fail with this error
+        # Otherwise, each worker would fail with these errors.
+        require_model(config.model.path, environment.launch_config.file)
+        await anyio.to_thread.run_sync(
+            check_machine, config.environment_class, config.environment_settings, abandon_on_cancel=True
+        )
     rollout_orders = (
         [] if environment.is_fed_externally else await anyio.to_thread.run_sync(_list_orders, environment, config)
     )

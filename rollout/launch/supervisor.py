@@ -16,7 +16,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from rollout.errors import RolloutError
+from rollout.errors import ConfigurationError, RolloutError
 from rollout.launch.places import NotStarted, Place, WorkerProcess
 from rollout.worker.link import Heartbeat, WorkerFailure, WorkerInstructions, decode_report, encode_instructions
 from transports import Queue, QueueError
@@ -36,6 +36,10 @@ _RESTART_PAUSES_SECONDS = (0.2, 30.0)
 
 class WorkersDie(RolloutError):
     """The workers of an environment died more times than the restart budget allows."""
+
+
+class WorkersUnusable(ConfigurationError):
+    """A worker could not start because of the configuration or its machine, so that no restart can help."""
 
 
 class RestartBudget:
@@ -127,6 +131,7 @@ class Supervisor:
         self._place = place
         self.deaths: list[WorkerDeath] = []
         self._instructions_for = instructions_for
+        self._ready_environments: set[str] = set()
         self._end_signal: signal.Signals | None = None
         self._end_requested = anyio.Event()
 
@@ -135,6 +140,7 @@ class Supervisor:
 
         Raises:
             WorkersDie: the workers of an environment died more times than its restart budget allows.
+            WorkersUnusable: before any worker of an environment was ready, one reported an error of the configuration.
         """
         async with self._place:
             try:
@@ -170,11 +176,15 @@ class Supervisor:
     async def _keep_running(self, slot: WorkerSlot, task_group: TaskGroup) -> None:
         pause, max_pause = _RESTART_PAUSES_SECONDS
         while self._end_signal is None:
-            exit_code, reason = await self._run_once(slot, task_group)
+            exit_code, failures = await self._run_once(slot, task_group)
             if self._end_signal is not None:
                 return
+            reason = "; ".join(failure.reason for failure in failures)
             made_progress = slot.heartbeat.finished > 0
             death = self._record_death(slot, exit_code, reason)
+            # If a worker was ready before, the machine has changed since then, and may become right again.
+            if slot.environment not in self._ready_environments and any(f.is_configuration for f in failures):
+                raise WorkersUnusable(f"the workers of {slot.environment} cannot start: {reason}")
             if not slot.restart_budget.spend():
                 cause = (
                     reason or f"the last worker, {slot.name}, ended with {death.description}; see {slot.output_path}"
@@ -186,22 +196,22 @@ class Supervisor:
             with anyio.move_on_after(pause):
                 await self._end_requested.wait()
 
-    async def _run_once(self, slot: WorkerSlot, supervisor_group: TaskGroup) -> tuple[int, str]:
-        """Run a worker until it ends; return its exit code and the reason that it reported."""
+    async def _run_once(self, slot: WorkerSlot, supervisor_group: TaskGroup) -> tuple[int, list[WorkerFailure]]:
+        """Run a worker until it ends; return its exit code and the failures that it reported."""
         try:
             process = await self._place.start(slot.name, slot.command, slot.output_path)
         except NotStarted as error:
-            return 1, str(error)
+            return 1, [WorkerFailure(str(error))]
         slot.process, slot.heartbeat, slot.last_heard = process, Heartbeat(), time.monotonic()
         log.info("worker started", worker=slot.name, pid=process.pid)
         if self._end_signal is not None:  # the signal came while the process started
             process.send_signal(self._end_signal)
-        failure_reasons: list[str] = []
+        failures: list[WorkerFailure] = []
         all_lines_read = anyio.Event()
         try:
             process.send_line(encode_instructions(self._instructions_for(slot.environment)))
             async with anyio.create_task_group() as worker_group:
-                worker_group.start_soon(self._read_reports, slot, process, failure_reasons, all_lines_read)
+                worker_group.start_soon(self._read_reports, slot, process, failures, all_lines_read)
                 worker_group.start_soon(self._kill_if_silent, slot, process)
                 exit_code = await process.wait()
                 log.info("worker ended", worker=slot.name, pid=process.pid, code=exit_code)
@@ -214,19 +224,20 @@ class Supervisor:
         finally:
             slot.process = None
             await process.aclose()
-        return exit_code, "; ".join(failure_reasons)
+        return exit_code, failures
 
     async def _read_reports(
-        self, slot: WorkerSlot, process: WorkerProcess, failure_reasons: list[str], all_lines_read: anyio.Event
+        self, slot: WorkerSlot, process: WorkerProcess, failures: list[WorkerFailure], all_lines_read: anyio.Event
     ) -> None:
         async for line in process.read_lines():
             match report := decode_report(line):
                 case Heartbeat():
                     if report.ready and not slot.heartbeat.ready:
                         log.info("worker ready", worker=slot.name, pid=process.pid)
+                        self._ready_environments.add(slot.environment)
                     slot.heartbeat, slot.last_heard = report, time.monotonic()
                 case WorkerFailure():
-                    failure_reasons.append(report.reason)
+                    failures.append(report)
         all_lines_read.set()
 
     async def _give_back_orders(self, slot: WorkerSlot, lease_holder: str) -> None:

@@ -44,9 +44,11 @@ class WorkerFailure:
 
     Attributes:
         reason: the text of the error.
+        is_configuration: whether the configuration or the machine must be changed, so that a restart alone cannot help.
     """
 
     reason: str
+    is_configuration: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ import structlog
 from anyio.abc import TaskStatus
 
 from renderers_adapter.errors import AdapterError
+from rollout.config.environment_class import check_machine
 from rollout.config.load import Config
-from rollout.errors import RolloutError, primary_error
+from rollout.errors import ConfigurationError, RolloutError, primary_error
 from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
 from rollout.metrics.outcomes import OutcomeCollector
@@ -99,7 +100,11 @@ class WorkerRunner:
             failure = primary_error(error, (RolloutError, QueueError, AdapterError))
             log.error("worker ends", exc_info=failure)
         if self.supervisor_link is not None:
-            self.supervisor_link.close(WorkerFailure(str(failure)) if failure is not None else None)
+            self.supervisor_link.close(
+                WorkerFailure(str(failure), is_configuration=isinstance(failure, ConfigurationError))
+                if failure is not None
+                else None
+            )
         _force_exit_after(_EXIT_TIMEOUT, 0 if failure is None else 1)
         return failure
 
@@ -111,6 +116,9 @@ class WorkerRunner:
         async with AsyncExitStack() as stack:
             export = await self._export_metrics(metrics, stack)
             with LoopWatchdog(config.worker.block_timeout, self._end_stuck_worker):
+                await anyio.to_thread.run_sync(
+                    check_machine, config.environment_class, config.environment_settings, abandon_on_cancel=True
+                )
                 engine_stack = stack.enter_context(ExitStack())
 
                 def get_engine_urls() -> tuple[str, ...]:

@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
-from rollout.config.environment_class import EnvironmentUnusable, class_problem, require_usable
+from rollout.config.environment_class import (
+    EnvironmentUnusable,
+    MachineCheckFailed,
+    check_machine,
+    class_problem,
+    require_usable,
+)
 from rollout.environments.base import Environment, EnvironmentSettings, Model, MultiTurnEnvironment, Score
 from rollout.environments.calculator import CALCULATE_TOOL
+from rollout.errors import ConfigurationError
 from rollout.records.task import Task
 from rollout.texts import is_well_formed
 
@@ -191,3 +198,57 @@ def test_the_error_for_a_wrong_tool_names_its_place(tools: Any, problem: str) ->
 
 def test_an_error_in_a_property_tools_is_reported() -> None:
     assert "ZeroDivisionError" in unusable(with_tools(property(lambda self: 1 / 0)))
+
+
+def class_that_checks(check: object) -> type[Environment]:
+    return type("Coin", (Environment,), {"run": coroutine, "check_machine": check})
+
+
+@pytest.mark.parametrize(
+    ("check", "problem"),
+    [
+        (classmethod(lambda cls, settings: None), None),
+        (lambda self, settings: None, "write `@classmethod` above `def check_machine(cls, settings)`"),
+        (staticmethod(lambda settings: None), "write `@classmethod` above `def check_machine(cls, settings)`"),
+        (classmethod(coroutine), "write `def check_machine`, because a thread calls it"),
+        (classmethod(decorate(coroutine)), "write `def check_machine`, because a thread calls it"),
+    ],
+    ids=["class", "instance", "static", "coroutine", "decorated coroutine"],
+)
+def test_a_check_of_the_machine_must_be_a_plain_method_of_the_class(check: object, problem: str | None) -> None:
+    found = class_problem(class_that_checks(check))
+    if problem is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert problem in found
+
+
+def test_the_finding_of_a_check_of_the_machine_is_returned() -> None:
+    environment = class_that_checks(classmethod(lambda cls, settings: f"found with {type(settings).__name__}"))
+    assert check_machine(environment, EnvironmentSettings()) == "found with EnvironmentSettings"
+
+
+def test_what_is_missing_is_said_in_the_words_of_the_environment() -> None:
+    def missing(cls: type, settings: object) -> None:
+        raise ConfigurationError("install the compass")
+
+    with pytest.raises(ConfigurationError, match=r"^install the compass$"):
+        check_machine(class_that_checks(classmethod(missing)), EnvironmentSettings())
+
+
+@pytest.mark.parametrize("error", [OSError("no such device"), SystemExit(3), RecursionError()])
+def test_an_error_in_a_check_of_the_machine_shows_the_line_of_the_user(error: BaseException) -> None:
+    def breaks(cls: type, settings: object) -> None:
+        raise error
+
+    with pytest.raises(MachineCheckFailed) as raised:
+        check_machine(class_that_checks(classmethod(breaks)), EnvironmentSettings())
+    assert "Coin.check_machine" in str(raised.value)
+    assert f'{__file__}", line' in str(raised.value)
+    assert "raise error" in str(raised.value)
+
+
+def test_a_check_of_the_machine_that_returns_no_text_is_refused() -> None:
+    with pytest.raises(MachineCheckFailed, match="return a text that says what was found"):
+        check_machine(class_that_checks(classmethod(lambda cls, settings: True)), EnvironmentSettings())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.config.load import load_config
+from rollout.config.load import Config, load_config
 from rollout.doctor.checks import run_checks
 from rollout.doctor.results import CheckStatus
 from tests.unit.doctor.problems import only_problem
@@ -70,3 +70,46 @@ def test_a_source_without_rows_is_bad(config: Path, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").touch()
     bad = only_problem(load_config(config, [f"tasks.source={tmp_path}/none.jsonl"]))
     assert (bad.subject, bad.message.partition(":")[0]) == ("tasks", "there are no tasks")
+
+
+MACHINE = """
+from rollout.environments.color_codeword import ColorCodeword
+from rollout.errors import ConfigurationError
+
+class Checked(ColorCodeword):
+    @classmethod
+    def check_machine(cls, settings):
+        {body}
+"""
+
+
+def checked_config(directory: Path, config: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Load a configuration whose environment checks the machine in this way."""
+    module = f"checked_{directory.name}"
+    (directory / f"{module}.py").write_text(MACHINE.format(body=body))
+    monkeypatch.syspath_prepend(str(directory))
+    return load_config(config, [f"environment.class={module}:Checked"])
+
+
+@pytest.mark.parametrize(
+    ("body", "finding"),
+    [("return 'compass 2.1'", "compass 2.1"), ("pass", "Checked.check_machine found nothing that is missing")],
+)
+def test_what_the_environment_found_on_the_machine_is_shown(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, finding: str
+) -> None:
+    results, exit_code = run_checks(checked_config(tmp_path, config, body, monkeypatch), live=False)
+    assert exit_code == 0
+    assert [result.message for result in results if result.subject == "machine"] == [finding]
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [("raise ConfigurationError('install the compass')", "install the compass"), ("1 / 0", "ZeroDivisionError")],
+)
+def test_what_is_missing_on_the_machine_is_bad(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, problem: str
+) -> None:
+    bad = only_problem(checked_config(tmp_path, config, body, monkeypatch))
+    assert bad.subject == "machine"
+    assert problem in bad.message

@@ -8,7 +8,7 @@ import resource
 import socket
 import stat
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -87,9 +87,11 @@ async def require_good(opened: OpenedEndpoint, dialect: str = "chat") -> None:
         {"Authorization": "Bearer KEY"},
         {"authorization": "bearer  KEY"},
         {"x-api-key": "KEY"},
+        {"Authorization": "Bearer sk-of-the-program", "x-api-key": "KEY"},
+        {"Authorization": "Bearer KEY", "x-api-key": "sk-of-the-program"},
         {"Authorization": "Bearer KEY", "x-session-id": "another", "session_id": "another", "x-request-id": "1"},
     ],
-    ids=["bearer", "bearer in small letters", "x-api-key", "with session headers"],
+    ids=["bearer", "small letters", "x-api-key", "wrong bearer", "wrong x-api-key", "with session headers"],
 )
 async def test_a_key_is_taken_from_either_header(opened: OpenedEndpoint, dialect: str, headers: dict[str, str]) -> None:
     keyed = {name: value.replace("KEY", opened.endpoint.key) for name, value in headers.items()}
@@ -489,9 +491,9 @@ class _ContextGateway(Gateway):
 
     attempts: ClassVar[list[object]] = []
 
-    def find_endpoint(self, key: str | None) -> GatewayEndpoint:
+    def find_endpoint(self, keys: Sequence[str]) -> GatewayEndpoint:
         self.attempts.append(containment._attempt_context.get())
-        return super().find_endpoint(key)
+        return super().find_endpoint(keys)
 
 
 async def test_connections_do_not_run_in_the_context_of_the_rollout_that_started_the_server(tmp_path: Path) -> None:

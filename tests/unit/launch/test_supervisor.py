@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from rollout.launch.local import LocalPlace
-from rollout.launch.supervisor import RestartBudget, Supervisor, WorkersDie, WorkerSlot
+from rollout.launch.supervisor import RestartBudget, Supervisor, WorkersDie, WorkerSlot, WorkersUnusable
 from rollout.worker.link import Heartbeat, WorkerFailure, WorkerInstructions, decode_report, encode_report
 from tests.procfs import process_state
 from transports import Queue, QueueError, open_queue
@@ -107,6 +107,24 @@ async def test_dead_workers_are_replaced_until_the_budget_is_spent(tmp_path: Pat
         ("scripted-0", 3, "the disk is full")
     ] * 3
     assert (tmp_path / "0.out").read_text() == "engines http://engine/scripted\n" * 3
+
+
+MISCONFIGURED = "link.close(WorkerFailure('install the compass', is_configuration=True)); sys.exit(2)"
+
+
+async def test_workers_that_cannot_start_because_of_the_configuration_are_not_restarted(tmp_path: Path) -> None:
+    supervisor = make_supervisor(tmp_path, "", restarts=8)
+    (tmp_path / "worker.py").write_text(SCRIPT.replace("ready=True", "ready=False") + MISCONFIGURED)
+    expected = pytest.RaisesExc(WorkersUnusable, match="workers of scripted cannot start: install the compass")
+    with anyio.fail_after(30), pytest.RaisesGroup(expected):
+        await supervisor.run()
+    assert [death.exit_code for death in supervisor.deaths] == [2]
+
+
+async def test_an_error_of_the_configuration_after_workers_were_ready_is_tried_again(tmp_path: Path) -> None:
+    supervisor = make_supervisor(tmp_path, MISCONFIGURED, restarts=1)
+    await run_until_workers_die(supervisor, "died more times than worker.restarts allows: install the compass")
+    assert len(supervisor.deaths) == 2
 
 
 async def test_a_worker_whose_output_file_cannot_be_opened_is_not_started(tmp_path: Path) -> None:
@@ -223,7 +241,9 @@ async def test_a_worker_that_sends_no_heartbeat_is_not_considered_dead(tmp_path:
     assert supervisor.deaths == []
 
 
-@pytest.mark.parametrize("report", [Heartbeat(finished=3), WorkerFailure("why")])
+@pytest.mark.parametrize(
+    "report", [Heartbeat(finished=3), WorkerFailure("why"), WorkerFailure("why", is_configuration=True)]
+)
 def test_reports_are_read_as_they_were_written(report: Heartbeat | WorkerFailure) -> None:
     assert decode_report(encode_report(report)) == report
 
