@@ -48,6 +48,8 @@ SCORE_OUTPUT_NAME = "score-output.txt"
 """The file in the attempt's directory with what the score command printed."""
 KEPT_NAME = "kept"
 """The directory in the attempt's directory with the files that were kept."""
+LEFT_OUT_NAME = "not-kept.txt"
+"""The file in the attempt's directory that says which files were not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class _PlayedProgram:
                 self._workspace.work, self._artifacts / KEPT_NAME, keep.files, max_bytes=keep.max_bytes
             )
             if left_out is not None:
-                (self._artifacts / KEPT_NAME / "LEFT_OUT.txt").write_text(left_out)
+                (self._artifacts / LEFT_OUT_NAME).write_text(f"{left_out}\n")
 
     def _prepare(self, endpoint: Endpoint) -> ProgramProcess:
         """Fill the workspace, and return the process to run. It blocks."""

@@ -6,17 +6,19 @@ and the records go to a queue in memory that nobody reads.
 
 import asyncio
 import contextlib
+import os
 import textwrap
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.pool import RendererPool
+from rollout.api_keys import hide_keys
 from rollout.config.load import Config
 from rollout.doctor.agent.faults import Fault
 from rollout.doctor.agent.observed import ObservedSession, ObservedTurn
@@ -157,6 +159,16 @@ class AgentPlayer:
         """
         directory = self._directory / (fault.value if fault else "normal")
         directory.mkdir()
+        with _stderr_in_file(directory / "stderr.txt"):
+            return await self._play_in(directory, fault, limits, is_struck)
+
+    async def _play_in(
+        self,
+        directory: Path,
+        fault: Fault | None,
+        limits: PlayLimits,
+        is_struck: Callable[[SeenRequest], bool],
+    ) -> AgentPlay:
         script = AgentScript()
         gateway_socket = directory / "gateway.sock"
         proxy = AgentProxy(gateway_socket, fault, is_struck)
@@ -238,7 +250,7 @@ class AgentPlayer:
             seconds=end - began,
             called_tools=tuple(script.calls_made),
             is_shown_end=script.answers_after_end is not None,
-            output=_end_of_output(artifacts),
+            output=_end_of_output(directory),
         )
 
     def _new_environment(self) -> Environment:
@@ -310,10 +322,22 @@ async def _listening_at_socket(proxy: AgentProxy, path: Path | None) -> AsyncIte
         yield path
 
 
-def _end_of_output(artifacts: Path) -> str:
-    """Return the end of the newest text file that the environment kept; empty if there is none."""
+def _end_of_output(directory: Path) -> str:
+    """Return the end of what the program printed: the newest file that the environment kept, or else stderr."""
+    artifacts = directory / "artifacts"
     files = [file for file in artifacts.rglob("*") if file.is_file()] if artifacts.is_dir() else []
-    if not files:
-        return ""
-    newest = max(files, key=lambda file: file.stat().st_mtime)
-    return newest.read_text("utf-8", "replace")[-_OUTPUT_CHARS:].strip()
+    newest = max(files, key=lambda file: file.stat().st_mtime, default=directory / "stderr.txt")
+    return hide_keys(newest.read_text("utf-8", "replace")[-_OUTPUT_CHARS:].strip())
+
+
+@contextmanager
+def _stderr_in_file(path: Path) -> Iterator[None]:
+    """Send the stderr of this process to a file, because programs without a stderr of their own inherit it."""
+    with path.open("wb") as file:
+        saved = os.dup(2)
+        try:
+            os.dup2(file.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
