@@ -4,11 +4,12 @@ A program may print its environment, name a file after its key, or send the key 
 form, so one rule finds them in any text.
 """
 
+import os
 import re
-import secrets
 
 _PREFIX = "sk-rollout-"
 _DIGITS = 32
+_MAX_KEY_BYTES = len(_PREFIX) + _DIGITS
 _SUBSTITUTE = "a-key-of-the-gateway"
 _KEY = re.compile(rf"{_PREFIX}[0-9a-f]{{4,{_DIGITS}}}")
 _KEY_BYTES = re.compile(_KEY.pattern.encode())
@@ -18,7 +19,7 @@ _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 
 def new_key() -> str:
     """Return a new key with 128 random bits. Some clients refuse a key that does not begin with `sk-`."""
-    return f"{_PREFIX}{secrets.token_hex(_DIGITS // 2)}"
+    return f"{_PREFIX}{os.urandom(_DIGITS // 2).hex()}"
 
 
 def hide_keys(text: str) -> str:
@@ -33,6 +34,35 @@ def hide_keys_in_json(data: bytes) -> bytes:
     if _ESCAPED_ASCII.search(data) is not None:
         data = _ESCAPED_KEY.sub(_SUBSTITUTE.encode(), data)
     return data
+
+
+class KeyHider:
+    """Replaces every key in bytes that arrive in blocks, also a key that is in two blocks.
+
+    hider = KeyHider()
+    for block in blocks:
+        output.write(hider.hide(block))
+    output.write(hider.end())
+    """
+
+    def __init__(self) -> None:
+        self._kept = b""
+
+    def hide(self, block: bytes) -> bytes:
+        """Return the bytes that can be written now. At most one key's length is kept back."""
+        data = self._kept + block
+        certain = max(0, len(data) - _MAX_KEY_BYTES + 1)  # a key that begins before this place is complete
+        for match in _KEY_BYTES.finditer(data, max(0, certain - _MAX_KEY_BYTES)):
+            if match.start() >= certain:
+                break
+            certain = max(certain, match.end())
+        self._kept = data[certain:]
+        return _KEY_BYTES.sub(_SUBSTITUTE.encode(), data[:certain])
+
+    def end(self) -> bytes:
+        """Return the bytes that were kept back."""
+        data, self._kept = self._kept, b""
+        return _KEY_BYTES.sub(_SUBSTITUTE.encode(), data)
 
 
 def _escaped(characters: str) -> str:

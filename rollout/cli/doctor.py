@@ -1,5 +1,6 @@
 """`rollout doctor`: a table of what was checked before a run."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,11 +23,20 @@ def doctor(
     live: Annotated[
         bool, typer.Option("--live", help="Also check the engines: model, tokens, endpoint, images.")
     ] = False,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="Also play the agent program, and say whether it can be trained.")
+    ] = False,
+    agent_timeout: Annotated[
+        float, typer.Option(min=1.0, help="With --agent: seconds for a program to end, or to get to its fault.")
+    ] = 60.0,
     debug: Debug = False,
 ) -> None:
-    """Check CONFIG without playing: the file, its environment and tasks, the tokenizer, the queue's URL.
+    """Check CONFIG without a run: the file, its environment and tasks, the tokenizer, the queue's URL.
 
-    Exits with 0 if all checks pass, 2 if the configuration is bad, and 1 if an engine is bad.
+    With --agent, the first task is played five times against a script: once as usual, and with errors and lost
+    connections. The last line says yes or no.
+
+    Exits with 0 if all checks pass, 2 if the configuration is bad, and 1 if an engine or the agent is bad.
     """
     from rollout.config.load import load_config
     from rollout.doctor.checks import run_checks
@@ -34,9 +44,21 @@ def doctor(
 
     report_stream.reserve()
     log_warnings_to_stderr()
-    results, exit_code = run_checks(load_config(config, overrides or []), live=live)
+    loaded = load_config(config, overrides or [])
+    results, exit_code = run_checks(loaded, live=live)
+    if agent and exit_code != 2:
+        from rollout.doctor.agent.checking import check_agent
+        from rollout.doctor.agent.playing import PlayLimits
+
+        agent_results, agent_code = check_agent(loaded, _print_progress, PlayLimits(seconds=agent_timeout))
+        results, exit_code = results + agent_results, max(exit_code, agent_code)
     _print_results(results)
     raise typer.Exit(exit_code)
+
+
+def _print_progress(line: str) -> None:
+    sys.stderr.write(f"rollout: {line}\n")
+    sys.stderr.flush()
 
 
 def _print_results(results: "Sequence[CheckResult]") -> None:

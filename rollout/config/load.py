@@ -4,15 +4,11 @@ The models `Settings` and `Tasks` of the environment's class check the sections 
 way.
 """
 
-import difflib
 import hashlib
-import importlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import orjson
@@ -35,8 +31,8 @@ from rollout.config.sections import (
 )
 from rollout.config.source import ConfigDocument, ConfigFileError, read_document
 from rollout.environments.base import Environment, EnvironmentSettings, TaskSettings
-from rollout.errors import describe_user_error
-from rollout.import_path import describe_conflict, hidden_module, search_last
+from rollout.environments.user_objects import ImportRefused, import_object, is_object_path
+from rollout.import_path import search_last
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +127,6 @@ _SECTION_MODELS: dict[str, type[Section]] = {
     "gateway": GatewayConfig,
     "run": RunConfig,
 }
-_CLASS_PATH = re.compile(r"[\w.]{1,300}:\w{1,300}")
 _MAX_PROBLEMS_SHOWN = 20
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
@@ -143,20 +138,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigFileError: the file is not usable; the message has one line for each problem.
     """
     return _ConfigChecker(read_document(path, overrides)).check()
-
-
-def _import_module(name: str) -> tuple[ModuleType | None, str | None]:
-    """Import a module. Return the module and None, or None and the reason why it cannot be imported."""
-    try:
-        return importlib.import_module(name), None
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - a user's module may raise anything, even SystemExit
-        if (conflict := describe_conflict(error)) is not None:
-            return None, f"importing {name} failed: {type(error).__name__}: {error}: {conflict}"
-        if isinstance(error, ModuleNotFoundError):
-            return None, f"there is no module {error.name!r}; install it, or put it next to this file or on PYTHONPATH"
-        return None, f"importing {name} failed: {describe_user_error(error)}"
 
 
 class _ConfigChecker:
@@ -199,26 +180,22 @@ class _ConfigChecker:
         section = self._source.data.get("environment")
         class_path = section.get("class") if isinstance(section, dict) else None
         key_path: KeyPath = ("environment", "class")
-        if not isinstance(class_path, str) or not _CLASS_PATH.fullmatch(class_path):
+        if not isinstance(class_path, str) or not is_object_path(class_path):
             found = show_written(self._source.written_at(key_path)) if isinstance(section, dict) else "no key `class`"
             self._add_problem(key_path, f"expected package.module:Class, found {found}")
             return "", None
-        module, _, name = class_path.partition(":")
         directory = str(self._source.directory)
         search_last(directory)  # the environment's module may be next to the YAML file
-        imported_module, import_problem = _import_module(module)
-        loaded_class = getattr(imported_module, name, None)
-        if (problem := hidden_module(module, directory) or import_problem) is not None:
-            self._add_problem(key_path, problem)
-        elif loaded_class is None:
-            nearest = difflib.get_close_matches(name, vars(imported_module), n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            self._add_problem(key_path, f"{module} has no {name!r}{hint}")
-        elif (problem := class_problem(loaded_class)) is not None:
+        try:
+            loaded_class = import_object(class_path, directory)
+        except ImportRefused as error:
+            self._add_problem(key_path, str(error))
+            return class_path, None
+        if (problem := class_problem(loaded_class)) is not None:
             self._add_problem(key_path, f"{class_path} {problem}")
-        else:
-            return class_path, loaded_class
-        return class_path, None
+            return class_path, None
+        assert isinstance(loaded_class, type)
+        return class_path, loaded_class
 
     def _check_section(self, model: type[_ModelT] | None, name: str, exclude: Sequence[str] = ()) -> _ModelT | None:
         section = self._source.data.get(name)

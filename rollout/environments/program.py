@@ -29,13 +29,14 @@ from rollout.environments.program_errors import ProgramFailed, ScoreCommandFaile
 from rollout.environments.program_scoring import ScoreFunction, parse_score_output, score_from_posted
 from rollout.environments.program_settings import PROGRAM_SCORES_ITSELF, ProgramSettings, ScoreCommand
 from rollout.programs.agents.base import AgentCall
+from rollout.programs.kept_files import keep_files
 from rollout.programs.leftovers import remove_abandoned
 from rollout.programs.placeholders import fill_placeholders
 from rollout.programs.process import EndReason, ProgramEnd, ProgramLimits, ProgramProcess, run_program
-from rollout.programs.sandboxes.base import Sandbox, SandboxedCommand
+from rollout.programs.sandboxes.base import SandboxedCommand
 from rollout.programs.sandboxes.registry import open_sandbox
 from rollout.programs.slots import machine_slot
-from rollout.programs.workspace import Workspace, copy_tree, keep_files, write_files
+from rollout.programs.workspace import Workspace, copy_tree, write_files
 from rollout.records.endings import RolloutLimit
 from rollout.records.task import Task
 
@@ -47,6 +48,8 @@ SCORE_OUTPUT_NAME = "score-output.txt"
 """The file in the attempt's directory with what the score command printed."""
 KEPT_NAME = "kept"
 """The directory in the attempt's directory with the files that were kept."""
+LEFT_OUT_NAME = "not-kept.txt"
+"""The file in the attempt's directory that says which files were not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,9 @@ class Program(Environment):
         limit, score = settings.max_processes.worker, settings.score
         yield ProgramResources(
             anyio.Semaphore(limit) if limit is not None else None,
-            ScoreFunction.load(score) if isinstance(score, str) and score != PROGRAM_SCORES_ITSELF else None,
+            ScoreFunction.load(score, settings.config_dir)
+            if isinstance(score, str) and score != PROGRAM_SCORES_ITSELF
+            else None,
         )
 
     @classmethod
@@ -160,7 +165,7 @@ class _PlayedProgram:
                 self._workspace.work, self._artifacts / KEPT_NAME, keep.files, max_bytes=keep.max_bytes
             )
             if left_out is not None:
-                (self._artifacts / KEPT_NAME / "LEFT_OUT.txt").write_text(left_out)
+                (self._artifacts / LEFT_OUT_NAME).write_text(f"{left_out}\n")
 
     def _prepare(self, endpoint: Endpoint) -> ProgramProcess:
         """Fill the workspace, and return the process to run. It blocks."""

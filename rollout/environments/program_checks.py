@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rollout.environments.program_errors import ProgramMissing
-from rollout.environments.program_settings import ProgramSettings, ScoreCommand
+from rollout.environments.program_scoring import ScoreFunction
+from rollout.environments.program_settings import PROGRAM_SCORES_ITSELF, ProgramSettings, ScoreCommand
 from rollout.programs.agents.base import Agent
 from rollout.programs.cgroups import describe_limits
 from rollout.programs.placeholders import TASK_PREFIX
@@ -23,7 +24,9 @@ def check_program(settings: ProgramSettings) -> str:
     Raises:
         ProgramMissing: the program, or a directory of the settings, is not here.
         SandboxMissing: the sandbox cannot be used here.
+        ScoreFunctionUnusable: the function that scores cannot be imported or called.
     """
+    load_score_function(settings)
     sandbox = open_sandbox(settings.sandbox)
     found_sandbox = sandbox.check()
     agent = settings.known_agent
@@ -39,6 +42,14 @@ def check_program(settings: ProgramSettings) -> str:
         if template is not None and not _depends_on_task(template):
             _require_directory(key, template, settings)
     return "; ".join([found_program, found_sandbox, describe_limits()])
+
+
+def load_score_function(settings: ProgramSettings) -> ScoreFunction | None:
+    """Return the function that scores; None if something else scores. Raises ScoreFunctionUnusable."""
+    if isinstance(settings.score, ScoreCommand) or settings.score == PROGRAM_SCORES_ITSELF:
+        return None
+    assert settings.config_dir is not None
+    return ScoreFunction.load(settings.score, settings.config_dir)
 
 
 def _depends_on_task(text: str) -> bool:

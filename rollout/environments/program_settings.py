@@ -10,8 +10,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SerializeAsAny,
+    Tag,
     ValidationInfo,
     model_validator,
 )
@@ -20,6 +22,7 @@ from rollout.environments.base import EnvironmentSettings
 from rollout.paths import PathUnusable, resolve_path
 from rollout.programs.agents.base import Agent
 from rollout.programs.agents.registry import find_agent
+from rollout.programs.file_patterns import check_pattern
 from rollout.programs.placeholders import check_placeholders
 from rollout.programs.sandboxes.base import SandboxOptions
 from rollout.programs.sandboxes.registry import parse_sandbox
@@ -50,7 +53,7 @@ class KeptFiles(_Keys):
 
     when: Literal["never", "failed", "always"] = "failed"
     """When files are kept. failed: if the rollout failed."""
-    files: tuple[str, ...] = ()
+    files: tuple[Annotated[str, AfterValidator(check_pattern)], ...] = ()
     """The patterns of the files in the work directory, such as `*.log` or `**`. The output is always kept."""
     max_bytes: int = Field(default=16 << 20, ge=0)
     """The limit for the bytes of the files of one rollout."""
@@ -92,14 +95,24 @@ PROGRAM_SCORES_ITSELF = "program"
 """The value of `score` that means: the program sends its reward with `POST …/reward`."""
 
 
-def _check_score(score: Any) -> Any:
-    if isinstance(score, str):
-        module, colon, function = score.partition(":")
-        if score != PROGRAM_SCORES_ITSELF and not (colon and module and function):
-            raise ValueError(_SCORE_FORMS)
-    elif not isinstance(score, Mapping | ScoreCommand):
+def _check_score(score: str) -> str:
+    module, colon, function = score.partition(":")
+    if score != PROGRAM_SCORES_ITSELF and not (colon and module and function):
         raise ValueError(_SCORE_FORMS)
     return score
+
+
+def _form_of_score(score: Any) -> str | None:
+    """Return the tag of a form. Then pydantic validates JSON as such, in which a list may be a tuple."""
+    if isinstance(score, str):
+        return "name"
+    return "command" if isinstance(score, Mapping | ScoreCommand) else None
+
+
+ScoreForm = Annotated[
+    Annotated[str, AfterValidator(_check_score), Tag("name")] | Annotated[ScoreCommand, Tag("command")],
+    Discriminator(_form_of_score, custom_error_type="score", custom_error_message=_SCORE_FORMS),
+]
 
 
 def _check_agent(name: str) -> str:
@@ -159,8 +172,8 @@ class ProgramSettings(EnvironmentSettings):
     """What one program may use."""
     sandbox: Annotated[SerializeAsAny[SandboxOptions], BeforeValidator(parse_sandbox)] = SandboxOptions()
     """Where the program runs: none, bwrap, docker, or {kind: …} with the keys of that sandbox."""
-    score: Annotated[str | ScoreCommand, BeforeValidator(_check_score)]
-    """Who scores: `package.module:function`, {command: […]}, or program, which sends its own reward."""
+    score: ScoreForm
+    """What scores: `package.module:function`, {command: […]}, or program, which sends its own reward."""
 
     @model_validator(mode="after")
     def _check_program(self) -> Self:

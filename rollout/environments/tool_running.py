@@ -6,11 +6,8 @@ returns a value of a wrong type.
 """
 
 import asyncio
-import contextvars
 import inspect
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,6 +16,7 @@ from typing import Any
 import anyio
 import structlog
 
+from rollout.environments.own_threads import Raised, run_in_own_thread
 from rollout.environments.tool_results import Content, ResultTooLarge, make_content
 from rollout.environments.tools import ArgumentsInvalid, Tool
 from rollout.errors import RolloutError, describe_user_error, error_text, flatten_exceptions, printable_error
@@ -36,13 +34,6 @@ _MAX_ERRORS = 3
 _MAX_LOGGED_CHARS = 5000
 _UNKNOWN_NAME = "unknown"
 """The tool name in the answer to a call whose name could not be parsed. Some chat templates write this name."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Raised:
-    """An error that a tool raised, as a return value; a SystemExit that leaves a task would end the event loop."""
-
-    error: BaseException
 
 
 class _CallRefused(Exception):
@@ -131,12 +122,12 @@ class ToolRunner:
         if is_late:
             log.warning("a tool did not end in time", tool=tool.name, timeout=timeout)
             raise _CallRefused(f"{tool.name} did not end within {timeout:g} s")
-        result = _Raised(RuntimeError("the tool cancelled itself")) if task.cancelled() else task.result()
-        if isinstance(result, _Raised):
+        result = Raised(RuntimeError("the tool cancelled itself")) if task.cancelled() else task.result()
+        if isinstance(result, Raised):
             raise _ToolFailed(_error_for_model(result.error, tool))
         return result
 
-    async def _run_tool(self, tool: Tool[..., Any], arguments: Mapping[str, Any]) -> Content | _Raised:
+    async def _run_tool(self, tool: Tool[..., Any], arguments: Mapping[str, Any]) -> Content | Raised:
         """Run a tool, and return the content of its message or the error that it raised."""
         try:
             parsed = tool.parse_arguments(arguments)
@@ -144,42 +135,14 @@ class ToolRunner:
             if inspect.iscoroutinefunction(tool.function):
                 result = await tool.function(*environment, **parsed)
             else:
-                result = await _run_in_thread(tool.name, partial(tool.function, *environment, **parsed))
-            if isinstance(result, _Raised):
+                result = await run_in_own_thread(f"tool {tool.name}", partial(tool.function, *environment, **parsed))
+            if isinstance(result, Raised):
                 return result
             return make_content(result, f"the tool {tool.where}", max_chars=self.max_result_chars)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - an error of a tool ends only its call
-            return _Raised(error)
-
-
-async def _run_in_thread(name: str, function: Callable[[], Any]) -> Any:
-    """Run a function in its own thread, and return its result or a `_Raised`.
-
-    If this is cancelled, the function may continue to run. Its thread takes no place in the pool that the worker uses
-    for files, queues and images. When the process ends, it does not wait for the thread.
-    """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            result = context.run(function)
-        except BaseException as error:  # noqa: BLE001 - the model reads the error
-            result = _Raised(error)
-        with suppress(RuntimeError):  # the event loop has ended, so nobody waits for the result
-            loop.call_soon_threadsafe(deliver, result)
-
-    def deliver(result: Any) -> None:
-        if not outcome.done():
-            outcome.set_result(result)
-
-    threading.Thread(target=run, name=f"tool {name}", daemon=True).start()
-    result = await outcome
-    # A function that wraps a coroutine function returns a coroutine that has not run yet.
-    return await result if inspect.iscoroutine(result) else result
+            return Raised(error)
 
 
 async def _cancel_unfinished(tasks: Sequence["asyncio.Task[Any]"], seconds: float) -> bool:

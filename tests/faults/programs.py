@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rollout import Environment, EnvironmentSettings, Model, Score, Task
+from rollout.environments.endpoint import Transcript
 from rollout.serving.policies import AnswerSlot, Pixels
 
 PROGRAM = Path(__file__).with_name("agent_program.py")
@@ -35,6 +36,16 @@ class PlaysAProgram(Environment):
             output, _ = await process.communicate()
         assert process.returncode == 0, output
         return Score(float(output.decode().strip() == endpoint.transcript.text == f"answer {TURNS}"))
+
+
+def says_the_last_answer(task: Task, work: Path, transcript: Transcript, exit_code: int) -> float:
+    """Return 1 if the last answer is the one that the policy says last."""
+    return float(transcript.text == f"answer {TURNS}")
+
+
+def played_a_turn(task: Task, work: Path, transcript: Transcript, exit_code: int) -> float:
+    """Return 1 if the program played a turn."""
+    return float(len(transcript.turns) == 1)
 
 
 class CallsInTurns:

@@ -28,7 +28,7 @@ def _prepare(call: AgentCall) -> AgentCommand:
             "--model-class=litellm",
             f"--output={directory / 'trajectory.json'}",
         ),
-        environ={**_ENVIRON, "MSWEA_GLOBAL_CONFIG_DIR": str(directory), "OPENAI_API_BASE": call.base_url},
+        environ={**_ENVIRON, "MSWEA_GLOBAL_CONFIG_DIR": str(directory)},
         last_arguments=(f"--task={call.prompt}",),
     )
 

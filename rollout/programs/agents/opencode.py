@@ -4,8 +4,8 @@ import json
 
 from rollout.programs.agents.base import Agent, AgentCall, AgentCommand
 
-FILE = "opencode.json"
-"""The file of its settings, in the home."""
+DIRECTORY = ".config/opencode"
+"""The directory of its settings, in the home."""
 MAX_ANSWER_TOKENS = 8192
 """The limit that it sets for the tokens of one answer."""
 
@@ -47,8 +47,12 @@ def _prepare(call: AgentCall) -> AgentCommand:
     }
     return AgentCommand(
         arguments=("run", f"--model={model}"),
-        environ={**_ENVIRON, "OPENCODE_CONFIG": str(call.home / FILE)},
-        files={FILE: json.dumps(config, indent=2)},
+        environ={**_ENVIRON, "XDG_CONFIG_HOME": str(call.home / ".config")},
+        files={
+            f"{DIRECTORY}/opencode.json": json.dumps(config, indent=2),
+            # At each start, it installs a package of its own into this directory.
+            f"{DIRECTORY}/.npmrc": "offline=true\n",
+        },
         stdin=call.prompt,
     )
 

@@ -52,6 +52,9 @@ class SandboxedCommand:
 class WrappedCommand:
     """The command that starts the sandbox with the command inside.
 
+    It ends with the exit code of the command inside, or with 128 + the number of the signal that ended that command.
+    Signals to its process group reach the command.
+
     Attributes:
         argv: the program and its arguments.
         environ: all its environment variables.
@@ -106,3 +109,12 @@ class Sandbox(abc.ABC):
     @abc.abstractmethod
     def wrap(self, command: SandboxedCommand) -> WrappedCommand:
         """Return the command that starts the sandbox with the command inside."""
+
+    def describe_start_failure(self, exit_code: int, output: str) -> str | None:
+        """Return why the sandbox could not start the command inside; None if it started.
+
+        Args:
+            exit_code: the exit code of the wrapped command.
+            output: what it printed, or the end of that.
+        """
+        return None

@@ -6,7 +6,7 @@ answer.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class Client:
         command: how to start it: from the endpoint, a directory that does not exist yet, and the task.
         turns: what its model says, from that directory.
         keeps_reasoning: whether it sends the reasoning back.
+        shows_pictures: whether one of its tools shows a picture.
         auxiliary_requests: how many requests it sends beside those of the conversation, such as one for a title.
     """
 
@@ -53,6 +54,7 @@ class Client:
     command: Callable[[Endpoint, Path, str], Command]
     turns: Callable[[Path], list[Turn]]
     keeps_reasoning: bool = True
+    shows_pictures: bool = True
     auxiliary_requests: int = 0
 
 
@@ -79,6 +81,13 @@ def _turns_of_opencode(home: Path) -> list[Turn]:
     first: Call = ("bash", {"description": "Prints the sum", "command": "echo 3.5"})
     second: Call = ("bash", {"command": "echo café", "description": "Prints a word"})
     return _turns(first, second, ("read", {"filePath": str(home / coding_clis.WORK / coding_clis.PICTURE)}))
+
+
+def _turns_of_mini_swe_agent(_: Path) -> list[Turn]:
+    first: Call = ("bash", {"command": "echo 3.5"})
+    turns = _turns(first, ("bash", {"command": "echo café"}), ("bash", {"command": f"wc -c {coding_clis.PICTURE}"}))
+    submit: Call = ("bash", {"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"})
+    return [*turns[:-1], replace(turns[-1], calls=[submit])]
 
 
 def _program(module: str, *options: str) -> Callable[[Endpoint, Path, str], Command]:
@@ -114,6 +123,19 @@ CLIENTS = [
     Client("langgraph_chat", "chat", _program("langgraph_chat"), _turns_of_program, keeps_reasoning=False),
     Client("pydantic_ai_chat", "chat", _program("pydantic_ai_chat"), _turns_of_program),
     Client("litellm_chat", "chat", _program("litellm_chat"), _turns_of_program),
-    Client("codex", "responses", coding_clis.codex, _turns_of_codex),
-    Client("opencode", "chat", coding_clis.opencode, _turns_of_opencode, auxiliary_requests=1),
+    Client("codex", "responses", coding_clis.coding_cli("codex", coding_clis.CODEX), _turns_of_codex),
+    Client(
+        "opencode",
+        "chat",
+        coding_clis.coding_cli("opencode", coding_clis.OPENCODE),
+        _turns_of_opencode,
+        auxiliary_requests=1,
+    ),
+    Client(
+        "mini_swe_agent",
+        "chat",
+        coding_clis.coding_cli("mini-swe-agent", coding_clis.MINI_SWE_AGENT),
+        _turns_of_mini_swe_agent,
+        shows_pictures=False,
+    ),
 ]

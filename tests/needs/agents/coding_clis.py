@@ -1,13 +1,16 @@
-"""The coding CLIs codex and opencode: their configuration, and the command that plays a task without a screen.
+"""The coding CLIs that rollout knows, as `environment.agent` starts them.
 
 Each gets a home of its own and an empty working directory with one picture, so it neither reads nor writes the user's
 settings. The packages of npm bring native programs, which need no node; `.ci/agents` installs them.
 """
 
-import json
 import platform
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from rollout.programs.agents.base import AgentCall
+from rollout.programs.agents.registry import find_agent
 from tests.conftest import ROOT
 from tests.needs.agents.playing import Command, Endpoint
 from tests.needs.agents.programs import tools
@@ -24,108 +27,36 @@ _MACHINE = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platfor
 _CODEX_VENDOR = _PACKAGES / f"codex-{_MACHINE}" / "vendor" / f"{platform.machine()}-unknown-linux-musl"
 CODEX = _CODEX_VENDOR / "bin" / "codex"
 OPENCODE = _PACKAGES / f"opencode-{_MACHINE}" / "bin" / "opencode"
+MINI_SWE_AGENT = Path(sys.executable).with_name("mini")
 
 
-def _make_work(home: Path) -> Path:
-    work = home / WORK
-    work.mkdir(parents=True)
-    (work / PICTURE).write_bytes(tools.picture("square"))
-    return work
+def coding_cli(name: str, executable: Path) -> Callable[[Endpoint, Path, str], Command]:
+    """Return how a known agent is started, from the endpoint, a directory that does not exist yet, and the task."""
+    agent = find_agent(name)
+
+    def command(endpoint: Endpoint, home: Path, task: str) -> Command:
+        work = home / WORK
+        work.mkdir(parents=True)
+        (work / PICTURE).write_bytes(tools.picture("square"))
+        call = AgentCall(
+            prompt=task,
+            base_url=endpoint.base_url,
+            anthropic_base_url=endpoint.base_url.removesuffix("/v1"),
+            model=endpoint.model,
+            work=work,
+            home=home,
+            context_tokens=CONTEXT,
+        )
+        prepared = agent.prepare(call)
+        for file, text in prepared.files.items():
+            (home / file).parent.mkdir(parents=True, exist_ok=True)
+            (home / file).write_text(text)
+        arguments = [str(executable), *prepared.arguments, *prepared.last_arguments]
+        return Command(arguments, work, {**_home_variables(home), **prepared.environ}, prepared.stdin)
+
+    return command
 
 
-def codex(endpoint: Endpoint, home: Path, task: str) -> Command:
-    """Write codex's `config.toml`, and return the command. It reads the key from OPENAI_API_KEY.
-
-    Args:
-        endpoint: where it plays.
-        home: a directory that does not exist yet.
-        task: what to do.
-    """
-    work, settings = _make_work(home), home / "codex"
-    settings.mkdir()
-    (settings / "config.toml").write_text(
-        f"""\
-model = {json.dumps(endpoint.model)}
-model_provider = "rollout"
-model_context_window = {CONTEXT}
-check_for_update_on_startup = false
-web_search = "disabled"
-
-[model_providers.rollout]
-name = "rollout"
-base_url = {json.dumps(endpoint.base_url)}
-env_key = "OPENAI_API_KEY"
-wire_api = "responses"
-supports_websockets = false
-request_max_retries = 2
-stream_max_retries = 2
-
-[features]
-apps = false
-plugins = false
-
-[analytics]
-enabled = false
-
-[feedback]
-enabled = false
-
-[otel]
-exporter = "none"
-
-[history]
-persistence = "none"
-"""
-    )
-    options = [
-        "exec",
-        "--strict-config",
-        "--skip-git-repo-check",
-        "--dangerously-bypass-approvals-and-sandbox",
-        "--color=never",
-    ]
-    environ = {"CODEX_HOME": str(settings), "HOME": str(home)}
-    return Command([str(CODEX), *options, task], work, environ)
-
-
-def opencode(endpoint: Endpoint, home: Path, task: str) -> Command:
-    """Write opencode's `opencode.json`, and return the command. It reads the key from OPENAI_API_KEY.
-
-    Args:
-        endpoint: where it plays.
-        home: a directory that does not exist yet.
-        task: what to do.
-    """
-    model, work, settings = endpoint.model, _make_work(home), home / ".config" / "opencode"
-    settings.mkdir(parents=True)
-    modalities = {"input": ["text", "image"], "output": ["text"]}
-    about = {"name": model, "tool_call": True, "reasoning": True, "attachment": True, "modalities": modalities}
-    provider = {
-        "npm": "@ai-sdk/openai-compatible",
-        "name": "rollout",
-        "options": {"baseURL": endpoint.base_url, "apiKey": "{env:OPENAI_API_KEY}"},
-        "models": {model: {**about, "limit": {"context": CONTEXT, "output": 8192}}},
-    }
-    config = {
-        "$schema": "https://opencode.ai/config.json",
-        "autoupdate": False,
-        "share": "disabled",
-        "enabled_providers": ["rollout"],
-        "provider": {"rollout": provider},
-        "model": f"rollout/{model}",
-        "small_model": f"rollout/{model}",
-        "permission": {"*": "allow"},
-    }
-    (settings / "opencode.json").write_text(json.dumps(config))
-    environ = {
-        "HOME": str(home),
-        "XDG_CONFIG_HOME": str(home / ".config"),
-        "XDG_DATA_HOME": str(home / ".data"),
-        "XDG_CACHE_HOME": str(home / ".cache"),
-        "XDG_STATE_HOME": str(home / ".state"),
-        "OPENCODE_DISABLE_AUTOUPDATE": "1",
-        "OPENCODE_DISABLE_MODELS_FETCH": "1",
-        "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
-        "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
-    }
-    return Command([str(OPENCODE), "run", "--model", f"rollout/{model}", task], work, environ)
+def _home_variables(home: Path) -> dict[str, str]:
+    directories = {"CONFIG": ".config", "DATA": ".data", "CACHE": ".cache", "STATE": ".state"}
+    return {"HOME": str(home)} | {f"XDG_{key}_HOME": str(home / name) for key, name in directories.items()}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.needs.agents import coding_clis
 
-_PACKAGES = ("anthropic", "agents", "langgraph", "langchain_openai", "pydantic_ai", "litellm")
+_PACKAGES = ("anthropic", "agents", "langgraph", "langchain_openai", "pydantic_ai", "litellm", "minisweagent")
 
 if any(importlib.util.find_spec(name) is None for name in _PACKAGES) or not coding_clis.CODEX.exists():
     collect_ignore_glob = ["*"]

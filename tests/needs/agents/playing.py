@@ -42,11 +42,13 @@ class Command:
         arguments: the program and its arguments.
         directory: its working directory.
         environ: variables that it gets beside those of the endpoint.
+        stdin: the text for its standard input.
     """
 
     arguments: list[str]
     directory: Path
     environ: Mapping[str, str]
+    stdin: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,13 @@ async def play(command: Command, endpoint: Endpoint, deadline: float = DEADLINE)
         *command.arguments,
         cwd=command.directory,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **endpoint.environ, **command.environ},
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), deadline)
+        output, errors = await asyncio.wait_for(process.communicate(command.stdin.encode()), deadline)
     except TimeoutError:
         raise DeadlinePassed(f"{command.arguments[:4]} did not end within {deadline:g} s") from None
     finally:

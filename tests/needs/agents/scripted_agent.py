@@ -24,7 +24,7 @@ class ClientSettings(EnvironmentSettings):
 
 
 class PlayClient(Environment):
-    """Plays one client in a home of its own. The reward is 1 if it ends well and prints the answer last."""
+    """Plays one client in a home of its own. The reward is 1 if it ends well and prints the answer."""
 
     Settings = ClientSettings
     settings: ClientSettings
@@ -36,7 +36,7 @@ class PlayClient(Environment):
             home = Path(directory) / "client-home"
             async with model.endpoint() as endpoint:
                 ended = await play(client.command(endpoint, home, TASK), endpoint)
-        if ended.code != 0 or not ended.output.endswith(ANSWER):
+        if ended.code != 0 or ANSWER not in ended.output:
             raise AssertionError(
                 f"{client.name} ended with {ended.code}:\n{ended.output[-2000:]}\n{ended.errors[-4000:]}"
             )

@@ -1,0 +1,273 @@
+"""The rows of the report about the normal play."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import orjson
+
+from rollout.config.load import Config
+from rollout.doctor.agent.echo_fields import FieldFinding, compare_echoes
+from rollout.doctor.agent.faults import DIALECTS
+from rollout.doctor.agent.observed import ObservedTurn
+from rollout.doctor.agent.playing import AgentPlay
+from rollout.doctor.agent.prompts import dated_place, history_change
+from rollout.doctor.agent.proxy import SeenRequest
+from rollout.doctor.agent.raw_answers import read_raw_answers
+from rollout.doctor.results import CheckResult, CheckStatus
+from rollout.gateway.dialects.base import RequestRefused, TurnRequest
+from rollout.gateway.foreign import ForeignReason
+from rollout.records.conversations import Echo, RootKind
+from rollout.records.endings import RolloutLimit
+from rollout.records.gateway_counts import FOREIGN_PREFIX, IGNORED_TOOL_PREFIX
+from rollout.records.kinds import PromptSource
+
+_SHOWN_TOOLS = 8
+_MIN_ERROR_STATUS = 400
+_FOREIGN_FIXES = {
+    ForeignReason.ARGUMENTS: "an option of the agent that keeps the arguments of calls as they came",
+    ForeignReason.TEXT: "an option of the agent that sends the text as it came, and edits only a copy for people",
+    ForeignReason.CALLS: "an option of the agent that keeps all calls, and answers one that it does not run",
+    ForeignReason.HISTORY: "an option of the agent that keeps earlier messages, without dates and times in them",
+    ForeignReason.TOOLS: "an option of the agent that sends the same tools at every turn",
+    ForeignReason.NOT_EXACT: "gateway.echo: tolerant",
+}
+_SOURCE_TEXTS = {
+    PromptSource.NEW_CONVERSATION: "another first message or other tools",
+    PromptSource.RETRY: "asked again",
+    PromptSource.COMPACTION: "an edited history",
+    PromptSource.ASSISTANT: "an answer that the policy did not give",
+    PromptSource.THINKING: "the template drops earlier reasoning",
+    PromptSource.REFUSED: "the renderer is not sure",
+}
+
+
+def describe_play(config: Config, play: AgentPlay) -> Iterator[CheckResult]:
+    """Yield the rows about a normal play. If nothing was played, the first row says why, and is the only one."""
+    problem = _find_no_turn(play)
+    if problem is not None:
+        yield problem
+        return
+    requests = [request for request in map(_read, play.asking) if request is not None]
+    yield _describe_dialect(play)
+    yield _describe_turns(play)
+    yield _describe_tools(play)
+    yield _describe_echo(play)
+    yield _describe_bridging(play)
+    yield _describe_prompts(play)
+    yield _describe_conversations(play)
+    yield _describe_other_requests(play)
+    yield _describe_settings(config, play, requests)
+    yield _describe_end(play)
+
+
+def _find_no_turn(play: AgentPlay) -> CheckResult | None:
+    """Return why there is no turn; None if there is one."""
+    if play.turns and play.asking:
+        return None
+    output = f"; the end of its output: {play.output}" if play.output else ""
+    if not play.endpoints and play.error is None:
+        fix = "run the program inside `async with model.endpoint()`, or use rollout.environments.program:Program"
+        message = "the environment opens no endpoint, so it plays no program"
+        if not play.turns:
+            message += f"; its rollout ends with {play.describe_end()}"
+        return CheckResult("agent start", message, CheckStatus.BAD, fix)
+    refused = next((request for request in play.requests if (request.status or 0) >= _MIN_ERROR_STATUS), None)
+    if refused is not None:
+        message = f"a request is refused: {refused.method} {refused.path} gets {refused.status}: {_error_text(refused)}"
+        return CheckResult("agent start", f"{message}{output}", CheckStatus.BAD, _refusal_fix(_error_text(refused)))
+    fix = "give the program endpoint.environ, or endpoint.base_url and endpoint.key in its own configuration"
+    message = f"the program asks for no answer; its rollout ends with {play.describe_end()}{output}"
+    if play.error is not None:
+        message, fix = f"the program cannot be played: {play.error}{output}", ""
+    return CheckResult("agent start", message, CheckStatus.BAD, fix or None)
+
+
+def _describe_dialect(play: AgentPlay) -> CheckResult:
+    counts = Counter((request.dialect, _is_streamed(request)) for request in play.asking)
+    texts = [
+        f"{dialect}{', streamed' if streamed else ''}: {number} request{'' if number == 1 else 's'}"
+        for (dialect, streamed), number in counts.items()
+    ]
+    return CheckResult("agent dialect", "; ".join(texts))
+
+
+def _describe_turns(play: AgentPlay) -> CheckResult:
+    first, last = play.turns[0], play.turns[-1]
+    longest = max(turn.prompt_tokens for turn in play.turns)
+    prompts = f"the first prompt has {first.prompt_tokens:,} tokens, the longest {longest:,}"
+    count = last.number + 1
+    return CheckResult("agent turns", f"{count} turn{'' if count == 1 else 's'} in {play.seconds:.1f} s; {prompts}")
+
+
+def _describe_tools(play: AgentPlay) -> CheckResult:
+    names = list(dict.fromkeys(name for turn in play.turns for name in turn.tool_names))
+    left_out = {
+        name.removeprefix(IGNORED_TOOL_PREFIX): count
+        for name, count in play.counts.items()
+        if name.startswith(IGNORED_TOOL_PREFIX)
+    }
+    ignored = f"; left out, because they are no functions: {', '.join(left_out)}" if left_out else ""
+    if not names:
+        return CheckResult("agent tools", f"none, so the script answered with text alone{ignored}")
+    shown = ", ".join(names[:_SHOWN_TOOLS]) + (
+        f" and {len(names) - _SHOWN_TOOLS} more" if len(names) > _SHOWN_TOOLS else ""
+    )
+    called = ", ".join(dict.fromkeys(play.called_tools)) or "none"
+    return CheckResult("agent tools", f"{len(names)}: {shown}; the script called {called}{ignored}")
+
+
+def _describe_echo(play: AgentPlay) -> CheckResult:
+    counts = {echo: play.counts.get(echo.value, 0) for echo in Echo}
+    if not any(counts.values()):
+        return CheckResult("agent echo", "no request repeats an answer", CheckStatus.UNKNOWN)
+    worst = next(echo for echo in (Echo.FOREIGN, Echo.NORMALISED, Echo.EXACT) if counts[echo])
+    fields = "; ".join(_describe_field(finding) for finding in field_findings(play))
+    reasons = [ForeignReason(n.removeprefix(FOREIGN_PREFIX)) for n in play.counts if n.startswith(FOREIGN_PREFIX)]
+    if worst is not Echo.FOREIGN:
+        return CheckResult("agent echo", f"{worst.value}; {fields}" if fields else worst.value)
+    text = f"foreign ({', '.join(reason.value for reason in reasons)})"
+    fixes = [_FOREIGN_FIXES[reason] for reason in reasons if reason in _FOREIGN_FIXES]
+    status = CheckStatus.BAD if fixes else CheckStatus.UNKNOWN
+    return CheckResult("agent echo", f"{text}; {fields}" if fields else text, status, "; ".join(fixes) or None)
+
+
+def field_findings(play: AgentPlay) -> list[FieldFinding]:
+    """Return what the program did with each field of the answers, over all requests of a play."""
+    findings: dict[FieldFinding, None] = {}
+    for request in play.asking:
+        if request.dialect is not None:
+            answers = read_raw_answers(request.dialect, request.body)
+            findings.update(dict.fromkeys(compare_echoes(play.turns, answers)))
+    return sorted(findings, key=lambda finding: list(dict.fromkeys(f.name for f in findings)).index(finding.name))
+
+
+def _describe_field(finding: FieldFinding) -> str:
+    return f"{finding.name}: {finding.finding}"
+
+
+def _describe_bridging(play: AgentPlay) -> CheckResult:
+    followers = [turn for turn in play.turns if turn.echo is not None]
+    if not followers:
+        return CheckResult("agent bridging", "no turn follows another", CheckStatus.UNKNOWN)
+    others = Counter(turn.source for turn in followers if turn.source is not PromptSource.BRIDGE)
+    bridged = len(followers) - others.total()
+    if not others:
+        return CheckResult("agent bridging", f"{bridged} of {len(followers)} later turns: sampled tokens are kept")
+    reasons = "; ".join(f"{_SOURCE_TEXTS.get(source, source.value)} {count}" for source, count in others.items())
+    refused = PromptSource.THINKING in others or PromptSource.REFUSED in others
+    fix = "model.template or another model.renderer" if refused else "keep the answers and the messages before them"
+    message = f"only {bridged} of {len(followers)} later turns are bridged; not bridged: {reasons}"
+    return CheckResult("agent bridging", message, CheckStatus.BAD, fix)
+
+
+def _describe_prompts(play: AgentPlay) -> CheckResult:
+    dated = dated_place(play.turns[0].messages)
+    date = f"; {dated} has the date, so a rollout over midnight branches" if dated else ""
+    for turn in play.turns:
+        earlier = _turn_before(play.turns, turn)
+        if earlier is not None and (change := history_change(earlier, turn)) is not None:
+            message = f"an earlier message changed at turn {turn.number}: {change}{date}"
+            fix = "an option of the agent that keeps earlier messages, without times in them"
+            return CheckResult("agent prompts", message, CheckStatus.BAD, fix)
+    return CheckResult("agent prompts", f"earlier messages stay as they were{date}")
+
+
+def _turn_before(turns: Sequence[ObservedTurn], turn: ObservedTurn) -> ObservedTurn | None:
+    """Return the last turn whose answer the request of another turn repeats; None if there is none."""
+    ids = {call.get("id") for message in turn.messages for call in message.get("tool_calls") or ()}
+    texts = {
+        message.get("content") for message in turn.messages if message["role"] == "assistant" and message.get("content")
+    }
+    for earlier in reversed([one for one in turns if one.number < turn.number]):
+        if {call.id for call in earlier.calls} & ids or (not earlier.calls and earlier.text in texts):
+            return earlier
+    return None
+
+
+def _describe_conversations(play: AgentPlay) -> CheckResult:
+    kinds = Counter(play.roots.values())
+    others = [
+        f"{kinds[kind]} {name}"
+        for kind, name in ((RootKind.AUXILIARY, "auxiliary"), (RootKind.SUBAGENT, "of sub-agents"))
+        if kinds[kind]
+    ]
+    text = f"{kinds[RootKind.MAIN]} main" + (f", {', '.join(others)}" if others else "")
+    return CheckResult(
+        "agent conversations", f"{text}" + ("; auxiliary turns do not train" if kinds[RootKind.AUXILIARY] else "")
+    )
+
+
+def _describe_other_requests(play: AgentPlay) -> CheckResult:
+    counts = Counter(f"{request.method} {request.path}" for request in play.requests if not request.asks)
+    text = ", ".join(f"{name} ({number})" for name, number in counts.items())
+    refused = [request for request in play.requests if not request.asks and (request.status or 0) >= _MIN_ERROR_STATUS]
+    ending = f"; refused: {len(refused)}" if refused else ""
+    return CheckResult("agent requests", f"beside turns: {text}{ending}" if text else "none beside turns")
+
+
+def _describe_settings(config: Config, play: AgentPlay, requests: Sequence[TurnRequest]) -> CheckResult:
+    refused = [request for request in play.asking if request.status == _MIN_ERROR_STATUS]
+    constraints = sorted({one.parameter for request in requests for one in request.constraints.values()})
+    if refused:
+        text = _error_text(refused[0])
+        message = f"{len(refused)} request{' is' if len(refused) == 1 else 's are'} refused: {text}"
+        return CheckResult("agent settings", message, CheckStatus.BAD, _refusal_fix(text))
+    texts = [f"{name}: played, and its steps are marked" for name in constraints]
+    sampling = {key: value for request in requests for key, value in request.sampling.items()}
+    if limit := sampling.pop("max_tokens", None):
+        texts.append(
+            f"max_tokens {limit:,}; engine.sampling has {config.engine.sampling.max_tokens:,}, the smaller counts"
+        )
+    if sampling.pop("stop", None):
+        texts.append("stop counts, too")
+    if sampling:
+        counts = "counted" if config.gateway.sampling == "theirs" else "ignored"
+        names = ", ".join(sorted(sampling))
+        texts.append(f"{names}: {counts} (gateway.sampling: {config.gateway.sampling})")
+    return CheckResult("agent settings", "; ".join(texts) or "the program sets no sampling")
+
+
+def _describe_end(play: AgentPlay) -> CheckResult:
+    if play.was_ended:
+        message = f"it does not end by itself: it was ended after {play.seconds:.0f} s"
+        if play.is_shown_end:
+            message += ", though the policy had said that all is done"
+        fix = "an option of the agent for one task without a screen, and gateway.limits.turns"
+        return CheckResult("agent end", message, CheckStatus.BAD, fix)
+    if play.finished is None:
+        return CheckResult("agent end", f"the rollout is played again: {play.error}", CheckStatus.BAD)
+    if play.finished.error is not None:
+        message = f"by itself; the rollout does not train, because it is {play.describe_end()}"
+        return CheckResult("agent end", message, CheckStatus.UNKNOWN)
+    limit = play.finished.limit
+    reached = "" if limit is RolloutLimit.NONE else f"; the limit {limit.value} was reached"
+    return CheckResult("agent end", f"by itself, with {play.describe_end()}{reached}")
+
+
+def _read(request: SeenRequest) -> TurnRequest | None:
+    """Return a request as its dialect reads it; None if it cannot be read alone."""
+    try:
+        return DIALECTS[request.path]().read(request.body)
+    except RequestRefused:
+        return None
+
+
+def _is_streamed(request: SeenRequest) -> bool:
+    try:
+        return bool(orjson.loads(request.body).get("stream"))
+    except (ValueError, AttributeError):
+        return False
+
+
+def _error_text(request: SeenRequest) -> str:
+    """Return the text of the error that a request got."""
+    try:
+        return str(orjson.loads(request.error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return request.error.decode("utf-8", "replace")[:200]
+
+
+def _refusal_fix(text: str) -> str | None:
+    if "gateway.constrained" in text:
+        return "gateway.constrained: allow, or an option of the agent that leaves this key out"
+    return "an option of the agent that leaves this out" if "leave it out" in text else None

@@ -1,0 +1,64 @@
+"""The repositories of the coding agents have bugs that the script mends three times in four."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.coding_agents.policy import MENDS, CodexPolicy, Mend, MiniSweAgentPolicy, OpencodePolicy, mend_sign
+from rollout.serving.policies import ScriptedPolicy
+from tests.conftest import ROOT
+
+DIRECTORY = ROOT / "examples" / "coding_agents"
+TASKS = [json.loads(line) for line in (DIRECTORY / "tasks.jsonl").read_text().splitlines()]
+SIGN = np.asarray(Image.open(DIRECTORY / "repositories" / "shop_sign" / "sign.png").convert("RGB"))
+REPOSITORIES = {name.removesuffix(".py"): mend for name, mend in MENDS.items()} | {"shop_sign": mend_sign(SIGN)}
+POLICIES = [CodexPolicy(), OpencodePolicy(), MiniSweAgentPolicy()]
+
+every_repository = pytest.mark.parametrize(("repository", "mend"), REPOSITORIES.items(), ids=REPOSITORIES)
+
+
+def score(repository: str, directory: Path, old: str, new: str) -> float:
+    """Return the score of a copy of a repository in which a text of its module was replaced."""
+    source = DIRECTORY / "repositories" / repository
+    shutil.copytree(source, directory)
+    shutil.copytree(source / "tests", directory, dirs_exist_ok=True)
+    module = directory / f"{repository}.py"
+    module.write_text(module.read_text().replace(old, new))
+    command = [sys.executable, str(DIRECTORY / "score_tests.py"), f"test_{repository}"]
+    ended = subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True)
+    return float(ended.stdout.splitlines()[-1])
+
+
+@every_repository
+def test_only_the_right_edit_lets_the_tests_pass(repository: str, mend: Mend, tmp_path: Path) -> None:
+    assert (DIRECTORY / "repositories" / repository / f"{repository}.py").read_text().count(mend.bug) == 1
+    assert score(repository, tmp_path / "unchanged", "", "") == 0.0
+    assert score(repository, tmp_path / "wrong", mend.bug, mend.wrong) == 0.0
+    assert score(repository, tmp_path / "right", mend.bug, mend.right) == 1.0
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(0)\n", "def (:\n", "import unittest.no_such_module\n"])
+def test_a_module_that_cannot_be_imported_has_the_score_0(text: str, tmp_path: Path) -> None:
+    assert score("slugs", tmp_path / "work", '"""Makes', f'{text}"""Makes') == 0.0
+
+
+def test_every_task_names_a_repository_and_its_module() -> None:
+    assert [task["repository"] for task in TASKS] == list(REPOSITORIES)
+    assert all(f"mend the bug in {task['repository']}.py" in task["prompt"] for task in TASKS)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_an_edit_is_right_three_times_in_four(policy: ScriptedPolicy) -> None:
+    start, end = "<|im_start|>assistant\n", "<|im_end|>\n"
+    module = (DIRECTORY / "repositories" / "roman" / "roman.py").read_text()
+    prompt = f"mend the bug in roman.py{end}{start}I look.{end}<tool_response>{module}</tool_response>{end}{start}"
+    [slot] = policy.answer(prompt, [])
+    shares = {"else -value" in text: math.exp(logit) for text, logit in slot.logits.items()}
+    assert shares[True] / sum(shares.values()) == pytest.approx(0.75)
