@@ -10,7 +10,14 @@ import pytest
 from rollout.api_keys import new_key
 from rollout.programs.output import HEAD_BYTES, TAIL_BYTES
 from rollout.programs.process import EndReason, ProgramCannotStart, ProgramEnd, run_program
-from tests.unit.programs.running import Programs, find_guardians, has_children, peak_memory_kib, wait_for_file
+from tests.unit.programs.running import (
+    Programs,
+    find_guardians,
+    has_children,
+    number_of_programs,
+    peak_memory_kib,
+    wait_for_file,
+)
 
 
 @pytest.mark.parametrize(("script", "exit_code"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", -9)])
@@ -150,7 +157,7 @@ async def test_many_programs_leave_no_zombie_and_no_open_file(programs: Programs
 
     await run()
     before = sorted(os.listdir("/proc/self/fd"))
-    for _ in range(50):
+    for _ in range(number_of_programs(plain=15, ci=50)):
         await run()
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert not has_children()
