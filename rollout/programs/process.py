@@ -28,6 +28,11 @@ from rollout.programs.workspace import Workspace
 
 log = structlog.get_logger()
 
+_GUARDIAN_COMMAND = (
+    *(sys.executable, "-I", "-S", "-X", "utf8"),  # nothing of a user is imported, which would need time or could print
+    *("-c", "import sys; sys.path.append(sys.argv[1]); from rollout.programs.guardian import main; main()"),
+    str(Path(__file__).parent.parent.parent),
+)
 _MARGIN_SECONDS = 30.0
 """How much longer than planned a guardian may need on a busy machine, before it counts as lost."""
 _MAX_ANSWER_BYTES = 1 << 20
@@ -201,7 +206,7 @@ class _Guardian:
     async def start(cls, process: ProgramProcess) -> Self:
         try:
             guardian = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "rollout.programs.guardian"),
+                *_GUARDIAN_COMMAND,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,

@@ -115,7 +115,7 @@ def find_by_argument(argument: str) -> list[int]:
 
 def find_guardians(worker: int) -> list[int]:
     """Return the guardians of a worker that are alive."""
-    return [pid for pid in find_children(worker) if b"rollout.programs.guardian" in _arguments(pid)]
+    return [pid for pid in find_children(worker) if b"rollout.programs.guardian" in b" ".join(_arguments(pid))]
 
 
 def find_children(parent: int) -> list[int]:
