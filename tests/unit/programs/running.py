@@ -66,7 +66,6 @@ class Programs:
         stdin: str = "",
         environ: Mapping[str, str] | None = None,
         cleanup: tuple[tuple[str, ...], ...] = (),
-        held_files: tuple[int, ...] = (),
         directory: Path | None = None,
     ) -> ProgramProcess:
         return ProgramProcess(
@@ -78,7 +77,6 @@ class Programs:
             limits=ProgramLimits(seconds, output_bytes, memory_bytes, processes),
             stdin=stdin,
             cleanup=cleanup,
-            held_files=held_files,
         )
 
     async def shell(self, script: str, **options: object) -> ProgramEnd:
