@@ -37,6 +37,7 @@ class SandboxedCommand:
         gateway_socket: the unix socket of the gateway; None if the command must not reach the gateway.
         memory_bytes: the limit for memory; only for sandboxes outside of our cgroup, such as containers.
         processes: the limit for processes, for the same sandboxes.
+        read: files and directories that it can read, such as the directory of the YAML file with its script.
     """
 
     argv: tuple[str, ...]
@@ -46,6 +47,7 @@ class SandboxedCommand:
     gateway_socket: Path | None = None
     memory_bytes: int | None = None
     processes: int | None = None
+    read: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,8 @@ class BwrapSandbox(Sandbox):
         workspace, socket = command.workspace, command.gateway_socket
         files = VisibleFiles(hidden=(workspace.root,))
         self._add_files(files)
+        for path in command.read:
+            files.add(path)
         files.add_program(command.argv[0], command.environ)
         mounts = _mounts(files)
         for directory in (workspace.work, workspace.home, workspace.tmp):
@@ -152,7 +154,7 @@ def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
     }
     for name in _READ_ONLY_PROC:
         mounts[Path("/proc", name)] = ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
-    for path, target in files.visible():
+    for path, target in files.visible(replaced=frozenset(mounts)):
         mounts[path] = ("--ro-bind", str(path), str(path)) if target is None else ("--symlink", target, str(path))
     return mounts
 

@@ -125,7 +125,7 @@ class DockerSandbox(Sandbox):
             options += ["--add-host", f"{_HOST_NAME}:host-gateway"]
         for directory in (workspace.work, workspace.home, workspace.tmp):
             options += ["--mount", f"type=bind,source={directory},target={directory}"]
-        for path in self._read:
+        for path in (*self._read, *command.read):
             options += ["--mount", f"type=bind,source={path},target={path},readonly"]
         options += ["--workdir", str(command.directory), "--user", f"{os.getuid()}:{os.getgid()}"]
         options += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]

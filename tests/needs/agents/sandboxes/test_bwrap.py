@@ -271,11 +271,41 @@ def test_no_variable_of_the_worker_is_visible(world: World, monkeypatch: pytest.
     )
 
 
-def test_files_of_the_option_read_are_visible_and_not_written(world: World, machine: Machine) -> None:
+def test_files_to_read_are_visible_and_not_written(world: World, machine: Machine) -> None:
     read = (machine.secret_file,)
     assert world.run("bwrap", "cat", str(machine.secret_file), read=read).stdout == SECRET
     refused = world.run("bwrap", "sh", "-c", f"echo > {machine.secret_file}", read=read)
     assert "Read-only file system" in refused.stderr
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_option_read_makes_a_directory_and_links_to_it_visible(reads: bool, world: World, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("found")
+    (tmp_path / "link").symlink_to("data")
+    options = {"kind": "bwrap", "read": [str(tmp_path / "link")] if reads else []}
+    wrapped = open_sandbox(parse_sandbox(options)).wrap(
+        SandboxedCommand(
+            argv=("cat", f"{tmp_path}/link/file", f"{tmp_path}/data/file"),
+            environ={"PATH": os.environ["PATH"]},
+            directory=world.workspace.work,
+            workspace=world.workspace,
+        )
+    )
+    end = subprocess.run(wrapped.argv, env=wrapped.environ, capture_output=True, text=True, timeout=60, check=False)
+    assert end.stdout == ("foundfound" if reads else "")
+
+
+def test_the_root_directory_can_be_read_and_is_not_written(world: World, machine: Machine) -> None:
+    assert world.run("bwrap", "cat", str(machine.secret_file), read=(Path("/"),)).stdout == SECRET
+    command = (
+        f"echo > {machine.secret_file}; echo 1 > $TMPDIR/file; echo 2 > file; echo 3 > /tmp/file; cat file /tmp/file"
+    )
+    end = world.run("bwrap", "sh", "-c", command, read=(Path("/"),))
+    assert end.stdout.split() == ["2", "3"]
+    assert end.stderr.count("Read-only file system") == 1
+    assert (world.workspace.tmp / "file").read_text() == "1\n"
+    assert not Path("/tmp/file").exists()
 
 
 def test_a_program_of_a_virtual_environment_finds_its_interpreter(world: World, tmp_path: Path) -> None:
