@@ -85,7 +85,7 @@ class ProgramProcess:
 
     Attributes:
         argv: the program and its arguments.
-        environ: all its environment variables, with those of `workspace.environ()`.
+        environ: all its environment variables, with `workspace.mark`.
         directory: its working directory.
         workspace: the directories that exist for it alone. The guardian removes them if the worker dies.
         output: the file for what it prints, without keys. Only the beginning and the end of long output are kept. Its

@@ -70,7 +70,7 @@ class Programs:
     ) -> ProgramProcess:
         return ProgramProcess(
             argv=argv,
-            environ={**os.environ, **self.workspace.environ()} if environ is None else environ,
+            environ={**os.environ, **self.workspace.environ(), **self.workspace.mark} if environ is None else environ,
             directory=directory or self.workspace.work,
             workspace=self.workspace,
             output=self.output,
