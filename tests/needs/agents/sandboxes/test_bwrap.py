@@ -89,7 +89,7 @@ def test_a_program_reaches_the_gateway_at_once(world: World) -> None:
 def test_a_score_command_does_not_reach_the_gateway(world: World) -> None:
     end = world.run("bwrap", sys.executable, "-c", ASK_GATEWAY, gateway=False)
     assert "Connection refused" in end.stderr
-    find = f"import os; print(os.path.exists({str(world.workspace.gateway_socket)!r}))"
+    find = f"import os; print(os.path.exists({str(world.inside.gateway_socket)!r}))"
     assert world.play("bwrap", find, gateway=False) == "False\n"
     assert world.play("bwrap", find) == "True\n"
 
@@ -103,7 +103,7 @@ def test_work_home_and_temporary_files_are_written(world: World) -> None:
     command = (
         "echo 1 > file && echo 2 > $HOME/file && echo 3 > $TMPDIR/file && echo 4 > /tmp/file && cat /tmp/file && pwd"
     )
-    assert world.run("bwrap", "sh", "-c", command).stdout == f"4\n{workspace.work}\n"
+    assert world.run("bwrap", "sh", "-c", command).stdout == f"4\n{world.inside.work}\n"
     kept = [(directory / "file").read_text() for directory in (workspace.work, workspace.home, workspace.tmp)]
     assert kept == ["1\n", "2\n", "3\n"]
 
@@ -187,7 +187,7 @@ def test_a_set_uid_program_does_not_change_the_user(world: World) -> None:
     os.chown(program, 65534, 65534)
     program.chmod(0o4755)
     assert world.run("none", str(program), "-u").stdout == "65534\n"
-    assert world.run("bwrap", str(program), "-u").stdout == "0\n"
+    assert world.run("bwrap", str(world.inside.work / "id"), "-u").stdout == "0\n"
 
 
 @pytest.mark.parametrize("flags", ["CLONE_NEWUSER", "CLONE_NEWNS", "CLONE_NEWNET"])
