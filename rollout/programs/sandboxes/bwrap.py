@@ -100,9 +100,7 @@ class BwrapSandbox(Sandbox):
         """Return the command that starts bubblewrap. The variables stay variables, so no argument has the key."""
         workspace, socket = command.workspace, command.gateway_socket
         files = VisibleFiles(hidden=(workspace.root,))
-        self._add_files(files)
-        for path in command.read:
-            files.add(path)
+        self._add_files(files, command.read)
         files.add_program(command.argv[0], command.environ)
         mounts = _mounts(files)
         for directory in (workspace.work, workspace.home, workspace.tmp):
@@ -128,9 +126,9 @@ class BwrapSandbox(Sandbox):
             return line.removeprefix(relay.START_FAILED)
         return line if exit_code == 1 and line.startswith("bwrap: ") else None
 
-    def _add_files(self, files: VisibleFiles) -> None:
+    def _add_files(self, files: VisibleFiles, read: Sequence[Path] = ()) -> None:
         files.add_system()
-        for path in (_RELAY, *self._read):
+        for path in (_RELAY, *self._read, *read):
             files.add(path)
 
     def _try(self, bwrap: str) -> None:

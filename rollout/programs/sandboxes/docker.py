@@ -98,18 +98,14 @@ class DockerSandbox(Sandbox):
             )
         return f"docker {version.stdout.strip()}, image {self._image}"
 
-    def check_gateway(self, host: str, advertise: str | None) -> None:
-        """Check that the gateway listens where containers reach it, and that its address has a meaning there."""
-        if self._network == "host":
-            return
-        problems = []
-        if _is_loopback(host):
-            problems.append(f"gateway.host is {host}, which a container does not reach; set it to 0.0.0.0")
-        if advertise is None or _is_loopback(_host_of(advertise)):
-            found = "not set" if advertise is None else f"{advertise}, which is the container itself"
-            problems.append(f"gateway.advertise is {found}; set it to {_HOST_NAME}, the name of this machine inside")
-        if problems:
-            raise ConfigurationError(f"sandbox 'docker' with the network {self._network}: {', and '.join(problems)}.")
+    def check_address(self, address: str) -> None:
+        """Check that the address is not the container itself."""
+        if self._network != "host" and _is_loopback(_host_of(address)):
+            raise ConfigurationError(
+                f"sandbox 'docker' with the network {self._network}: programs get the gateway's address {address}, "
+                "which is the container itself. Set gateway.host to 0.0.0.0, so that the gateway listens where "
+                f"containers reach it, and gateway.advertise to {_HOST_NAME}, the name of this machine inside."
+            )
 
     def find_program(self, name: str) -> str | None:
         """Return the name itself, because only the image knows the program."""

@@ -244,23 +244,13 @@ def test_wrong_options_are_refused(options: Mapping[str, Any], message: str) -> 
     assert message in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("host", "advertise", "missing"),
-    [
-        ("127.0.0.1", None, {"gateway.host", "gateway.advertise"}),
-        ("localhost", "host.docker.internal", {"gateway.host"}),
-        ("::1", "[::1]:8000", {"gateway.host", "gateway.advertise"}),
-        ("0.0.0.0", None, {"gateway.advertise"}),
-        ("0.0.0.0", "127.0.0.1:8000", {"gateway.advertise"}),
-        ("0.0.0.0", "host.docker.internal", set()),
-        ("192.0.2.1", "192.0.2.1:8000", set()),
-    ],
-)
-def test_a_gateway_that_containers_do_not_reach_is_refused(host: str, advertise: str | None, missing: set[str]) -> None:
-    open_docker(network="host").check_gateway(host, advertise)
-    said = ""
-    try:
-        open_docker().check_gateway(host, advertise)
-    except ConfigurationError as error:
-        said = str(error)
-    assert {key for key in ("gateway.host", "gateway.advertise") if f"{key} is" in said} == missing
+@pytest.mark.parametrize("address", ["127.0.0.1:8000", "localhost:8000", "[::1]:8000"])
+def test_an_address_that_is_the_container_itself_is_refused(address: str) -> None:
+    open_docker(network="host").check_address(address)
+    with pytest.raises(ConfigurationError, match=r"gateway\.host to 0\.0\.0\.0.*gateway\.advertise to host\.docker"):
+        open_docker().check_address(address)
+
+
+@pytest.mark.parametrize("address", ["host.docker.internal:8000", "192.0.2.1:8000"])
+def test_an_address_of_another_machine_is_accepted(address: str) -> None:
+    open_docker().check_address(address)

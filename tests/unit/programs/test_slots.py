@@ -11,9 +11,8 @@ import pytest
 from rollout.programs.process import run_program
 from rollout.programs.slots import SlotsUnusable, machine_slot
 from rollout.programs.workspace import Workspace
-from tests.unit.programs.running import Programs, find_guardians, kill, wait_for_file
+from tests.unit.programs.running import Programs, find_guardians, kill, number_of_programs, wait_for_file
 
-COUNT = int({"ci": 200, "full": 200}.get(os.environ.get("ROLLOUT_TESTS", ""), 40))
 HOLD = """
 import asyncio, sys
 from rollout.programs.slots import machine_slot
@@ -100,7 +99,7 @@ async def test_the_directory_of_another_user_is_refused(temporary_directory: Pat
 
 
 async def test_many_programs_at_once_all_end_within_the_limit(programs: Programs) -> None:
-    """Forty programs; two hundred if ROLLOUT_TESTS is set."""
+    count = number_of_programs(plain=40, ci=200)
     running = highest = 0
 
     async def run() -> int:
@@ -117,6 +116,6 @@ async def test_many_programs_at_once_all_end_within_the_limit(programs: Programs
         workspace.remove()
         return end.exit_code
 
-    assert await asyncio.gather(*(run() for _ in range(COUNT))) == [3] * COUNT
+    assert await asyncio.gather(*(run() for _ in range(count))) == [3] * count
     assert highest == 8
     programs.assert_nothing_left()
