@@ -128,7 +128,7 @@ class BwrapSandbox(Sandbox):
 
     def _add_files(self, files: VisibleFiles, read: Sequence[Path] = ()) -> None:
         files.add_system()
-        for path in (_RELAY, *self._read, *read):
+        for path in (_RELAY, *self._read, *map(str, read)):
             files.add(path)
 
     def _try(self, bwrap: str) -> None:
