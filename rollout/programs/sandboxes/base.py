@@ -36,7 +36,7 @@ class SandboxedCommand:
         gateway_socket: the unix socket of the gateway; None if the command must not reach the gateway.
         memory_bytes: the limit for memory; only for sandboxes outside of our cgroup, such as containers.
         processes: the limit for processes, for the same sandboxes.
-        read: files and directories that it can read, such as the directory of the YAML file with its script.
+        read: files and directories of the user that the command names; it may read them.
     """
 
     argv: tuple[str, ...]
