@@ -1,6 +1,7 @@
 """Escapes what files, records, stdout or terminals cannot take: lone surrogates (halves of characters) and controls."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import orjson
 
 _TERMINAL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 """A sequence with which a program moves the cursor, sets colours or names a window."""
+_CONTROL_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def escape_surrogates(text: str) -> str:
@@ -19,7 +21,13 @@ def escape_surrogates(text: str) -> str:
 def escape_controls(text: str) -> str:
     """Return a text that a terminal shows as it is: without colours, and with other control characters escaped."""
     text = _TERMINAL_SEQUENCE.sub("", text.replace("\r\n", "\n"))
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(map(_escape_control, text))
+
+
+def _escape_control(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in _CONTROL_CATEGORIES:
+        return character
+    return ascii(character)[1:-1]
 
 
 def is_well_formed(text: str) -> bool:

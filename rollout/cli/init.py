@@ -22,7 +22,14 @@ _FILES = (
     ("environment.yaml", "{}.yaml", "the configuration; its comments say how to play against vLLM"),
     ("test_environment.py", "test_{}.py", "a test that plays it"),
 )
-"""The files of a template, the name of each in the new directory, and what it contains."""
+"""The files of a template whose environment is a class."""
+_AGENT_FILES = (
+    ("program.py", "{}_program.py", "the program; replace it by yours"),
+    ("environment.py", "{}.py", "the score of what the program did"),
+    ("tasks.jsonl", "{}.jsonl", "the tasks: questions, and what is needed to score the answers"),
+    *_FILES[1:],
+)
+"""The files of the template agent."""
 
 
 def init(
@@ -35,8 +42,9 @@ def init(
     """Write a new environment, with its YAML, a script that answers instead of a model, and a test.
 
     Everything runs without a GPU: try it, then change it. Template chat is a game with several turns of text. Template
-    images draws pictures and asks about them. Template tools lets the model call functions. Template agent lets a
-    program call the model over HTTP. Template gym wraps an environment of gymnasium (pip install "rollout-rl[gym]").
+    images draws pictures and asks about them. Template tools lets the model call functions. Template agent runs a
+    program that calls the model over HTTP. Template gym wraps an environment of gymnasium
+    (pip install "rollout-rl[gym]").
     """
     from rollout.errors import ConfigurationError
 
@@ -80,7 +88,7 @@ def _write(template: TemplateName, module: str, directory: Path) -> None:
     draft = directory.with_name(f".{directory.name}-{secrets.token_hex(4)}")
     try:
         draft.mkdir()
-        for source, target, _ in _FILES:
+        for source, target, _ in _files_of(template):
             text = (Path(__file__).parents[1] / "templates" / template / source).read_text("utf-8")
             text = text.replace(f"{package}.environment", module).replace(f"{package}.policy", f"{module}_policy")
             (draft / target.format(module)).write_text(text.replace(package, module), "utf-8")
@@ -89,8 +97,13 @@ def _write(template: TemplateName, module: str, directory: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _files_of(template: TemplateName) -> tuple[tuple[str, str, str], ...]:
+    """Return the files of a template, the name of each in the new directory, and what it contains."""
+    return _AGENT_FILES if template == "agent" else _FILES
+
+
 def _next_steps(template: TemplateName, module: str, directory: Path) -> str:
-    files = [(target.format(module), meaning) for _, target, meaning in _FILES]
+    files = [(target.format(module), meaning) for _, target, meaning in _files_of(template)]
     install = ('pip install "rollout-rl[gym]"', "installs gymnasium, which is missing")
     steps = [
         *([install] if template == "gym" and importlib.util.find_spec("gymnasium") is None else []),

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,8 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show what a run recorded: all its trajectories as a table, or one of them as a conversation.
+
+    Below a conversation are the end of what its program printed, and the other files of this attempt.
 
     Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (an image in two messages counts
     once), tokens, sampled, versions, seconds and error. A terminal shows the columns that fit. A pipe gets all columns,
@@ -67,15 +70,20 @@ def inspect(
 
 
 def _print_trajectory(directory: Path, trajectory: "Trajectory", *, full: bool, as_json: bool) -> None:
+    from rollout.cli.inspect_artifacts import artifact_documents, artifact_lines, artifacts_directory
     from rollout.cli.inspect_rows import find_traceback
+    from rollout.texts import escape_controls
 
     traceback = find_traceback(directory, trajectory)
+    artifacts = artifacts_directory(directory, trajectory)
     if as_json:
         from rollout.cli.inspect_export import trajectory_document
 
-        write_json({**trajectory_document(trajectory), "traceback": traceback})
+        found = {"traceback": traceback, "artifacts": artifact_documents(artifacts)}
+        write_json({**trajectory_document(trajectory), **found})
         return
     from rollout.cli.inspect_conversation import conversation_lines
 
-    for line in conversation_lines(trajectory, traceback, full=full):
-        sys.stdout.write(f"{line}\n")
+    lines = chain(conversation_lines(trajectory, traceback, full=full), artifact_lines(artifacts, full=full))
+    for line in lines:
+        sys.stdout.write(f"{escape_controls(line)}\n")

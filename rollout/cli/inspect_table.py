@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rollout.cli.inspect_rows import COLUMNS, NUMERIC_COLUMNS, Row, summarize_rows
+from rollout.texts import escape_controls
 
 _SHOWN_COLUMNS = (
     "rollout",
@@ -113,4 +114,4 @@ def _plain_cell(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return escape_controls(" ".join(text.split()))

@@ -18,7 +18,10 @@ _POLL_SECONDS = 0.25
 def logs(
     run: RunDirOrParent,
     rollout: Annotated[
-        str | None, typer.Option(metavar="ID", help="Show only lines about this rollout.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="ID", help="Show only lines about this rollout, and what its program printed.", show_default=False
+        ),
     ] = None,
     level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
@@ -31,7 +34,8 @@ def logs(
 ) -> None:
     """Show what the launch and the workers of a run logged and printed, in order of time.
 
-    A printed line has no time. It is shown at the time of the last write to its file.
+    With --rollout, also show what the agent program of this rollout printed, in the files output.txt and
+    score-output.txt of each attempt. A printed line has no time. It is shown at the time of the last write to its file.
     """
     from rollout.cli.logs_format import LineFormat
     from rollout.cli.logs_reading import LogsError, RunLogs

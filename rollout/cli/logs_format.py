@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from rollout.cli.logs_reading import LogLine
+from rollout.texts import escape_controls
 
 _COLORS = {"debug": "bright_black", "warning": "yellow", "error": "red", "critical": "red"}
 _SHOWN_ELSEWHERE = frozenset(("event", "level", "timestamp", "exception", "run"))
@@ -38,7 +39,7 @@ class LineFormat:
     def text_of(self, line: LogLine, name_width: int) -> str:
         """Return the text of a line, with a line break at its end."""
         if line.fields is None:
-            return "  ".join((*self._columns("-", "printed", line.who, name_width), line.text)) + "\n"
+            return "  ".join((*self._columns("-", "printed", line.who, name_width), escape_controls(line.text))) + "\n"
         fields = line.fields
         at = datetime.fromtimestamp(line.at).strftime("%Y-%m-%d %H:%M:%S")
         level = str(fields.get("level", "info"))
@@ -52,7 +53,7 @@ class LineFormat:
             str(fields["event"]),
             *([details] if details else []),
         ]
-        traceback = indent(str(fields.get("exception", "")).rstrip(), "    ")
+        traceback = indent(escape_controls(str(fields.get("exception", "")).rstrip()), "    ")
         return "  ".join(columns) + "\n" + (f"{traceback}\n" if traceback else "")
 
     def _columns(self, at: str, level: str, who: str, name_width: int) -> list[str]:

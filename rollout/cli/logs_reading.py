@@ -1,4 +1,4 @@
-"""Reads the logs of a run's launch and workers as one stream of lines in order of time.
+"""Reads the logs of a run's launch and workers, and what programs printed, as one stream of lines in order of time.
 
 It reads each file in pieces, and merges the files while it reads them, so logs of any size take little memory. Between
 two calls of `read_new`, no file is open; each call begins where the previous call ended.
@@ -15,7 +15,9 @@ from typing import Any
 
 import orjson
 
+from rollout.environments.program import OUTPUT_NAME, SCORE_OUTPUT_NAME
 from rollout.errors import ConfigurationError
+from rollout.rundir.artifacts import attempt_directory
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _PRINTED_LEVEL = LEVELS.index("info")
@@ -36,15 +38,17 @@ class LogLine:
 
     Attributes:
         at: when it was logged, in seconds since the epoch; for a printed line, when its file was last written.
-        who: `launch`, `run`, or the name of the worker.
+        who: `launch`, `run`, the name of the worker, or the name of a file with the output of a program.
         text: the line as it was written.
         fields: the fields of the log line by name; None if the line was printed.
+        is_of_program: whether the program of the rollout printed it, or the command that scored this program.
     """
 
     at: float
     who: str
     text: str
     fields: dict[str, Any] | None
+    is_of_program: bool = False
 
     @property
     def level(self) -> int:
@@ -59,29 +63,32 @@ class LogFile:
 
     Attributes:
         path: the file.
-        who: `launch`, `run`, or the name of the worker that writes it.
+        who: see `LogLine.who`.
+        is_of_program: see `LogLine.is_of_program`.
         offset: how many bytes were read, including those of an incomplete line.
         incomplete: the beginning of a line whose end is not written yet.
     """
 
     path: Path
     who: str
+    is_of_program: bool = False
     offset: int = 0
     incomplete: bytes = b""
     _last_at: float = 0.0
+    _modified_at: float = 0.0
 
     def read_new(self, *, is_last: bool) -> Iterator[LogLine]:
         """Yield the lines that were completed since the last call; with `is_last`, also the incomplete last line."""
         while (piece := self._read_piece()) is not None:
-            modified_at, data = piece
+            self._modified_at, data = piece
             *lines, self.incomplete = (self.incomplete + data).split(b"\n")
             if len(self.incomplete) > _MAX_LINE_BYTES:
                 lines.append(self.incomplete)
                 self.incomplete = b""
             for line in lines:
-                yield self._parse(line, modified_at)
+                yield self._parse(line)
         if is_last and self.incomplete:
-            yield self._parse(self.incomplete, self._last_at)
+            yield self._parse(self.incomplete)
             self.incomplete = b""
 
     def _read_piece(self) -> tuple[float, bytes] | None:
@@ -100,13 +107,14 @@ class LogFile:
         self.offset += len(data)
         return (status.st_mtime, data) if data else None
 
-    def _parse(self, line: bytes, modified_at: float) -> LogLine:
+    def _parse(self, line: bytes) -> LogLine:
         text = line.rstrip(b"\r").decode("utf-8", "backslashreplace")
-        fields, at = _logged_fields(line)
+        # What a program prints is never a log line, whatever it looks like.
+        fields, at = (None, None) if self.is_of_program else _logged_fields(line)
         if at is None:
-            at = modified_at if self.path.suffix == ".out" else self._last_at
+            at = self._modified_at if self.is_of_program or self.path.suffix == ".out" else self._last_at
         self._last_at = at
-        return LogLine(at, self.who, text, fields)
+        return LogLine(at, self.who, text, fields, self.is_of_program)
 
 
 def _logged_fields(line: bytes) -> tuple[dict[str, Any] | None, float | None]:
@@ -125,9 +133,10 @@ class RunLogs:
     Attributes:
         directory: the run's directory.
         level: the lowest level of the lines to show.
-        rollout: show only lines about this rollout, written as ROLLOUT or ENVIRONMENT/ROLLOUT; None: show all lines.
+        rollout: show only lines about this rollout, written as ROLLOUT or ENVIRONMENT/ROLLOUT, and what its program
+            printed; None: show all lines of logs.
         knows_rollout: whether a line about this rollout was read; always true if `rollout` is None.
-        longest_name: the length of the longest name of a launch or a worker.
+        longest_name: the length of the longest `LogLine.who`.
     """
 
     directory: Path
@@ -184,7 +193,23 @@ class RunLogs:
         found |= {path: path.stem for path in workers if path.suffix in (".jsonl", ".out")}
         for path, who in found.items():
             self._files.setdefault(path, LogFile(path, who))
+        for path in self._program_outputs():
+            self._files.setdefault(path, LogFile(path, f"{path.parent.name}/{path.name}", is_of_program=True))
         self.longest_name = max((len(file.who) for file in self._files.values()), default=0)
+
+    def _program_outputs(self) -> Iterator[Path]:
+        """Yield the files with what the program of the rollout printed, in all attempts; none without a rollout."""
+        if self.rollout is None:
+            return
+        for base in sorted((self.directory / "artifacts").glob("*/")):
+            attempts = attempt_directory(base, self._rollout_in(base.name), 1).parent
+            for name in (OUTPUT_NAME, SCORE_OUTPUT_NAME):
+                yield from sorted(attempts.glob(f"*/{name}"))
+
+    def _rollout_in(self, environment: str) -> str:
+        """Return the id of the rollout in an environment that exists."""
+        assert self.rollout is not None
+        return f"/{self.rollout}".rpartition(f"/{environment}/")[2].removeprefix("/")
 
     def _is_wanted(self, line: LogLine) -> bool:
         if self.rollout is not None and not self._is_about_rollout(line):
@@ -194,6 +219,8 @@ class RunLogs:
 
     def _is_about_rollout(self, line: LogLine) -> bool:
         assert self.rollout is not None
+        if line.is_of_program:
+            return True
         rollout = line.fields.get("rollout") if line.fields is not None else None
         if not rollout or not isinstance(rollout, str):
             return False

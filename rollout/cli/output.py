@@ -152,6 +152,8 @@ def with_errors(report: Mapping[str, Any], errors: "Sequence[DistinctError]") ->
 
 def print_errors(console: Console, errors: "Sequence[DistinctError]", run_directory: Path) -> None:
     """Print each error in full, with the first rollout that it ended and the number of others."""
+    from rollout.texts import escape_controls
+
     for error in errors[:_MAX_ERRORS_SHOWN]:
         text = (
             f" {error.type}: {error.message}"
@@ -159,7 +161,7 @@ def print_errors(console: Console, errors: "Sequence[DistinctError]", run_direct
             else "\n" + indent(error.traceback.rstrip(), "  ")
         )
         others = {1: "", 2: " (and 1 other)"}.get(error.rollouts, f" (and {error.rollouts - 1} others)")
-        line = escape(f"{error.first_rollout}{others} {error.status}:{text}")
+        line = escape(f"{error.first_rollout}{others} {error.status}:{escape_controls(text)}")
         console.print(f"[red]{line}[/red]", highlight=False, soft_wrap=True)
     if len(errors) > _MAX_ERRORS_SHOWN:
         left = f"… and {len(errors) - _MAX_ERRORS_SHOWN} more different errors, all in"

@@ -46,6 +46,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "fs", "acpi", "scsi", "mtrr", "pressure")
 """Files of /proc that root may write without any capability."""
 _TEMPORARY_BYTES = 1 << 30
+"""The limit for each of /tmp, /var/tmp and /dev/shm, which are in memory. The workspace is on the disk."""
 _TRIAL_SECONDS = 30
 
 
@@ -71,6 +72,7 @@ class BwrapSandbox(Sandbox):
     Options = BwrapOptions
     uses_socket: ClassVar[bool] = True
     gateway_address: ClassVar[str | None] = _GATEWAY_ADDRESS
+    root_inside: ClassVar[Path | None] = Path("/program")
 
     def __init__(self, options: SandboxOptions) -> None:
         super().__init__(options)
@@ -99,21 +101,22 @@ class BwrapSandbox(Sandbox):
         """Return the command that starts bubblewrap. The variables stay variables, so no argument has the key."""
         workspace, socket = command.workspace, command.gateway_socket
         files = VisibleFiles(hidden=(workspace.root,))
-        self._add_files(files)
+        self._add_files(files, command.read)
         files.add_program(command.argv[0], command.environ)
         mounts = _mounts(files)
-        for directory in (workspace.work, workspace.home, workspace.tmp):
-            mounts[directory] = ("--bind", str(directory), str(directory))
+        inside = self.directories(workspace)
+        for directory, target in zip(workspace.writable, inside.writable, strict=True):
+            mounts[target] = ("--bind", str(directory), str(target))
         forward: tuple[str, ...] = ()
         if socket is not None:
-            mounts[socket.parent] = ("--ro-bind", str(socket.parent), str(socket.parent))
-            forward = ("--forward", _GATEWAY_ADDRESS, str(socket))
+            mounts[inside.gateway_directory] = ("--ro-bind", str(socket.parent), str(inside.gateway_directory))
+            forward = ("--forward", _GATEWAY_ADDRESS, str(inside.gateway_directory / socket.name))
         bwrap = _find_bwrap()
         return WrappedCommand(
             argv=(
                 *(_PYTHON, "-I", "-S", "-c", _IGNORE_SIGNALS),
                 *(bwrap, *_own_user(bwrap), *_ISOLATION, *_in_order(mounts)),
-                *("--chdir", str(command.directory), "--", _PYTHON, "-I", "-S", _RELAY, *forward, "--", *command.argv),
+                *("--chdir", str(inside.work), "--", _PYTHON, "-I", "-S", _RELAY, *forward, "--", *command.argv),
             ),
             environ=command.environ,
         )
@@ -125,9 +128,9 @@ class BwrapSandbox(Sandbox):
             return line.removeprefix(relay.START_FAILED)
         return line if exit_code == 1 and line.startswith("bwrap: ") else None
 
-    def _add_files(self, files: VisibleFiles) -> None:
+    def _add_files(self, files: VisibleFiles, read: Sequence[Path] = ()) -> None:
         files.add_system()
-        for path in (_RELAY, *self._read):
+        for path in (_RELAY, *self._read, *map(str, read)):
             files.add(path)
 
     def _try(self, bwrap: str) -> None:
@@ -146,20 +149,20 @@ def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
         Path("/proc"): ("--proc", "/proc"),
         **{
             Path(path): ("--size", str(_TEMPORARY_BYTES), "--tmpfs", path)
-            for path in ("/tmp", "/var/tmp")  # noqa: S108 - these are not the directories of this machine
+            for path in ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - these are not the directories of this machine
         },
     }
     for name in _READ_ONLY_PROC:
         mounts[Path("/proc", name)] = ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
-    for path, target in files.visible():
+    for path, target in files.visible(replaced=frozenset(mounts)):
         mounts[path] = ("--ro-bind", str(path), str(path)) if target is None else ("--symlink", target, str(path))
     return mounts
 
 
 def _in_order(mounts: Mapping[Path, Sequence[str]]) -> list[str]:
-    """Return the arguments so that a directory is mounted before what is inside; at last, make `/` read-only."""
+    """Return the arguments so that a directory is mounted before what is inside; at last, make two read-only."""
     order = sorted(mounts, key=lambda path: len(path.parts))
-    return [argument for path in order for argument in mounts[path]] + ["--remount-ro", "/"]
+    return [argument for path in order for argument in mounts[path]] + ["--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def _find_bwrap() -> str:

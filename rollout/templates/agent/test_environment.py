@@ -1,34 +1,37 @@
-"""Plays the environment with fixed answers, and checks the results."""
+"""Plays the program with fixed answers, and checks the results."""
 
-import re
+from pathlib import Path
 from typing import Any
 
+import yaml
+from rollout.environments.program import Program
 from rollout.testing import Answer, PlayRollout
 from rollout.trainer import check
 
-from rollout.templates.agent.environment import FindCode
+CONFIG = Path(__file__).with_name("rollout.templates.agent.yaml")
+NOTES = "red door: 123\nblue door: 456\n"
+TASK = {"question": "Which codes?", "notes": NOTES, "codes": ["123", "456"]}
 
 
-def test_the_notes_have_the_codes(play_rollout: PlayRollout) -> None:
-    """The results of both calls reach the model, and the trainer gets both turns."""
+def settings() -> dict[str, Any]:
+    """Return the section `environment` of the YAML."""
+    section: dict[str, Any] = yaml.safe_load(CONFIG.read_text())["environment"]
+    del section["class"]
+    return {**section, "config_dir": str(CONFIG.parent)}
 
-    def find(conversation: list[dict[str, Any]]) -> str | Answer:
-        results = [m["content"] for m in conversation if m["role"] == "tool"]
-        if results:
-            return " and ".join(results)
-        doors = re.findall(r"the (\w+) door", conversation[0]["content"])
-        return Answer(tool_calls=[("read_note", {"door": door}) for door in doors])
 
-    played = play_rollout(FindCode, answers=find)
+def test_the_program_reads_the_notes(play_rollout: PlayRollout) -> None:
+    """The notes reach the model, and the trainer gets both turns."""
+    read = Answer(tool_calls=[("read_file", {"name": "notes.txt"})])
+    done = "123 and 456"
+    played = play_rollout(Program, TASK, settings=settings(), answers=[read, done])
+    assert played.turns[1].messages[-1]["content"] == NOTES
     assert played.reward == 1.0
     assert check(played.trajectory) == []  # the tokens are right, too
     assert [step.echo for step in played.trajectory.steps] == [None, "exact"]
 
 
-def test_an_agent_that_goes_on_is_stopped(play_rollout: PlayRollout) -> None:
-    """After the last turn, the reward is 0."""
-    settings = {"max_turns": 2}
-    ask = Answer(tool_calls=[("read_note", {"door": "golden"})])
-    played = play_rollout(FindCode, settings=settings, answers=[ask, ask])
-    assert played.turns[1].messages[-1]["content"] == "There is no door golden."
-    assert played.reward == 0.0
+def test_a_code_that_is_missing_is_worth_half(play_rollout: PlayRollout) -> None:
+    """The reward is the share of the right codes."""
+    played = play_rollout(Program, TASK, settings=settings(), answers=["123"])
+    assert played.reward == 0.5

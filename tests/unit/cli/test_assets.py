@@ -10,7 +10,9 @@ import anyio
 import pytest
 import yaml
 
+from rollout.rundir.artifacts import attempt_directory
 from rollout.rundir.assets import hold_run_lock
+from rollout.rundir.directory import RunDirectory
 from rollout.trainer.testing import put_all, scripted_rollout
 from tests.unit.cli.in_process import run_cli, set_options
 from transports import open_queue
@@ -51,6 +53,19 @@ def test_gc_keeps_new_images_and_those_of_records(run_dir: Path) -> None:
     assert found["removed"] == [unused.name]
     assert found["kept_referenced"] == 8
     assert not unused.exists()
+
+
+def test_gc_neither_counts_nor_removes_the_artifacts_of_attempts(run_dir: Path) -> None:
+    directory = attempt_directory(RunDirectory(run_dir).artifacts_path("color_codeword"), "000000.0", 1)
+    directory.mkdir(parents=True)
+    for name in ("output.txt", "0" * 64 + ".png"):
+        (directory / name).write_bytes(b"of a program")
+        os.utime(directory / name, (0, 0))
+    counted = report("stats", str(run_dir))
+    assert report("gc", str(run_dir), "--grace", "0")["removed"] == []
+    assert len(list(directory.iterdir())) == 2
+    assert report("stats", str(run_dir)) == counted
+    assert (counted["files"], counted["foreign"]) == (8, 0)
 
 
 def test_verify_names_a_damaged_image(run_dir: Path) -> None:

@@ -26,6 +26,8 @@ from rollout.cli.options import newest_run
 from rollout.records.conversations import Echo, RootKind
 from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import NamedReward
+from rollout.rundir.artifacts import attempt_directory
+from rollout.rundir.directory import RunDirectory
 from rollout.trainer import ReaderSettings, Trajectory, TrajectoryReader, open_archive
 from rollout.trainer.errors import NoArchive, RolloutNotFound
 from rollout.trainer.testing import Packet, checkpoint, put_all, read_all, scripted_rollout
@@ -256,6 +258,69 @@ def test_one_trajectory_as_json_has_its_nodes_and_samples(inspect: Inspect) -> N
     (sample,) = shown["samples"]
     assert sum(sample["mask"]) == 10
     assert len(sample["token_ids"]) == shown["tokens"]
+
+
+def write_artifact(run_directory: Path, name: str, text: str, *, attempt: int = 2) -> Path:
+    """Write a file of an attempt at the rollout a.1, whose recorded attempt is the second."""
+    base = RunDirectory(run_directory).artifacts_path("Scripted")
+    path = attempt_directory(base, "a.1", attempt) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_end_of_what_a_program_printed_is_below_its_conversation(run_directory: Path, inspect: Inspect) -> None:
+    output = write_artifact(run_directory, "output.txt", "".join(f"line {number}\n" for number in range(30)))
+    score_output = write_artifact(run_directory, "score-output.txt", "0.5")
+    write_artifact(run_directory, "output.txt", "an earlier attempt\n", attempt=1)
+    shown = inspect("a.1").partition("#5 assistant")[2].splitlines()
+    at = shown.index(f"the program printed, its last 20 lines ({output}):")
+    assert shown[at + 1 : at + 21] == [f"    line {number}" for number in range(10, 30)]
+    assert shown[at + 21 :] == ["", f"the score command printed ({score_output}):", "    0.5"]
+    assert "    line 0\n" in inspect("a.1", full=True)
+    assert "printed" not in inspect("a.0")
+
+
+def test_the_other_files_of_an_attempt_are_listed(run_directory: Path, inspect: Inspect, tmp_path: Path) -> None:
+    for number in range(21):
+        write_artifact(run_directory, f"kept/{number:02}.log", "x" * 2000)
+    video = write_artifact(run_directory, "game.mp4", "")
+    (video.parent / "kept" / "link").symlink_to(tmp_path)
+    assert inspect("a.1").splitlines()[-23:] == [
+        "",
+        f"other files in {video.parent}:",
+        "               0 bytes  game.mp4",
+        *(f"           2,000 bytes  kept/{number:02}.log" for number in range(19)),
+        "    … and 2 more files  (--full shows them)",
+    ]
+    assert inspect("a.1", full=True).endswith("           2,000 bytes  kept/20.log\n")
+
+
+def test_the_artifacts_are_in_the_json(run_directory: Path, inspect: Inspect) -> None:
+    paths = [write_artifact(run_directory, name, "four") for name in ("kept/answer.txt", "output.txt")]
+    shown = json.loads(inspect("a.1", as_json=True))
+    assert shown["artifacts"] == [{"path": str(path), "bytes": 4} for path in paths]
+    assert json.loads(inspect("a.0", as_json=True))["artifacts"] == []
+
+
+def test_a_long_line_of_a_program_is_cut(run_directory: Path, inspect: Inspect) -> None:
+    write_artifact(run_directory, "output.txt", "x" * 200_000)
+    assert inspect("a.1").splitlines()[-1] == f"    {'x' * 500}…"
+    assert inspect("a.1", full=True).splitlines()[-1] == f"    {'x' * 200_000}"
+
+
+def test_control_characters_of_a_program_are_escaped(
+    run_directory: Path, inspect: Inspect, one_line_environment: Callable[[str], str], tmp_path: Path
+) -> None:
+    write_artifact(run_directory, "output.txt", "\x1b[2J50%\r100%\r\n")
+    assert inspect("a.1").splitlines()[-1] == r"    50%\r100%"
+    broken = one_line_environment(r"raise ValueError('\x1b[31m\x08red')")
+    ran = run_cli("run", broken, *set_options(f"run.directory={tmp_path}/runs", "tasks.group_size=1"))
+    tables = run_cli("inspect", f"{tmp_path}/runs"), run_cli("inspect", f"{tmp_path}/runs", "000000.0")
+    for printed in (ran.stdout, ran.stderr, *(table.stdout for table in tables)):
+        assert not {"\x1b", "\x08"} & set(printed)
+    assert r"\x08red" in ran.stdout + ran.stderr
+    assert all(r"\x08red" in table.stdout for table in tables)
 
 
 def test_an_error_is_shown_with_the_frames_of_the_users_code(

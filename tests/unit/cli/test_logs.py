@@ -15,6 +15,8 @@ import pytest
 from rollout.cli import logs_reading
 from rollout.cli.logs_format import LineFormat
 from rollout.cli.logs_reading import LogLine, RunLogs
+from rollout.rundir.artifacts import attempt_directory
+from rollout.rundir.directory import RunDirectory
 from tests.unit.cli.in_process import run_cli
 
 FIRST = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC).timestamp()
@@ -101,6 +103,59 @@ def test_rollouts_with_the_same_name_in_two_environments_are_different(run: Path
     append(run / "workers" / "coin-0.jsonl", logged(1, "coin", rollout="000000.0"))
     append(run / "workers" / "dice-0.jsonl", logged(2, "dice", rollout="000000.0"))
     assert [line.split()[4] for line in shown(run, "--rollout", "dice/000000.0")] == ["dice"]
+
+
+def append_output(
+    run: Path, text: str, *, second: float = 2, attempt: int = 1, environment: str = "coin", name: str = "output.txt"
+) -> None:
+    directory = attempt_directory(RunDirectory(run).artifacts_path(environment), "000000.0", attempt)
+    directory.mkdir(parents=True, exist_ok=True)
+    append(directory / name, text, second=second)
+
+
+@pytest.mark.parametrize("name", ["000000.0", "coin/000000.0", "one/coin/000000.0"])
+def test_what_the_program_of_a_rollout_printed_is_among_its_lines(run: Path, name: str) -> None:
+    append(run / "workers" / "coin-0.jsonl", logged(1, "began", rollout="000000.0"))
+    append_output(run, "first try\n")
+    append_output(run, "hello\n" + logged(9, "launch ended"), second=3, attempt=2)
+    append_output(run, "0.5", second=4, attempt=2, name="score-output.txt")
+    append(run / "workers" / "coin-0.jsonl", logged(5, "ended", rollout="000000.0"))
+    assert [line.split("  ", 3)[2:] for line in shown(run, "--rollout", name)] == [
+        ["coin-0", "began  rollout=000000.0"],
+        ["1/output.txt", "first try"],
+        ["2/output.txt", "hello"],
+        ["2/output.txt", logged(9, "launch ended").strip()],
+        ["2/score-output.txt", "0.5"],
+        ["coin-0", "ended  rollout=000000.0"],
+    ]
+
+
+def test_what_other_programs_printed_is_not_shown(run: Path) -> None:
+    append_output(run, "coin\n")
+    append_output(run, "dice\n", environment="dice")
+    append_output(run, "video", name="game.mp4")
+    assert shown(run, "--rollout", "dice/000000.0") == ["-  printed  1/output.txt  dice"]
+    assert [line.split("  ")[3] for line in shown(run)] == ["worker started"]
+
+
+def test_control_characters_of_a_program_do_not_reach_the_terminal(run: Path) -> None:
+    append_output(run, "\x1b[2J\x1b]0;title\x07red\x07\r\n")
+    error = "ProgramFailed: it printed \x1b[31m\x08no"
+    append(run / "workers" / "coin-0.jsonl", logged(3, "failed", rollout="000000.0", exception=error))
+    assert shown(run, "--rollout", "000000.0") == [
+        r"-  printed  1/output.txt  red\x07",
+        "2026-01-31 12:00:03  info  coin-0  failed  rollout=000000.0",
+        r"    ProgramFailed: it printed \x08no",
+    ]
+
+
+def test_the_growing_output_of_a_program_is_followed(run: Path) -> None:
+    append_output(run, "one\ntw")
+    run_logs = RunLogs(run, level="debug", rollout="000000.0")
+    assert events(run_logs) == ["one"]
+    append_output(run, "o\n")
+    append_output(run, "again\n", attempt=2)
+    assert events(run_logs) == ["two", "again"]
 
 
 @pytest.mark.parametrize(

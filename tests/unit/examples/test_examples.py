@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from examples.agents.environment import Agents, AgentsSettings, AgentsTasks
 from examples.compaction.environment import Compaction, CompactionSettings, CompactionTasks
 from examples.subagents.environment import Subagents, SubagentsSettings, SubagentsTasks
 from rollout import Environment, TaskSettings
@@ -14,7 +13,7 @@ from rollout.testing import embedded_policy, play
 from rollout.trainer import Trajectory, check, samples
 from tests.unit.cli.in_process import run_cli
 
-EXAMPLES = ("agents/agents.yaml", "compaction/compaction.yaml", "subagents/subagents.yaml")
+EXAMPLES = ("compaction/compaction.yaml", "subagents/subagents.yaml")
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -29,14 +28,9 @@ def test_an_example_runs_with_its_yaml(repository: Path, tmp_path: Path, example
     assert report["trainer"]["violations"] == 0
 
 
-async def play_first_task(
-    environment: Environment,
-    settings: TaskSettings,
-    directory: Path,
-    script: str = "rollout.serving.policies:ColorPolicy",
-) -> Trajectory:
+async def play_first_task(environment: Environment, settings: TaskSettings, directory: Path) -> Trajectory:
     (task,) = environment.tasks(settings)
-    async with embedded_policy(directory, script=script) as policy:
+    async with embedded_policy(directory) as policy:
         return (await play(environment, task, policy=policy)).trajectory
 
 
@@ -58,12 +52,3 @@ async def test_each_helper_sees_its_own_picture_and_the_votes_share_their_questi
     sampled = sum(len(node.run.logprobs) for node in trajectory.nodes)
     assert sum(int(sample.mask.sum()) for sample in samples(trajectory)) == sampled
     assert len([node for node in trajectory.nodes if "Look again" in str(node.message["content"])]) == 1
-
-
-async def test_the_pictures_that_a_program_looks_at_are_in_the_sample(tmp_path: Path) -> None:
-    tasks = AgentsTasks(count=1, pictures=3)
-    trajectory = await play_first_task(Agents(AgentsSettings()), tasks, tmp_path, "examples.agents.policy:Looker")
-    assert check(trajectory) == []
-    assert [step.echo for step in trajectory.steps] == [None, "exact"]
-    (sample,) = samples(trajectory)
-    assert len(sample.images) == 3
