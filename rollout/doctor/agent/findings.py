@@ -75,8 +75,11 @@ def _find_no_turn(play: AgentPlay) -> CheckResult | None:
     if refused is not None:
         message = f"a request is refused: {refused.method} {refused.path} gets {refused.status}: {_error_text(refused)}"
         return CheckResult("agent start", f"{message}{output}", CheckStatus.BAD, _refusal_fix(_error_text(refused)))
-    fix = "give the program endpoint.environ, or endpoint.base_url and endpoint.key in its own configuration"
-    message = f"the program asks for no answer; its rollout ends with {play.describe_end()}{output}"
+    fix = (
+        "the program must use the variables of endpoint.environ, such as OPENAI_BASE_URL and OPENAI_API_KEY; if it has "
+        "its own configuration, write endpoint.base_url there, which is {base_url} in environment.command"
+    )
+    message = f"the program asks for no answer; its rollout ends with {play.describe_end().rstrip('.')}{output}"
     if play.error is not None:
         message, fix = f"the program cannot be played: {play.error}{output}", ""
     return CheckResult("agent start", message, CheckStatus.BAD, fix or None)
