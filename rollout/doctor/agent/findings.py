@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from rollout.config.load import Config
-from rollout.doctor.agent.echo_fields import FieldFinding, compare_echoes
+from rollout.doctor.agent.echo_fields import FieldFinding, compare_echoes, sorted_findings
 from rollout.doctor.agent.faults import DIALECTS
 from rollout.doctor.agent.observed import ObservedTurn
 from rollout.doctor.agent.playing import AgentPlay
@@ -124,7 +124,7 @@ def _describe_echo(play: AgentPlay) -> CheckResult:
     if not any(counts.values()):
         return CheckResult("agent echo", "no request repeats an answer", CheckStatus.UNKNOWN)
     worst = next(echo for echo in (Echo.FOREIGN, Echo.NORMALISED, Echo.EXACT) if counts[echo])
-    fields = "; ".join(_describe_field(finding) for finding in field_findings(play))
+    fields = "; ".join(f"{finding.name}: {finding.finding}" for finding in field_findings(play))
     reasons = [ForeignReason(n.removeprefix(FOREIGN_PREFIX)) for n in play.counts if n.startswith(FOREIGN_PREFIX)]
     if worst is not Echo.FOREIGN:
         return CheckResult("agent echo", f"{worst.value}; {fields}" if fields else worst.value)
@@ -136,16 +136,11 @@ def _describe_echo(play: AgentPlay) -> CheckResult:
 
 def field_findings(play: AgentPlay) -> list[FieldFinding]:
     """Return what the program did with each field of the answers, over all requests of a play."""
-    findings: dict[FieldFinding, None] = {}
+    findings: set[FieldFinding] = set()
     for request in play.asking:
         if request.dialect is not None:
-            answers = read_raw_answers(request.dialect, request.body)
-            findings.update(dict.fromkeys(compare_echoes(play.turns, answers)))
-    return sorted(findings, key=lambda finding: list(dict.fromkeys(f.name for f in findings)).index(finding.name))
-
-
-def _describe_field(finding: FieldFinding) -> str:
-    return f"{finding.name}: {finding.finding}"
+            findings.update(compare_echoes(play.turns, read_raw_answers(request.dialect, request.body)))
+    return sorted_findings(findings)
 
 
 def _describe_bridging(play: AgentPlay) -> CheckResult:

@@ -95,6 +95,11 @@ def main(habits: set[str]) -> None:
     """Play until the policy calls no tool."""
     if "asks nothing" in habits:
         return
+    if "prints the key" in habits:
+        sys.exit(f"the key is {os.environ['OPENAI_API_KEY']}")
+    if "looks at models" in habits:
+        headers = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
+        urllib.request.urlopen(urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/models", headers=headers))
     if "title" in habits:
         ask([{"role": "user", "content": "Say a title."}], habits | {"no tools"})
     system = {"role": "system", "content": "You weigh things."}

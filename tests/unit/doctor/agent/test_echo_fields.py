@@ -79,7 +79,7 @@ def test_an_answer_in_two_messages() -> None:
 
 
 def test_objects_and_blocks_of_messages() -> None:
-    blocks = [
+    blocks: list[dict[str, Any]] = [
         {"type": "thinking", "thinking": TURN.reasoning, "signature": "s"},
         {"type": "text", "text": TURN.text},
         {"type": "tool_use", "id": "call-0-0", "name": "weigh", "input": {"a": "é", "b": 1}},
@@ -93,7 +93,7 @@ def test_objects_and_blocks_of_messages() -> None:
 
 
 def test_items_of_responses() -> None:
-    items = [
+    items: list[dict[str, Any]] = [
         {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": TURN.reasoning}]},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": TURN.text}]},
         {"type": "function_call", "call_id": "other", "name": "weigh", "arguments": TURN.calls[0].text},
