@@ -1,7 +1,7 @@
 """Reads the pages of the documentation whose files and commands the tests run."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from tests.conftest import ROOT
@@ -25,12 +25,14 @@ class GuidePage:
     def read(cls, name: str) -> Self:
         """Read a page by its name in `docs/`."""
         text = (ROOT / "docs" / name).read_text("utf-8")
-        consoles = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
-        return cls(
-            text=text,
-            files=dict(re.findall(r"\*\*`([\w.]+)`\*\*\n\n```\w+\n(.*?)```", text, re.DOTALL)),
-            commands=[line.removeprefix("$ ") for block in consoles for line in block.splitlines()],
-        )
+        files = dict(re.findall(r"\*\*`([\w.]+)`\*\*\n\n```\w+\n(.*?)```", text, re.DOTALL))
+        page = cls(text, files, [])
+        return replace(page, commands=[line.removeprefix("$ ") for line in page.blocks("console")])
+
+    def blocks(self, language: str) -> list[str]:
+        """Return the lines of all blocks of a language."""
+        found = re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.DOTALL | re.MULTILINE)
+        return [line for block in found for line in block.splitlines()]
 
     def rows(self, first_cell: str) -> list[list[str]]:
         """Return the cells of the table whose first row begins with this cell, without the first two rows."""

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rollout.config.gateway import GatewayConfig, GatewayLimits
 from rollout.gateway.addresses import EndpointAddresses
 from rollout.gateway.rewards import REWARD_PATHS
@@ -24,7 +26,8 @@ def test_every_block_of_the_page_is_a_file_or_output() -> None:
     assert PAGE.count_blocks() == len(PAGE.files) + PAGE.count_blocks("text")
 
 
-def test_the_environment_of_the_page_plays(tmp_path: Path) -> None:
+def test_the_environment_of_the_page_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "careful.py").write_text(PAGE.files["careful.py"])
     config = tmp_path / "careful.yaml"
     config.write_text(
@@ -33,6 +36,7 @@ def test_the_environment_of_the_page_plays(tmp_path: Path) -> None:
         "model: {name: tiny-qwen3-vl, path: builtin:tiny, renderer: qwen3-vl}\n"
     )
     result = run_cli("run", str(config), "--json")
+    sys.modules.pop("careful", None)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert report["status"] == {"ok": report["rollouts"]}
