@@ -71,7 +71,8 @@ def _find_no_turn(play: AgentPlay) -> CheckResult | None:
         if not play.turns:
             message += f"; its rollout ends with {play.describe_end()}"
         return CheckResult("agent start", message, CheckStatus.BAD, fix)
-    refused = next((request for request in play.requests if (request.status or 0) >= _MIN_ERROR_STATUS), None)
+    requests = [*play.asking, *play.requests]
+    refused = next((request for request in requests if (request.status or 0) >= _MIN_ERROR_STATUS), None)
     if refused is not None:
         message = f"a request is refused: {refused.method} {refused.path} gets {refused.status}: {_error_text(refused)}"
         return CheckResult("agent start", f"{message}{output}", CheckStatus.BAD, _refusal_fix(_error_text(refused)))
@@ -144,7 +145,7 @@ def field_findings(play: AgentPlay) -> list[FieldFinding]:
 
 
 def _describe_bridging(play: AgentPlay) -> CheckResult:
-    followers = [turn for turn in play.turns if turn.echo is not None]
+    followers = [turn for turn in play.turns if _follows_turn(play.turns, turn)]
     if not followers:
         return CheckResult("agent bridging", "no turn follows another", CheckStatus.UNKNOWN)
     others = Counter(turn.source for turn in followers if turn.source is not PromptSource.BRIDGE)
@@ -168,6 +169,11 @@ def _describe_prompts(play: AgentPlay) -> CheckResult:
             fix = "an option of the agent that keeps earlier messages, without times in them"
             return CheckResult("agent prompts", message, CheckStatus.BAD, fix)
     return CheckResult("agent prompts", f"earlier messages stay as they were{date}")
+
+
+def _follows_turn(turns: Sequence[ObservedTurn], turn: ObservedTurn) -> bool:
+    """Whether a request repeats an answer of the policy. Answers that the program made up do not count."""
+    return turn.echo in (Echo.EXACT, Echo.NORMALISED) or _turn_before(turns, turn) is not None
 
 
 def _turn_before(turns: Sequence[ObservedTurn], turn: ObservedTurn) -> ObservedTurn | None:

@@ -104,6 +104,8 @@ def main(habits: set[str]) -> None:
         ask([{"role": "user", "content": "Say a title."}], habits | {"no tools"})
     system = {"role": "system", "content": "You weigh things."}
     messages: list[dict[str, Any]] = [system, {"role": "user", "content": "Weigh two things at once."}]
+    if "example" in habits:
+        messages[1:1] = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     for _ in range(FINAL_TURNS):
         if "clock" in habits:
             system["content"] = f"You weigh things. It is {time.perf_counter_ns()}."

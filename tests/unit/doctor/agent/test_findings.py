@@ -64,6 +64,13 @@ def test_a_clock_in_the_system_message_is_shown_where_it_is(tmp_path: Path) -> N
     assert "It is " in prompts.message
 
 
+def test_an_example_in_the_prompt_does_no_harm(tmp_path: Path) -> None:
+    checked = check(tmp_path, "example")
+    assert checked.says("echo").startswith("foreign (message inserted); ")
+    assert checked.says("bridging").startswith("2 of 2 later turns")
+    assert checked.exit_code == 0
+
+
 def test_tools_that_are_no_functions_are_named(tmp_path: Path) -> None:
     assert "left out, because they are no functions: web_search" in check(tmp_path, "web search").says("tools")
 
