@@ -10,13 +10,12 @@ if TYPE_CHECKING:
         Environment,
         EnvironmentSettings,
         Model,
-        MultiTurnEnvironment,
         Reply,
         Retry,
         Score,
         TaskSettings,
-        Turn,
     )
+    from rollout.environments.multi_turn import MultiTurnEnvironment, Turn
     from rollout.environments.tool_environment import ToolEnvironment, ToolSettings
     from rollout.environments.tools import Tool, tool
     from rollout.records.endings import RolloutLimit
@@ -45,6 +44,8 @@ __all__ = [
 
 _BASE = "rollout.environments.base"
 _MODULES = {
+    "MultiTurnEnvironment": "rollout.environments.multi_turn",
+    "Turn": "rollout.environments.multi_turn",
     "Tool": "rollout.environments.tools",
     "ToolEnvironment": "rollout.environments.tool_environment",
     "ToolSettings": "rollout.environments.tool_environment",

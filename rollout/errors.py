@@ -20,15 +20,8 @@ _ENVIRONMENTS_DIRECTORY = Path(__file__).parent / "environments"
 _BASE_CLASSES = tuple(
     str(_ENVIRONMENTS_DIRECTORY / f"{name}.py")
     for name in (
-        "base",
-        "tools",
-        "tool_environment",
-        "tool_results",
-        "tool_running",
-        "own_threads",
-        "user_objects",
-        "program",
-        "program_scoring",
+        *("base", "multi_turn", "tools", "tool_environment", "tool_results", "tool_running", "own_threads"),
+        *("program", "program_checks", "program_scoring"),
     )
 )
 _IMPORT_MACHINERY = ("<frozen importlib", importlib.__file__)
@@ -143,6 +136,8 @@ def _keep_user_frames(traceback: TracebackException, error: BaseException) -> bo
         del frames[0]
     while is_named and frames and _is_own_frame(frames[-1]):
         del frames[-1]
+    if is_named and all(frame.filename.startswith(_LIBRARY_DIRECTORIES) for frame in frames):
+        frames = []  # such as those of the thread that called our code
     traceback.stack[:] = [f for f in frames if not f.filename.startswith((*_BASE_CLASSES, *_IMPORT_MACHINERY))]
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     inner = [(traceback.__cause__, error.__cause__), (traceback.__context__, error.__context__)]

@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rollout.environments.base import Environment, MultiTurnEnvironment, describe_method
+from rollout.environments.base import Environment, describe_method
+from rollout.environments.multi_turn import MultiTurnEnvironment
 from rollout.errors import ConfigurationError, describe_user_error
 from rollout.records.messages import MessageError
 from rollout.records.tools import require_tools

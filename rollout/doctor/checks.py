@@ -15,7 +15,8 @@ from rollout.config.model_directory import require_model, written_model_path
 from rollout.doctor.engines import check_engines
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.from_config import api_key_from_config
-from rollout.environments.base import QUEUE_SOURCE, Environment, MultiTurnEnvironment
+from rollout.environments.base import QUEUE_SOURCE, Environment
+from rollout.environments.multi_turn import MultiTurnEnvironment
 from rollout.environments.tool_environment import unused_tools
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.rundir.directory import RunDirectory

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from rollout.environments.base import EnvironmentSettings, MultiTurnEnvironment, Reply, Score, TaskSettings, Turn
+from rollout.environments.base import EnvironmentSettings, Reply, Score, TaskSettings
+from rollout.environments.multi_turn import MultiTurnEnvironment, Turn
 from rollout.records.messages import Message, ToolCall
 from rollout.records.task import Task
 

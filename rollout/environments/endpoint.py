@@ -155,7 +155,8 @@ class Endpoint(Protocol):
         model: the name of the model; it has no slash.
         environ: the environment variables that SDKs and command-line agents read. They contain the key, so give them to
             the program alone, and not to programs that score its work.
-        unix_socket: the path of the unix socket with the same server; None without `gateway.unix_socket`.
+        unix_socket: the path of the unix socket: that of this endpoint alone, or else `gateway.unix_socket`. None if
+            there is none.
     """
 
     base_url: str

@@ -11,13 +11,15 @@ processes have ended, and its work is scored.
 
 import asyncio
 import os
+import re
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -28,11 +30,19 @@ from rollout.environments.program_checks import check_program
 from rollout.environments.program_errors import ProgramFailed, ScoreCommandFailed, last_lines
 from rollout.environments.program_scoring import ScoreFunction, parse_score_output, score_from_posted
 from rollout.environments.program_settings import PROGRAM_SCORES_ITSELF, ProgramSettings, ScoreCommand
+from rollout.errors import ConfigurationError
 from rollout.programs.agents.base import AgentCall
 from rollout.programs.kept_files import keep_files
 from rollout.programs.leftovers import remove_abandoned
 from rollout.programs.placeholders import fill_placeholders
-from rollout.programs.process import EndReason, ProgramEnd, ProgramLimits, ProgramProcess, run_program
+from rollout.programs.process import (
+    EndReason,
+    ProgramCannotStart,
+    ProgramEnd,
+    ProgramLimits,
+    ProgramProcess,
+    run_program,
+)
 from rollout.programs.sandboxes.base import SandboxedCommand
 from rollout.programs.sandboxes.registry import open_sandbox
 from rollout.programs.slots import machine_slot
@@ -42,12 +52,16 @@ from rollout.records.task import Task
 
 _T = TypeVar("_T")
 
+_IN_CONFIG_DIRECTORY = re.compile(r"""\{config_dir\}[^\s'",;:]*""")
+
 OUTPUT_NAME = "output.txt"
 """The file in the attempt's directory with what the program printed."""
 SCORE_OUTPUT_NAME = "score-output.txt"
 """The file in the attempt's directory with what the score command printed."""
 KEPT_NAME = "kept"
 """The directory in the attempt's directory with the files that were kept."""
+LEFT_OUT_NAME = "not-kept.txt"
+"""The file in the attempt's directory that says which files were not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +153,13 @@ class _PlayedProgram:
             socket = EndpointSocket(self._workspace.gateway_socket, sandbox.gateway_address)
         scores_itself = settings.score == PROGRAM_SCORES_ITSELF
         async with model.endpoint(socket=socket, accept_reward=scores_itself) as endpoint:
+            try:
+                sandbox.check_address(urlsplit(endpoint.base_url).netloc)
+            except ConfigurationError as error:
+                raise ProgramCannotStart(str(error)) from None
             process = await _in_thread(partial(self._prepare, endpoint))
             end = await run_program(process)
+        await _in_thread(partial(self._require_start, end, process.output))
         self._require_success(end)
         if isinstance(settings.score, ScoreCommand):
             score = await self._run_score_command(settings.score)
@@ -163,7 +182,7 @@ class _PlayedProgram:
                 self._workspace.work, self._artifacts / KEPT_NAME, keep.files, max_bytes=keep.max_bytes
             )
             if left_out is not None:
-                (self._artifacts / KEPT_NAME / "LEFT_OUT.txt").write_text(left_out)
+                (self._artifacts / LEFT_OUT_NAME).write_text(f"{left_out}\n")
 
     def _prepare(self, endpoint: Endpoint) -> ProgramProcess:
         """Fill the workspace, and return the process to run. It blocks."""
@@ -193,16 +212,24 @@ class _PlayedProgram:
             write_files(prepared.files, workspace.home)
             agent_environ, stdin = prepared.environ, stdin or prepared.stdin
             executable = agent.executable if settings.executable is None else self._fill(settings.executable)
-            argv = (executable, *prepared.arguments, *map(self._fill, settings.arguments), *prepared.last_arguments)
+            argv = (
+                executable,
+                *prepared.arguments,
+                *map(self._fill_argument, settings.arguments),
+                *prepared.last_arguments,
+            )
         else:
-            argv = tuple(map(self._fill, settings.command))
+            argv = tuple(map(self._fill_argument, settings.command))
         environ = self._environ({**endpoint.environ, **agent_environ})
-        return self._process(argv, environ, OUTPUT_NAME, settings.timeout, stdin, with_gateway=True)
+        texts = (*settings.command, *settings.arguments, settings.executable or "")
+        read = self._named_directories(texts)
+        return self._process(argv, environ, read, OUTPUT_NAME, settings.timeout, stdin, with_gateway=True)
 
     def _process(
         self,
         argv: tuple[str, ...],
         environ: Mapping[str, str],
+        read: tuple[Path, ...],
         output_name: str,
         seconds: float,
         stdin: str = "",
@@ -220,6 +247,7 @@ class _PlayedProgram:
                 gateway_socket=workspace.gateway_socket if with_gateway and self._sandbox.uses_socket else None,
                 memory_bytes=limits.memory_bytes,
                 processes=limits.processes,
+                read=read,
             )
         )
         return ProgramProcess(
@@ -242,10 +270,32 @@ class _PlayedProgram:
     def _fill(self, text: str) -> str:
         return fill_placeholders(text, self._values, self._task)
 
+    def _fill_argument(self, text: str) -> str:
+        """Return an argument. A path below config_dir gets no `..`, because a sandbox shows fewer directories."""
+        filled = self._fill(text)
+        return os.path.normpath(filled) if text.startswith("{config_dir}/") else filled
+
+    def _named_directories(self, texts: Iterable[str]) -> tuple[Path, ...]:
+        """Return the directories that texts name by {config_dir}, and the directories of the files that they name."""
+        found = {}
+        for text in texts:
+            for name in _IN_CONFIG_DIRECTORY.findall(text):
+                path = Path(self._fill_argument(name))
+                if path.exists():
+                    found[path if path.is_dir() else path.parent] = None
+        return tuple(found)
+
     def _path(self, text: str) -> Path:
         """Return the path of a directory of the user; a relative one begins at the directory of the YAML file."""
         assert self._settings.config_dir is not None
         return self._settings.config_dir / self._fill(text)
+
+    def _require_start(self, end: ProgramEnd, output: Path) -> None:
+        """Raise ProgramCannotStart if the sandbox could not start the program. It blocks."""
+        if end.reason is EndReason.EXITED and end.exit_code != 0:
+            problem = self._sandbox.describe_start_failure(end.exit_code, output.read_text("utf-8", "replace"))
+            if problem is not None:
+                raise ProgramCannotStart(f"the sandbox {self._settings.sandbox.kind} cannot start a program: {problem}")
 
     def _require_success(self, end: ProgramEnd) -> None:
         settings, output = self._settings, self._artifacts / OUTPUT_NAME
@@ -271,6 +321,7 @@ class _PlayedProgram:
         output = self._artifacts / SCORE_OUTPUT_NAME
         process = await _in_thread(partial(self._prepare_score, score))
         end = await run_program(process)
+        await _in_thread(partial(self._require_start, end, output))
         if end.reason is EndReason.TIMEOUT:
             problem = f"did not end within {score.timeout:g} s (score.timeout)"
         elif end.reason is not EndReason.EXITED:
@@ -284,8 +335,9 @@ class _PlayedProgram:
     def _prepare_score(self, score: ScoreCommand) -> ProgramProcess:
         if score.template is not None:
             copy_tree(self._path(score.template), self._workspace.work)
-        argv = tuple(map(self._fill, score.command))
-        return self._process(argv, self._environ({}), SCORE_OUTPUT_NAME, score.timeout, with_gateway=False)
+        argv = tuple(map(self._fill_argument, score.command))
+        read = self._named_directories(score.command)
+        return self._process(argv, self._environ({}), read, SCORE_OUTPUT_NAME, score.timeout, with_gateway=False)
 
 
 def _is_failure(exit_code: int, failures: str | tuple[int, ...]) -> bool:

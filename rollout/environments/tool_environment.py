@@ -30,16 +30,8 @@ from typing import Any, ClassVar, Final
 
 from pydantic import Field
 
-from rollout.environments.base import (
-    EnvironmentSettings,
-    MultiTurnEnvironment,
-    Reply,
-    Score,
-    Turn,
-    WrongReturn,
-    change_score,
-    describe_method,
-)
+from rollout.environments.base import EnvironmentSettings, Reply, Score, WrongReturn, change_score, describe_method
+from rollout.environments.multi_turn import MultiTurnEnvironment, Turn
 from rollout.environments.tool_running import ToolRunner
 from rollout.environments.tools import Tool, ToolUnusable
 from rollout.records.endings import RolloutLimit

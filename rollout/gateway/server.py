@@ -44,7 +44,7 @@ _BACKLOG = 1024
 
 
 class GatewayUnavailable(RolloutError):
-    """The gateway cannot listen at the configured address."""
+    """The gateway cannot listen at the configured address, or at the socket of an endpoint."""
 
     infrastructure = True
 

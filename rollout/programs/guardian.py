@@ -1,9 +1,9 @@
 """The guardian: a small process that starts one program, reads its output, and ends all its processes.
 
-`rollout.programs.process.run_program` starts it as `python -P -m rollout.programs.guardian`. The first line of its
-standard input is a `Job` as JSON. Then the worker writes `stop` if the program must end early. The end of the input
-means that the worker is dead. The guardian prints lines of JSON: `{"session": 123}` when the program has started, and
-the fields of `ProgramEnd` when nothing of it is left; or `{"cannot_start": "why"}`.
+`rollout.programs.process.run_program` starts it. The first line of its standard input is a `Job` as JSON. Then the
+worker writes `stop` if the program must end early. The end of the input means that the worker is dead. The guardian
+prints lines of JSON: `{"session": 123}` when the program has started, and the fields of `ProgramEnd` when nothing of it
+is left; or `{"cannot_start": "why"}`.
 
 On Linux, a process whose parent dies becomes a child of the guardian. So nothing of a program is left when the guardian
 has no child, whatever the program did. The guardian imports only the standard library, because it must start quickly.
@@ -174,22 +174,23 @@ class ProgramGuard:
 
     def _end_all(self) -> set[int]:
         """Kill what is left of the program, and clean up; return the pids of processes that cannot be killed."""
-        left = self._kill()
+        if self._group is not None:
+            self._refused_forks = self._group.refused_forks()  # before `kill_all` refuses some itself
+        if self._pid and (self._status is None or sys.platform != "linux"):
+            _kill_group(self._pid, signal.SIGKILL)
+        left = self._kill_descendants()
         if self._job.cleanup:
             from rollout.programs.cleanup import run_cleanup
 
             run_cleanup(self._job.cleanup, CLEANUP_SECONDS)
-            left = self._kill()
+            left = self._kill_descendants()
         if self._group is not None:
-            self._refused_forks = self._group.refused_forks()
             if self._group.memory_kills() and self._reason != "output":
                 self._reason = "memory"
             self._group.remove()
         return left
 
-    def _kill(self) -> set[int]:
-        if sys.platform != "linux" and self._pid:
-            _kill_group(self._pid, signal.SIGKILL)
+    def _kill_descendants(self) -> set[int]:
         return kill_all(self._find_processes, self._group, KILL_SECONDS)
 
     def _find_processes(self) -> set[int]:
@@ -272,10 +273,9 @@ def main() -> None:
     if guard.worker_died or is_worker_dead():
         from rollout.programs.directories import remove_root
 
-        remove_root(job.root)
+        try:
+            remove_root(job.root)
+        except OSError:  # a file of another user stays; there is no worker that could report it
+            return
     else:
         print_answer(answer)
-
-
-if __name__ == "__main__":
-    main()

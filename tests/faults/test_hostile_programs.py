@@ -49,7 +49,7 @@ def test_a_hostile_program_is_one_failed_rollout_and_its_key_is_in_no_file(comma
 
     trajectories = asyncio.run(read_trajectories(Path(report["run_dir"])))
     errors = {
-        trajectory.task.data["kind"]: trajectory.error["message"]
+        trajectory.group.partition("-")[2]: trajectory.error["message"]
         for trajectory in trajectories
         if trajectory.status is RolloutStatus.FAILED and trajectory.error is not None
     }

@@ -1,120 +1,119 @@
 """The files and the commands of docs/agents.md run, and its tables name everything that they must name.
 
-The files that need the SDKs of providers run in tests/needs/agents.
+The training of the page runs in tests/needs/torch, and the file that needs the SDK of a provider in tests/needs/agents.
 """
 
 import json
-import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from rollout.config.gateway import GatewayConfig, GatewayLimits
-from rollout.gateway.addresses import EndpointAddresses
+from rollout.doctor.agent.fault_findings import SUBJECTS
+from rollout.environments.program_settings import (
+    DIRECTORY_PLACEHOLDERS,
+    PLACEHOLDERS,
+    KeptFiles,
+    ProcessNumbers,
+    ProgramLimitKeys,
+    ProgramSettings,
+    ScoreCommand,
+)
 from rollout.gateway.foreign import ForeignReason
-from rollout.records.conversations import RootKind
-from tests.conftest import ROOT
+from rollout.programs.agents.registry import AGENTS
+from tests.guide_pages import GuidePage
 from tests.unit.cli.in_process import run_cli
 
-GUIDE = (ROOT / "docs" / "agents.md").read_text("utf-8")
-FILES = dict(re.findall(r"\*\*`([\w.]+)`\*\*\n\n```\w+\n(.*?)```", GUIDE, re.DOTALL))
-COMMANDS = [
-    line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", GUIDE, re.DOTALL)
-    for line in block.splitlines()
-]
-TABLE_KEYS = re.findall(r"^\| `(gateway\.[\w.]+)` \|", GUIDE, re.MULTILINE)
-WITHOUT_SDK = {"coder": "Coder", "careful": "Careful"}
+PAGE = GuidePage.read("agents.md")
+SECTIONS: dict[str, type[BaseModel]] = {
+    "keep": KeptFiles,
+    "max_processes": ProcessNumbers,
+    "limits": ProgramLimitKeys,
+    "score": ScoreCommand,
+}
+BOTH_A_VALUE_AND_A_SECTION = {"score"}
+TOLERANCE = 0.01
+"""The number of tokens of a time changes a little."""
 
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """All files of the guide; their modules are removed from sys.modules afterwards."""
-    for name, text in FILES.items():
+    """All files of the page; their modules are removed from sys.modules afterwards."""
+    for name, text in PAGE.files.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    for name in WITHOUT_SDK:
-        sys.modules.pop(name, None)
+    sys.modules.pop("scores", None)
 
 
-def test_every_block_of_the_guide_is_a_file_a_command_or_output() -> None:
-    blocks = re.findall(r"^```(\w+)$", GUIDE, re.MULTILINE)
-    assert len(blocks) == len(FILES) + blocks.count("console") + blocks.count("text")
-    assert blocks.count("text") == 1
-    assert len(FILES["sums.py"].splitlines()) <= 25
+def test_every_block_of_the_page_is_a_file_or_commands() -> None:
+    assert PAGE.count_blocks() == len(PAGE.files) + PAGE.count_blocks("console") + PAGE.count_blocks("sh")
 
 
-def test_every_command_of_the_guide_works(directory: Path) -> None:
-    assert len(COMMANDS) == 4
-    for line in COMMANDS:
+def test_the_first_agent_is_short() -> None:
+    assert len(PAGE.files["agent.py"].splitlines()) <= 32
+
+
+def test_every_command_of_the_page_works(directory: Path) -> None:
+    assert len(PAGE.commands) == 7
+    for line in PAGE.commands:
         program, *arguments = shlex.split(line)
         if program == "rollout":
             result = run_cli(*arguments)
             assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
+            if "--agent" in arguments:
+                assert "yes: this agent can be trained" in result.stdout
         else:
             command = [sys.executable, "-m", program, "-p", "no:cacheprovider", *arguments]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
             assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("module", sorted(WITHOUT_SDK))
-def test_every_environment_without_an_sdk_plays(module: str, directory: Path) -> None:
-    config = directory / f"{module}.yaml"
-    if not config.exists():
-        config.write_text(
-            f"environment: {{class: '{module}:{WITHOUT_SDK[module]}'}}\n"
-            "tasks: {count: 2, group_size: 1}\n"
-            "model: {name: tiny-qwen3-vl, path: builtin:tiny, renderer: qwen3-vl}\n"
-        )
-    result = run_cli("run", str(config), "--json")
-    assert result.returncode == 0, result.stdout + result.stderr
-    report = json.loads(result.stdout)
-    assert report["status"] == {"ok": report["rollouts"]}
-    assert report["gateway"]["turns"] > 0
-    assert report["trainer"]["violations"] == 0
+def test_branches_cost_what_the_page_says(directory: Path) -> None:
+    runs = [line for line in PAGE.commands if "temperature=0" in line]
+    rows = PAGE.rows("program")
+    assert len(runs) == len(rows) == 2
+    for line, (_, bridged, rendered, samples, tokens) in zip(runs, rows, strict=True):
+        result = run_cli(*shlex.split(line)[1:], "--json")
+        report: dict[str, Any] = json.loads(result.stdout)
+        counts = report["prompts"]
+        assert report["reward_mean"] == 1.0
+        assert (counts["bridge"], sum(counts.values()) - counts["bridge"]) == (int(bridged), int(rendered))
+        assert report["trainer"]["samples"] == int(samples)
+        assert report["trainer"]["tokens"] == pytest.approx(int(tokens.replace(",", "")), rel=TOLERANCE)
 
 
-def test_the_rule_of_the_guide_makes_the_title_auxiliary(directory: Path) -> None:
-    program = (
-        "import asyncio\n"
-        "from careful import Careful\n"
-        "from rollout.testing import play\n"
-        "played = asyncio.run(play(Careful, answers=['Adding', 'It is 1 of 2, 3, 4, 5, 6, 7, 8, 9 or 10.']))\n"
-        "print([str(kind) for kind in played.trajectory.root_kinds.values()], played.reward, played.turn_rewards)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "['auxiliary'] 1.0 {0: 0.1}"
+def test_the_table_has_every_key_of_the_environment() -> None:
+    keys = {name for name in ProgramSettings.model_fields if name not in SECTIONS} | BOTH_A_VALUE_AND_A_SECTION
+    keys |= {f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields}
+    assert sorted(row[0].strip("`") for row in PAGE.rows("key")) == sorted(keys)
 
 
-def test_the_files_of_the_coding_agents_can_be_read() -> None:
-    codex = tomllib.loads(FILES["config.toml"])
-    assert codex["model_provider"] in codex["model_providers"]
-    opencode = json.loads(FILES["opencode.json"])
-    provider, _, model = opencode["model"].partition("/")
-    assert model in opencode["provider"][provider]["models"]
+def test_the_page_names_every_placeholder() -> None:
+    assert {name for name in PLACEHOLDERS | DIRECTORY_PLACEHOLDERS if f"`{{{name}}}`" not in PAGE.text} == set()
 
 
-def test_the_table_has_every_key_of_the_section() -> None:
-    keys = {f"gateway.{name}" for name in GatewayConfig.model_fields if name != "limits"}
-    keys |= {f"gateway.limits.{name}" for name in GatewayLimits.model_fields}
-    assert sorted(TABLE_KEYS) == sorted(keys)
+def test_the_page_explains_every_reason_for_a_foreign_message() -> None:
+    assert [row[0] for row in PAGE.rows("reason in the summary")] == [reason.value for reason in ForeignReason]
 
 
-def test_the_guide_explains_every_reason_and_every_kind() -> None:
-    explained = set(re.findall(r"^\| ([^|`]+?) \|", GUIDE, re.MULTILINE))
-    kinds = {"sub-agent" if kind is RootKind.SUBAGENT else kind.value for kind in RootKind}
-    assert {reason.value for reason in ForeignReason} | kinds <= explained
+def test_the_table_has_every_known_agent_with_its_version() -> None:
+    rows = {row[0].strip("`"): row for row in PAGE.rows("`agent`")}
+    assert rows.keys() == AGENTS.keys()
+    for name, agent in AGENTS.items():
+        assert rows[name][2:4] == [", ".join(agent.tried_versions), f"`{agent.install}`"]
 
 
-def test_the_guide_names_every_variable_of_a_program() -> None:
-    (row,) = re.findall(r"^\| `environ` \| (.*) \|$", GUIDE, re.MULTILINE)
-    addresses = EndpointAddresses(address="127.0.0.1:1", model="model", key="key")
-    assert re.findall(r"`(\w+)`", row) == list(addresses.environ())
+def test_the_page_explains_every_row_of_doctor(directory: Path) -> None:
+    explained = {word for row in PAGE.rows("row") for word in row[0].split(", ")}
+    result = run_cli("doctor", "agent.yaml", "--agent", "--json")
+    subjects = {check["subject"] for check in json.loads(result.stdout)["checks"]}
+    subjects |= set(SUBJECTS.values())
+    shown = {subject.removeprefix("agent ") for subject in subjects if subject.startswith("agent ")}
+    assert shown == explained

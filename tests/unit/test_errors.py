@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rollout.environments.base import EnvironmentSettings, MultiTurnEnvironment, Reply, Turn
+from rollout.environments.base import EnvironmentSettings, Reply
+from rollout.environments.multi_turn import MultiTurnEnvironment, Turn
 from rollout.errors import ConfigurationError, describe_user_error, user_traceback
 from rollout.records.messages import Message
 from rollout.records.task import Task

@@ -4,10 +4,12 @@ import glob
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.guide_pages import GuidePage
 from tests.unit.cli.in_process import run_cli
 
 
@@ -52,3 +54,18 @@ def test_the_first_commands_of_the_readme_work(
             expanded = [path for argument in arguments for path in glob.glob(argument) or [argument]]
             result = run_cli(*expanded)
             assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_program_of_the_readme_plays(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = re.search(r"## Agent programs.*?```yaml\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    assert environment is not None
+    files = GuidePage.read("agents.md").files
+    for name in ("agent.py", "scores.py", "tasks.jsonl"):
+        (tmp_path / name).write_text(files[name])
+    config = tmp_path / "agent.yaml"
+    config.write_text(environment[1] + files["agent.yaml"][files["agent.yaml"].index("tasks:") :])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    result = run_cli("run", str(config), "--json", "--set", "engine.sampling.temperature=0", "--set", "tasks.count=1")
+    sys.modules.pop("scores", None)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["reward_mean"] == 1.0

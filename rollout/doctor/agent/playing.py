@@ -6,17 +6,19 @@ and the records go to a queue in memory that nobody reads.
 
 import asyncio
 import contextlib
+import os
 import textwrap
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.pool import RendererPool
+from rollout.api_keys import hide_keys
 from rollout.config.load import Config
 from rollout.doctor.agent.faults import Fault
 from rollout.doctor.agent.observed import ObservedSession, ObservedTurn
@@ -38,6 +40,8 @@ from rollout.worker.attempt import Attempt, RolloutTimeout, RunMetadata
 from transports import QueueError, open_queue
 
 _ERROR_CHARS = 160
+_OUTPUT_FOLLOWS = " Its last lines:"
+"""The end of the first line of an error of `Program`; what the program printed follows."""
 _OUTPUT_CHARS = 600
 _SPARE_SECONDS = 60.0
 """The watch ends a play in time. The attempt itself gets this much longer."""
@@ -118,7 +122,7 @@ class AgentPlay:
         if finished is None:
             return f"an error: {self.error}"
         if finished.error is not None:
-            message = str(finished.error.get("message"))
+            message = str(finished.error.get("message")).partition("\n")[0].removesuffix(_OUTPUT_FOLLOWS)
             return f"{finished.status}: {finished.error.get('type')}: {textwrap.shorten(message, _ERROR_CHARS)}"
         metrics = ", ".join(f"{name} {value:g}" for name, value in finished.metrics.items())
         reward = "no reward" if finished.reward is None else f"the reward {finished.reward:g}"
@@ -157,6 +161,16 @@ class AgentPlayer:
         """
         directory = self._directory / (fault.value if fault else "normal")
         directory.mkdir()
+        with _stderr_in_file(directory / "stderr.txt"):
+            return await self._play_in(directory, fault, limits, is_struck)
+
+    async def _play_in(
+        self,
+        directory: Path,
+        fault: Fault | None,
+        limits: PlayLimits,
+        is_struck: Callable[[SeenRequest], bool],
+    ) -> AgentPlay:
         script = AgentScript()
         gateway_socket = directory / "gateway.sock"
         proxy = AgentProxy(gateway_socket, fault, is_struck)
@@ -238,7 +252,7 @@ class AgentPlayer:
             seconds=end - began,
             called_tools=tuple(script.calls_made),
             is_shown_end=script.answers_after_end is not None,
-            output=_end_of_output(artifacts),
+            output=_end_of_output(directory),
         )
 
     def _new_environment(self) -> Environment:
@@ -310,10 +324,22 @@ async def _listening_at_socket(proxy: AgentProxy, path: Path | None) -> AsyncIte
         yield path
 
 
-def _end_of_output(artifacts: Path) -> str:
-    """Return the end of the newest text file that the environment kept; empty if there is none."""
+def _end_of_output(directory: Path) -> str:
+    """Return the end of what the program printed: the newest file that the environment kept, or else stderr."""
+    artifacts = directory / "artifacts"
     files = [file for file in artifacts.rglob("*") if file.is_file()] if artifacts.is_dir() else []
-    if not files:
-        return ""
-    newest = max(files, key=lambda file: file.stat().st_mtime)
-    return newest.read_text("utf-8", "replace")[-_OUTPUT_CHARS:].strip()
+    newest = max(files, key=lambda file: file.stat().st_mtime, default=directory / "stderr.txt")
+    return hide_keys(newest.read_text("utf-8", "replace")[-_OUTPUT_CHARS:].strip())
+
+
+@contextmanager
+def _stderr_in_file(path: Path) -> Iterator[None]:
+    """Send the stderr of this process to a file, because programs without a stderr of their own inherit it."""
+    with path.open("wb") as file:
+        saved = os.dup(2)
+        try:
+            os.dup2(file.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -37,6 +37,7 @@ class SandboxedCommand:
         gateway_socket: the unix socket of the gateway; None if the command must not reach the gateway.
         memory_bytes: the limit for memory; only for sandboxes outside of our cgroup, such as containers.
         processes: the limit for processes, for the same sandboxes.
+        read: files and directories of the user that the command names; it may read them.
     """
 
     argv: tuple[str, ...]
@@ -46,6 +47,7 @@ class SandboxedCommand:
     gateway_socket: Path | None = None
     memory_bytes: int | None = None
     processes: int | None = None
+    read: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +93,14 @@ class Sandbox(abc.ABC):
             SandboxMissing: it cannot be used here.
         """
 
-    def check_gateway(self, host: str, advertise: str | None) -> None:  # noqa: B027 - most sandboxes need nothing
-        """Check that programs inside reach the gateway.
+    def check_address(self, address: str) -> None:  # noqa: B027 - most sandboxes need nothing
+        """Check that programs inside can reach the gateway at an address, as far as the address says.
 
         Args:
-            host: the address at which the gateway listens, `gateway.host`.
-            advertise: the address that programs get, `gateway.advertise`; None: `host`.
+            address: the HOST:PORT that programs get.
 
         Raises:
-            ConfigurationError: they do not; the error says what to set.
+            ConfigurationError: they cannot; the error says what to set.
         """
 
     @abc.abstractmethod

@@ -46,6 +46,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "fs", "acpi", "scsi", "mtrr", "pressure")
 """Files of /proc that root may write without any capability."""
 _TEMPORARY_BYTES = 1 << 30
+"""The limit for each of /tmp, /var/tmp and /dev/shm, which are in memory. The workspace is on the disk."""
 _TRIAL_SECONDS = 30
 
 
@@ -99,7 +100,7 @@ class BwrapSandbox(Sandbox):
         """Return the command that starts bubblewrap. The variables stay variables, so no argument has the key."""
         workspace, socket = command.workspace, command.gateway_socket
         files = VisibleFiles(hidden=(workspace.root,))
-        self._add_files(files)
+        self._add_files(files, command.read)
         files.add_program(command.argv[0], command.environ)
         mounts = _mounts(files)
         for directory in (workspace.work, workspace.home, workspace.tmp):
@@ -125,9 +126,9 @@ class BwrapSandbox(Sandbox):
             return line.removeprefix(relay.START_FAILED)
         return line if exit_code == 1 and line.startswith("bwrap: ") else None
 
-    def _add_files(self, files: VisibleFiles) -> None:
+    def _add_files(self, files: VisibleFiles, read: Sequence[Path] = ()) -> None:
         files.add_system()
-        for path in (_RELAY, *self._read):
+        for path in (_RELAY, *self._read, *read):
             files.add(path)
 
     def _try(self, bwrap: str) -> None:
@@ -146,7 +147,7 @@ def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
         Path("/proc"): ("--proc", "/proc"),
         **{
             Path(path): ("--size", str(_TEMPORARY_BYTES), "--tmpfs", path)
-            for path in ("/tmp", "/var/tmp")  # noqa: S108 - these are not the directories of this machine
+            for path in ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - these are not the directories of this machine
         },
     }
     for name in _READ_ONLY_PROC:
@@ -157,9 +158,9 @@ def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
 
 
 def _in_order(mounts: Mapping[Path, Sequence[str]]) -> list[str]:
-    """Return the arguments so that a directory is mounted before what is inside; at last, make `/` read-only."""
+    """Return the arguments so that a directory is mounted before what is inside; at last, make two read-only."""
     order = sorted(mounts, key=lambda path: len(path.parts))
-    return [argument for path in order for argument in mounts[path]] + ["--remount-ro", "/"]
+    return [argument for path in order for argument in mounts[path]] + ["--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def _find_bwrap() -> str:

@@ -14,8 +14,9 @@ from rollout.config.environment_class import (
     class_problem,
     require_usable,
 )
-from rollout.environments.base import Environment, EnvironmentSettings, Model, MultiTurnEnvironment, Score
+from rollout.environments.base import Environment, EnvironmentSettings, Model, Score
 from rollout.environments.calculator import CALCULATE_TOOL
+from rollout.environments.multi_turn import MultiTurnEnvironment
 from rollout.errors import ConfigurationError
 from rollout.records.task import Task
 from rollout.texts import is_well_formed

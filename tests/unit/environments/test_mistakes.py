@@ -9,16 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollout.environments.base import (
-    Environment,
-    EnvironmentSettings,
-    Model,
-    MultiTurnEnvironment,
-    Reply,
-    Score,
-    Turn,
-    WrongReturn,
-)
+from rollout.environments.base import Environment, EnvironmentSettings, Model, Reply, Score, WrongReturn
+from rollout.environments.multi_turn import MultiTurnEnvironment, Turn
 from rollout.records.messages import FinishReason, Message
 from rollout.records.task import Task
 from rollout.session.policy import PolicyClient

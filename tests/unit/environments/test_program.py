@@ -193,3 +193,11 @@ def test_the_workspace_is_gone_when_the_rollout_has_ended(play_rollout: PlayRoll
     work = Path((played.artifacts / "output.txt").read_text().strip())
     assert work.name == "work"
     assert not work.parent.exists()
+
+
+def test_a_program_whose_files_are_too_large_to_keep_still_fails_with_its_own_error(play_rollout: PlayRollout) -> None:
+    keep = {"files": ["*"], "max_bytes": 0}
+    played = play_rollout(Program, settings=program("open('a.log', 'w').write('x'); exit(3)", keep=keep), answers=[])
+    assert "the exit code 3" in error_of(played)
+    assert played.artifacts is not None
+    assert "'a.log'" in (played.artifacts / "not-kept.txt").read_text()

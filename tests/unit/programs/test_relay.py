@@ -142,6 +142,10 @@ def test_the_exit_code_is_that_of_the_command(path: Path, forwards: bool) -> Non
     assert subprocess.run(relay_command("sh", "-c", "exit 3", forward=forward), timeout=30, check=False).returncode == 3
 
 
+def test_the_command_has_no_terminal_of_the_user(path: Path) -> None:
+    assert play(path, "print(os.getsid(0) == os.getpid())").stdout == "True\n"
+
+
 def test_the_exit_code_names_the_signal_that_ended_the_command(path: Path) -> None:
     assert play(path, f"os.kill(os.getpid(), {signal.SIGKILL})").returncode == 128 + signal.SIGKILL
 

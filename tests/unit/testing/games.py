@@ -8,16 +8,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from rollout.environments.base import (
-    ContextExhausted,
-    Environment,
-    EnvironmentSettings,
-    Model,
-    MultiTurnEnvironment,
-    Reply,
-    Score,
-    Turn,
-)
+from rollout.environments.base import ContextExhausted, Environment, EnvironmentSettings, Model, Reply, Score
+from rollout.environments.multi_turn import MultiTurnEnvironment, Turn
 from rollout.records.messages import Message
 from rollout.records.task import Task
 

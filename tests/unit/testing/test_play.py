@@ -11,19 +11,10 @@ import pytest
 from PIL import Image
 
 from rollout.config.environment_class import EnvironmentUnusable
-from rollout.environments.base import (
-    ContextExhausted,
-    Environment,
-    EnvironmentSettings,
-    Model,
-    MultiTurnEnvironment,
-    Reply,
-    Retry,
-    Score,
-    Turn,
-)
+from rollout.environments.base import ContextExhausted, Environment, EnvironmentSettings, Model, Reply, Retry, Score
 from rollout.environments.calculator import Calculator
 from rollout.environments.color_codeword import ColorCodeword
+from rollout.environments.multi_turn import MultiTurnEnvironment, Turn
 from rollout.records.endings import RolloutLimit, RolloutStatus
 from rollout.records.messages import FinishReason, Message
 from rollout.records.task import Task

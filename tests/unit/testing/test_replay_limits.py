@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 from rollout.config.source import ConfigFileError
-from rollout.environments.base import Environment, EnvironmentSettings, Model, Reply, Retry, Score, Turn
+from rollout.environments.base import Environment, EnvironmentSettings, Model, Reply, Retry, Score
+from rollout.environments.multi_turn import Turn
 from rollout.records.task import Task
 from rollout.testing import CannotReplay, replay
 from rollout.testing.replaying import replay_at_once

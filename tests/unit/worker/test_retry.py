@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from rollout.environments.base import Model, MultiTurnEnvironment, Reply, Retry, Score, Turn
+from rollout.environments.base import Model, Reply, Retry, Score
+from rollout.environments.multi_turn import MultiTurnEnvironment, Turn
 from rollout.records.messages import Message
 from rollout.records.task import Task
 from rollout.trainer import check

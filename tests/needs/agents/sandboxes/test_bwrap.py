@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rollout.programs.process import EndReason, ProgramLimits, ProgramProcess, run_program
 from rollout.programs.sandboxes import relay
 from rollout.programs.sandboxes.base import SandboxedCommand, SandboxMissing
 from rollout.programs.sandboxes.registry import open_sandbox, parse_sandbox
@@ -109,19 +110,9 @@ def test_work_home_and_temporary_files_are_written(world: World) -> None:
 
 def test_no_other_place_is_written(world: World) -> None:
     name = f"{world.workspace.root.name}-file"
-    real = (
-        sys.prefix,
-        sys.base_prefix,
-        "/usr",
-        "/usr/local/bin",
-        "/etc",
-        "/opt",
-        "/",
-        str(Path.home()),
-        "/var",
-        "/home",
-    )
-    own = ("/tmp", "/var/tmp", "/dev", "/dev/shm", str(world.workspace.root))
+    home = str(Path.home())
+    real = (sys.prefix, sys.base_prefix, "/usr", "/usr/local/bin", "/etc", "/opt", "/", home, "/var", "/home", "/dev")
+    own = ("/tmp", "/var/tmp", "/dev/shm", str(world.workspace.root))
     write = """
 import os, sys
 for directory in sys.argv[2:]:
@@ -232,6 +223,30 @@ def test_all_processes_end_with(ends: str, world: World) -> None:
         assert len(world.processes.pids()) >= 5
         process.kill()
     world.processes.wait_until_gone(30)
+
+
+async def test_a_program_in_bwrap_is_ended_at_a_limit(world: World, tmp_path: Path) -> None:
+    def process(command: str, **limits: int) -> ProgramProcess:
+        wrapped = world.wrap("bwrap", "sh", "-c", command)
+        return ProgramProcess(
+            argv=wrapped.argv,
+            environ=wrapped.environ,
+            directory=world.workspace.work,
+            workspace=world.workspace,
+            output=tmp_path / "output",
+            limits=ProgramLimits(**{"seconds": 60, "output_bytes": 1 << 20, **limits}),
+        )
+
+    asked = await run_program(
+        process("trap 'echo asked > asked; exit 7' TERM; while :; do sleep 0.05; done", seconds=3)
+    )
+    assert (asked.reason, asked.exit_code) == (EndReason.TIMEOUT, 7)
+    assert (world.workspace.work / "asked").exists()
+    deaf = await run_program(process("trap '' TERM; setsid sleep 1000 & while :; do sleep 0.05; done", seconds=2))
+    assert deaf.reason is EndReason.TIMEOUT
+    chatty = await run_program(process("yes", output_bytes=1 << 16))
+    assert chatty.reason is EndReason.OUTPUT
+    assert world.processes.pids() == []
 
 
 def test_what_a_program_leaves_behind_ends_with_it(world: World) -> None:
