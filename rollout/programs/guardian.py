@@ -261,8 +261,7 @@ def main() -> None:
     if read is None:
         return
     job, stops_early = read
-    for file in job.held_files:
-        os.set_inheritable(file, False)  # they are ours alone, so that they are free when we have ended
+    os.set_inheritable(job.lock_fd, False)  # it is not the program's, so that it is free when we have ended
     guard = ProgramGuard(job)
     answer: dict[str, object] = {}
     try:

@@ -85,7 +85,7 @@ class ProgramProcess:
 
     Attributes:
         argv: the program and its arguments.
-        environ: all its environment variables, with those of `workspace.environ()`.
+        environ: all its environment variables, with `workspace.mark`.
         directory: its working directory.
         workspace: the directories that exist for it alone. The guardian removes them if the worker dies.
         output: the file for what it prints, without keys. Only the beginning and the end of long output are kept. Its
@@ -93,7 +93,6 @@ class ProgramProcess:
         limits: what it may use.
         stdin: the text that it can read.
         cleanup: commands to run when it has ended, such as one that removes a container.
-        held_files: descriptors of locked files, such as `machine_slot`. The guardian holds them to the end, too.
     """
 
     argv: tuple[str, ...]
@@ -104,7 +103,6 @@ class ProgramProcess:
     limits: ProgramLimits
     stdin: str = ""
     cleanup: tuple[tuple[str, ...], ...] = ()
-    held_files: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +208,7 @@ class _Guardian:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                pass_fds=(process.workspace.lock_fd, *process.held_files),
+                pass_fds=(process.workspace.lock_fd,),
                 limit=_MAX_ANSWER_BYTES,
             )
         except OSError as error:
@@ -273,6 +271,6 @@ class _Guardian:
             "processes": limits.processes,
             "stdin": process.stdin,
             "cleanup": process.cleanup,
-            "held_files": (process.workspace.lock_fd, *process.held_files),
+            "lock_fd": process.workspace.lock_fd,
             "place": _place(),
         }

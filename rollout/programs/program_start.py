@@ -41,7 +41,7 @@ class Job:
     processes: int | None
     stdin: str
     cleanup: list[list[str]]
-    held_files: list[int]
+    lock_fd: int
     place: tuple[int, dict[str, str]] | None
 
     def __init__(self, fields: dict[str, object]) -> None:

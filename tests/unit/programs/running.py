@@ -66,19 +66,17 @@ class Programs:
         stdin: str = "",
         environ: Mapping[str, str] | None = None,
         cleanup: tuple[tuple[str, ...], ...] = (),
-        held_files: tuple[int, ...] = (),
         directory: Path | None = None,
     ) -> ProgramProcess:
         return ProgramProcess(
             argv=argv,
-            environ={**os.environ, **self.workspace.environ()} if environ is None else environ,
+            environ={**os.environ, **self.workspace.environ(), **self.workspace.mark} if environ is None else environ,
             directory=directory or self.workspace.work,
             workspace=self.workspace,
             output=self.output,
             limits=ProgramLimits(seconds, output_bytes, memory_bytes, processes),
             stdin=stdin,
             cleanup=cleanup,
-            held_files=held_files,
         )
 
     async def shell(self, script: str, **options: object) -> ProgramEnd:
