@@ -10,7 +10,7 @@ answers, so a policy that does not get them again cannot score.
 
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -65,27 +65,38 @@ class LearnedCodeword(Environment):
         """See `Environment.tasks`."""
         assert isinstance(tasks, CodewordTasks)
         for task in super().tasks(tasks):
-            yield replace(task, data={"codeword": random.Random(task.seed).choices(COLORS, k=tasks.pictures)})
+            yield replace(task, data={"codeword": draw_codeword(task, tasks.pictures)})
 
     async def run(self, task: Task, model: Model) -> Score:
         """See `Environment.run`."""
         codeword: list[str] = task.data["codeword"]
         conversation: list[dict[str, Any]] = []
-        right: list[bool] = []
+        answers: list[str] = []
         for turn, color in enumerate(codeword):
             picture = {"type": "image", "image": draw(color, seed=(task.seed, turn))}
             conversation.append({"role": "user", "content": [picture]})
             reply = await model.chat(conversation, sampling=_colors(1))
             conversation.append(reply.message)
-            right.append(reply.text == color)
+            answers.append(reply.text)
         conversation.append({"role": "user", "content": "All?"})
         reply = await model.chat(conversation, sampling=_colors(len(codeword)))
-        recalled = [said == shown for said, shown in zip(_COLOR.findall(reply.text), codeword, strict=True)]
-        counted = recalled if self.settings.ask == "at_end" else right + recalled
-        return Score(
-            reward=sum(counted) / len(counted),
-            metrics={f"right.{answer}": float(was) for answer, was in enumerate(counted)},
-        )
+        return score_answers(codeword, [*answers, reply.text], ask=self.settings.ask)
+
+
+def draw_codeword(task: Task, length: int) -> list[str]:
+    """Return the colours that a task shows; they are computed from its seed."""
+    return random.Random(task.seed).choices(COLORS, k=length)
+
+
+def score_answers(codeword: Sequence[str], answers: Sequence[str], *, ask: Literal["along", "at_end"]) -> Score:
+    """Score the answers of all turns; the last one names all colours."""
+    right = [said == shown for said, shown in zip(answers[:-1], codeword, strict=True)]
+    recalled = [said == shown for said, shown in zip(_COLOR.findall(answers[-1]), codeword, strict=True)]
+    counted = recalled if ask == "at_end" else right + recalled
+    return Score(
+        reward=sum(counted) / len(counted),
+        metrics={f"right.{answer}": float(was) for answer, was in enumerate(counted)},
+    )
 
 
 def draw(color: str, *, seed: tuple[int, int]) -> Image.Image:

@@ -150,8 +150,12 @@ def advantages_of_answers(group: Group) -> torch.Tensor:
     """Return the advantage of every answer that counts, (rollouts, answers)."""
     right = torch.tensor(
         [
-            [trajectory.metrics[f"right.{answer}"] for answer in range(len(trajectory.metrics))]
+            [trajectory.metrics[f"right.{answer}"] for answer in range(_count_answers(trajectory))]
             for trajectory in trainable_trajectories(group)
         ]
     )
     return (right - right.mean(0)) / (right.std(0, unbiased=False) + 1e-6)
+
+
+def _count_answers(trajectory: Trajectory) -> int:
+    return sum(name.startswith("right.") for name in trajectory.metrics)

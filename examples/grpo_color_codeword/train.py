@@ -2,6 +2,7 @@
 
     python -m examples.grpo_color_codeword.train                     # the engine is `rollout serve transformers`
     python -m examples.grpo_color_codeword.train --sampler vllm --set environment.ask=at_end
+    python -m examples.grpo_color_codeword.train --agent             # a program plays over HTTP
 
 At least five processes run: this trainer, an engine, `rollout launch` and its workers. Training ends when the mean
 reward of five batches reaches the target. It writes its curves as a picture into the run's directory. If engine and
@@ -26,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from examples.grpo_color_codeword.checkpoint import make_policy
 from examples.grpo_color_codeword.curves import CURVES, svg, table
 from examples.grpo_color_codeword.processes import exit_on_signals, transformers_sampler, vllm_sampler
-from examples.grpo_color_codeword.training import Training, TrainingStep
+from examples.grpo_color_codeword.training import AGENT_CONFIG, CONFIG, Training, TrainingStep
 from rollout.errors import RolloutError
 
 _SMOOTHING_STEPS = 5
@@ -37,6 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="the seed of the weights, the tasks and the sampling")
     parser.add_argument("--sampler", choices=("transformers", "vllm"), default="transformers", help="the engine")
+    parser.add_argument("--agent", action="store_true", help="let an agent program play, in place of the environment")
     parser.add_argument("--vllm", type=Path, help="vLLM's executable, for example of another environment")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the directory for the run's directory")
     parser.add_argument("--workers", type=int, default=2, help="how many worker processes to start")
@@ -63,12 +65,21 @@ def train(options: argparse.Namespace) -> list[TrainingStep]:
             seed_overrides = [f"engine.sampling.seed={options.seed}"] if options.sampler == "transformers" else []
             overrides = [*seed_overrides, *options.set]
             training = Training(
-                checkpoint, runs, engine, seed=options.seed, workers=options.workers, overrides=overrides
+                checkpoint,
+                runs,
+                engine,
+                seed=options.seed,
+                workers=options.workers,
+                config=AGENT_CONFIG if options.agent else CONFIG,
+                overrides=overrides,
             )
             with training:
                 steps = train_with_display(training, options)
         copy_missing_files(training.run.weights_path, checkpoint)
-    title = f"{options.sampler}, seed {options.seed}: {smoothed_reward(steps):.3f} after {steps[-1].seconds:.0f} s"
+    player = ", agent" if options.agent else ""
+    title = (
+        f"{options.sampler}{player}, seed {options.seed}: {smoothed_reward(steps):.3f} after {steps[-1].seconds:.0f} s"
+    )
     picture = training.run.path / "learning.svg"
     picture.write_text(svg(steps, title, CURVES), "utf-8")
     print(f"{title}; {summary(steps)}; curves: {picture}")

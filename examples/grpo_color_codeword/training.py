@@ -29,6 +29,7 @@ from rollout.trainer import (
 from rollout.trainer.weights.from_config import publisher_settings
 
 CONFIG = Path(__file__).with_name("codeword.yaml")
+AGENT_CONFIG = Path(__file__).with_name("codeword_agent.yaml")
 _POLL_SECONDS = 0.5
 _BATCH_TIMEOUT_SECONDS = 120.0
 """How many seconds a batch may take before training fails."""
@@ -68,7 +69,15 @@ class Training:
     """
 
     def __init__(
-        self, checkpoint: Path, runs: Path, engine: str, *, seed: int, workers: int, overrides: Sequence[str] = ()
+        self,
+        checkpoint: Path,
+        runs: Path,
+        engine: str,
+        *,
+        seed: int,
+        workers: int,
+        config: Path = CONFIG,
+        overrides: Sequence[str] = (),
     ) -> None:
         run_settings = {
             "engine.urls": f'["{engine}"]',
@@ -77,7 +86,7 @@ class Training:
             "tasks.seed": seed,
         }
         run, [launch_config] = create_run(
-            [CONFIG], [*(f"{key}={value}" for key, value in run_settings.items()), *overrides]
+            [config], [*(f"{key}={value}" for key, value in run_settings.items()), *overrides]
         )
         self.run, self._config, self._workers = run, launch_config.config, workers
         materializer = Materializer.from_pretrained(checkpoint, backend="pil")

@@ -137,9 +137,10 @@ class _PlayedProgram:
         self._workspace = workspace
         self._artifacts = artifacts
         self._sandbox = open_sandbox(settings.sandbox)
+        self._inside = self._sandbox.directories(workspace)
         self._values: Mapping[str, str] = {
-            "workdir": str(workspace.work),
-            "home": str(workspace.home),
+            "workdir": str(self._inside.work),
+            "home": str(self._inside.home),
             "python": sys.executable,
             "config_dir": str(settings.config_dir),
         }
@@ -204,8 +205,8 @@ class _PlayedProgram:
                 base_url=endpoint.base_url,
                 anthropic_base_url=endpoint.anthropic_base_url,
                 model=endpoint.model,
-                work=workspace.work,
-                home=workspace.home,
+                work=self._inside.work,
+                home=self._inside.home,
                 context_tokens=settings.context_tokens,
             )
             prepared = agent.prepare(call)
@@ -242,7 +243,6 @@ class _PlayedProgram:
             SandboxedCommand(
                 argv=argv,
                 environ=environ,
-                directory=workspace.work,
                 workspace=workspace,
                 gateway_socket=workspace.gateway_socket if with_gateway and self._sandbox.uses_socket else None,
                 memory_bytes=limits.memory_bytes,
@@ -265,7 +265,7 @@ class _PlayedProgram:
         """Return all variables of a process. Nothing else of the worker's environment reaches it."""
         own = {name: self._fill(text) for name, text in self._settings.env.items()}
         base = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
-        return {**base, **self._workspace.environ(), **more, **own}
+        return {**base, **self._inside.environ(), **self._workspace.mark, **more, **own}
 
     def _fill(self, text: str) -> str:
         return fill_placeholders(text, self._values, self._task)
@@ -277,7 +277,7 @@ class _PlayedProgram:
 
     def _named_directories(self, texts: Iterable[str]) -> tuple[Path, ...]:
         """Return the directories that texts name by {config_dir}, and the directories of the files that they name."""
-        found = {}
+        found: dict[Path, None] = {}
         for text in texts:
             for name in _IN_CONFIG_DIRECTORY.findall(text):
                 path = Path(self._fill_argument(name))

@@ -26,6 +26,11 @@ def check_program(settings: ProgramSettings) -> str:
         SandboxMissing: the sandbox cannot be used here.
         ScoreFunctionUnusable: the function that scores cannot be imported or called.
     """
+    if sys.platform != "linux":
+        raise ProgramMissing(
+            "environment.class: Program runs programs on Linux alone, because only there all their processes can be "
+            "found and ended. Use Linux, or write an environment with model.endpoint()."
+        )
     load_score_function(settings)
     sandbox = open_sandbox(settings.sandbox)
     found_sandbox = sandbox.check()

@@ -15,7 +15,7 @@ from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.dialects.normal_form import digest_form, incoming_message, merge_messages, normal_calls
 from rollout.gateway.foreign import ForeignReason, smallest_difference, with_parsed_arguments
 from rollout.records.conversations import Echo
-from rollout.records.messages import Message
+from rollout.records.messages import Message, MessageError
 
 __all__ = ["ConversationTree", "EchoMode", "ForeignReason", "Resolved"]
 
@@ -108,6 +108,9 @@ class ConversationTree:
         Args:
             messages: the whole conversation of the request.
             tools_key: a digest of its tools. Answers are recognised only under the tools that they were given under.
+
+        Raises:
+            MessageError: the result of a tool belongs to no call before it.
         """
         node = self._roots.get(tools_key)
         if node is None:
@@ -148,7 +151,10 @@ class ConversationTree:
                     message = incoming.message
                     if role == "tool":
                         # The path says which call it is, so a known node has its name already.
-                        message = with_call(message, call_id, names.find(call_id, resolved))
+                        name = names.find(call_id, resolved)
+                        if name is None:
+                            raise _no_call(at, incoming.message.get("tool_call_id"))
+                        message = with_call(message, call_id, name)
                     child = node.children[child_key] = _Node(message)
                 node = child
                 at += 1
@@ -284,6 +290,13 @@ class ConversationTree:
             return reason
         # If the answer comes later, this message was put before it.
         return ForeignReason.INSERTED if any(_known_form(node, later) for later in messages[at + 1 :]) else reason
+
+
+def _no_call(index: int, call_id: Any) -> MessageError:
+    return MessageError(
+        f"messages[{index}] is the result of the tool call {str(call_id)[:100]!r}, but no message before it has a call "
+        "with this id. Send the message with the call, too, or correct the id."
+    )
 
 
 def _possible_echoes(

@@ -1,9 +1,9 @@
 """The guardian: a small process that starts one program, reads its output, and ends all its processes.
 
-`rollout.programs.process.run_program` starts it as `python -P -m rollout.programs.guardian`. The first line of its
-standard input is a `Job` as JSON. Then the worker writes `stop` if the program must end early. The end of the input
-means that the worker is dead. The guardian prints lines of JSON: `{"session": 123}` when the program has started, and
-the fields of `ProgramEnd` when nothing of it is left; or `{"cannot_start": "why"}`.
+`rollout.programs.process.run_program` starts it. The first line of its standard input is a `Job` as JSON. Then the
+worker writes `stop` if the program must end early. The end of the input means that the worker is dead. The guardian
+prints lines of JSON: `{"session": 123}` when the program has started, and the fields of `ProgramEnd` when nothing of it
+is left; or `{"cannot_start": "why"}`.
 
 On Linux, a process whose parent dies becomes a child of the guardian. So nothing of a program is left when the guardian
 has no child, whatever the program did. The guardian imports only the standard library, because it must start quickly.
@@ -261,8 +261,7 @@ def main() -> None:
     if read is None:
         return
     job, stops_early = read
-    for file in job.held_files:
-        os.set_inheritable(file, False)  # they are ours alone, so that they are free when we have ended
+    os.set_inheritable(job.lock_fd, False)  # it is not the program's, so that it is free when we have ended
     guard = ProgramGuard(job)
     answer: dict[str, object] = {}
     try:
@@ -279,7 +278,3 @@ def main() -> None:
             return
     else:
         print_answer(answer)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ program and all its descendants at a limit, when this coroutine is cancelled, an
 import asyncio
 import json
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,6 +28,11 @@ from rollout.programs.workspace import Workspace
 
 log = structlog.get_logger()
 
+_GUARDIAN_COMMAND = (
+    *(sys.executable, "-I", "-S", "-X", "utf8"),  # nothing of a user is imported, which would need time or could print
+    *("-c", "import sys; sys.path.append(sys.argv[1]); from rollout.programs.guardian import main; main()"),
+    str(Path(__file__).parent.parent.parent),
+)
 _MARGIN_SECONDS = 30.0
 """How much longer than planned a guardian may need on a busy machine, before it counts as lost."""
 _MAX_ANSWER_BYTES = 1 << 20
@@ -46,7 +51,10 @@ class GuardianLost(RolloutError):
 
 
 class EndReason(Enum):
-    """Why a program ended."""
+    """Why a program ended.
+
+    MEMORY: the system killed one of its processes because of `ProgramLimits.memory_bytes`.
+    """
 
     EXITED = "exited"
     TIMEOUT = "timeout"
@@ -77,7 +85,7 @@ class ProgramProcess:
 
     Attributes:
         argv: the program and its arguments.
-        environ: all its environment variables, with those of `workspace.environ()`.
+        environ: all its environment variables, with `workspace.mark`.
         directory: its working directory.
         workspace: the directories that exist for it alone. The guardian removes them if the worker dies.
         output: the file for what it prints, without keys. Only the beginning and the end of long output are kept. Its
@@ -85,7 +93,6 @@ class ProgramProcess:
         limits: what it may use.
         stdin: the text that it can read.
         cleanup: commands to run when it has ended, such as one that removes a container.
-        held_files: descriptors of locked files, such as `machine_slot`. The guardian holds them to the end, too.
     """
 
     argv: tuple[str, ...]
@@ -96,7 +103,6 @@ class ProgramProcess:
     limits: ProgramLimits
     stdin: str = ""
     cleanup: tuple[tuple[str, ...], ...] = ()
-    held_files: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +140,10 @@ async def run_program(process: ProgramProcess) -> ProgramEnd:
     except (TimeoutError, ConnectionError):
         answer = None
     except BaseException:
-        await _finish(guardian.stop())
+        await _finish(guardian.stop)
         raise
     if answer is None:
-        await _finish(guardian.end_without())
+        await _finish(guardian.end_without)
         raise GuardianLost(
             f"the guardian of the program {process.argv[0]} was killed, so nobody knows how the program ended; its "
             "processes were killed, too. Look for the cause in the log of the machine, such as a lack of memory."
@@ -161,14 +167,15 @@ def _read_answer(process: ProgramProcess, answer: Mapping[str, Any]) -> ProgramE
     )
 
 
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
-    """Run this to its end, however often this task is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
+async def _finish(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run this to its end, however often this task is cancelled meanwhile. At its end, a loop cancels all its tasks."""
+    task = asyncio.ensure_future(work())
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
+        if task.cancelled():
+            task = asyncio.ensure_future(work())
+    task.result()
 
 
 @cache
@@ -197,11 +204,11 @@ class _Guardian:
     async def start(cls, process: ProgramProcess) -> Self:
         try:
             guardian = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "rollout.programs.guardian"),
+                *_GUARDIAN_COMMAND,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                pass_fds=(process.workspace.lock_fd, *process.held_files),
+                pass_fds=(process.workspace.lock_fd,),
                 limit=_MAX_ANSWER_BYTES,
             )
         except OSError as error:
@@ -264,6 +271,6 @@ class _Guardian:
             "processes": limits.processes,
             "stdin": process.stdin,
             "cleanup": process.cleanup,
-            "held_files": (process.workspace.lock_fd, *process.held_files),
+            "lock_fd": process.workspace.lock_fd,
             "place": _place(),
         }

@@ -41,7 +41,7 @@ class Job:
     processes: int | None
     stdin: str
     cleanup: list[list[str]]
-    held_files: list[int]
+    lock_fd: int
     place: tuple[int, dict[str, str]] | None
 
     def __init__(self, fields: dict[str, object]) -> None:
@@ -57,43 +57,52 @@ def become_program(
     job: Job, group: ControlGroup | None, parent: int, streams: tuple[int, int, int], failure_start: int
 ) -> "NoReturn":
     """Replace this child of the guardian by the program; write why that fails into `failure_start`."""
-    action = "cannot be set up"
+    step = "its process cannot be set up"
     try:
         os.setsid()
         _prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call above
             os._exit(1)
-        action = "cannot be put into its cgroup"
         if group is not None:
             group.add_this_process()
         _write_oom_score()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain the key
-        action = f"cannot enter its working directory {job.directory}"
+        step = f"its working directory {job.directory} cannot be entered"
         os.chdir(job.directory)
         for number in (signal.SIGPIPE, signal.SIGXFSZ, *IGNORED_SIGNALS):
             signal.signal(number, signal.SIG_DFL)
         for file, stream in enumerate(streams):
             os.dup2(stream, file)
-        action = "cannot be executed"
+        step = ""
         os.execvpe(job.argv[0], job.argv, job.environ)  # noqa: S606 - to run the program is what we are for
     except (OSError, ValueError) as error:
-        os.write(failure_start, f"it {action}: {_explain(error, job)}".encode(errors="replace"))
+        reason = f"{step}: {_describe(error)}" if step else _explain_exec(error, job)
+        os.write(failure_start, reason.encode(errors="replace"))
     finally:
         os._exit(1)
 
 
-def _explain(error: OSError | ValueError, job: Job) -> str:
-    if isinstance(error, ValueError):
-        return f"{error} in an argument or a variable"
+def _explain_exec(error: OSError | ValueError, job: Job) -> str:
+    """Return why a program cannot be executed, and what to do."""
     name = job.argv[0]
-    if isinstance(error, FileNotFoundError) and os.path.isdir(job.directory):
+    if isinstance(error, ValueError):
+        return f"an argument or a variable is not possible: {error}"
+    if isinstance(error, FileNotFoundError):
         if "/" not in name:
-            return f"no directory of PATH contains it (PATH={job.environ.get('PATH', os.defpath)})"
+            path = job.environ.get("PATH", os.defpath)
+            return f"no directory of PATH contains it; install it, or name its path (PATH is {path})"
         if os.path.exists(name):
             return "the interpreter in its first line, or its loader, does not exist"
+        return "there is no such file"
+    if isinstance(error, PermissionError):
+        return "its file is not executable, or in a directory that this user cannot enter"
     if error.errno == errno.ENOEXEC:
         return "it is neither a program for this machine, nor a script that begins with a line such as #!/bin/sh"
-    return error.strerror or str(error)
+    return _describe(error)
+
+
+def _describe(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _write_oom_score() -> None:

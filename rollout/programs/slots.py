@@ -1,9 +1,9 @@
 """Limits how many programs run at the same time on one machine, in all workers of a user.
 
-    async with machine_slot(limit) as lock:
-        ...     # give `lock` to the guardian: ProgramProcess(held_files=(lock,), …)
+    async with machine_slot(limit):
+        ...
 
-A slot is a lock on a file. The system releases it when the last process that holds it has ended.
+A slot is a lock on a file. The system releases it when the worker that holds it has ended.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ class SlotsUnusable(RolloutError):
 
 
 @asynccontextmanager
-async def machine_slot(limit: int) -> AsyncIterator[int]:
-    """Wait until fewer than `limit` slots are taken, and hold one; yield the file descriptor of its lock.
+async def machine_slot(limit: int) -> AsyncIterator[None]:
+    """Wait until fewer than `limit` slots are taken, and hold one.
 
     Raises:
         SlotsUnusable: the locks cannot be made.
@@ -38,9 +38,9 @@ async def machine_slot(limit: int) -> AsyncIterator[int]:
         while (lock := _take_slot(directory, limit)) is None:  # noqa: ASYNC110 - other processes hold them
             await asyncio.sleep(_POLL_SECONDS)
     try:
-        yield lock
+        yield
     finally:
-        os.close(lock)  # the guardian may still hold it
+        os.close(lock)
 
 
 _queues: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()

@@ -48,7 +48,61 @@ class WorkspaceError(RolloutError):
 
 
 @dataclass(frozen=True, slots=True)
-class Workspace:
+class ProgramDirectories:
+    """The paths of a program's directories.
+
+    Attributes:
+        root: the directory with all others.
+    """
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        """The working directory of the program."""
+        return self.root / "work"
+
+    @property
+    def home(self) -> Path:
+        """The home of the program."""
+        return self.root / "home"
+
+    @property
+    def tmp(self) -> Path:
+        """The directory for the temporary files of the program."""
+        return self.root / "tmp"
+
+    @property
+    def gateway_directory(self) -> Path:
+        """The directory with nothing but the unix socket of the gateway; a sandbox can mount it."""
+        return self.root / "gateway"
+
+    @property
+    def gateway_socket(self) -> Path:
+        """The unix socket at which the gateway listens for this program alone."""
+        return self.gateway_directory / "socket"
+
+    @property
+    def writable(self) -> tuple[Path, Path, Path]:
+        """The directories that the program may write."""
+        return self.work, self.home, self.tmp
+
+    def environ(self) -> Mapping[str, str]:
+        """Return the variables that name the directories: HOME, TMPDIR and the XDG directories."""
+        return {
+            "HOME": str(self.home),
+            "TMPDIR": str(self.tmp),
+            "TMP": str(self.tmp),
+            "TEMP": str(self.tmp),
+            "XDG_CONFIG_HOME": str(self.home / ".config"),
+            "XDG_DATA_HOME": str(self.home / ".local" / "share"),
+            "XDG_CACHE_HOME": str(self.home / ".cache"),
+            "XDG_STATE_HOME": str(self.home / ".local" / "state"),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace(ProgramDirectories):
     """The directories of one program. Only the user of the worker can enter them.
 
     Attributes:
@@ -56,7 +110,6 @@ class Workspace:
         lock: the locked file `lock` in the root. A workspace is abandoned when no process has this lock.
     """
 
-    root: Path
     lock: io.FileIO = field(repr=False, compare=False)
 
     @classmethod
@@ -89,43 +142,9 @@ class Workspace:
         return self.lock.fileno()
 
     @property
-    def work(self) -> Path:
-        """The working directory of the program."""
-        return self.root / "work"
-
-    @property
-    def home(self) -> Path:
-        """The home of the program."""
-        return self.root / "home"
-
-    @property
-    def tmp(self) -> Path:
-        """The directory for the temporary files of the program."""
-        return self.root / "tmp"
-
-    @property
-    def gateway_directory(self) -> Path:
-        """The directory with nothing but the unix socket of the gateway; a sandbox can mount it."""
-        return self.root / "gateway"
-
-    @property
-    def gateway_socket(self) -> Path:
-        """The unix socket at which the gateway listens for this program alone."""
-        return self.gateway_directory / "socket"
-
-    def environ(self) -> Mapping[str, str]:
-        """Return the variables that name the directories: HOME, TMPDIR, the XDG directories, and `VARIABLE`."""
-        return {
-            "HOME": str(self.home),
-            "TMPDIR": str(self.tmp),
-            "TMP": str(self.tmp),
-            "TEMP": str(self.tmp),
-            "XDG_CONFIG_HOME": str(self.home / ".config"),
-            "XDG_DATA_HOME": str(self.home / ".local" / "share"),
-            "XDG_CACHE_HOME": str(self.home / ".cache"),
-            "XDG_STATE_HOME": str(self.home / ".local" / "state"),
-            VARIABLE: str(self.root),
-        }
+    def mark(self) -> Mapping[str, str]:
+        """The variable by which the processes of the program are recognised."""
+        return {VARIABLE: str(self.root)}
 
     def remove(self) -> None:
         """Remove all directories, also those that the program made unreadable. Do nothing if they are gone.

@@ -14,6 +14,8 @@ SUBJECTS = {
     Fault.CUT: "agent at a cut",
 }
 """The subject of the row of each play."""
+_LOOP_REQUESTS = 10
+"""A program that sends fewer requests until it is ended waits between them, and does no harm."""
 _NEVER_SENT = "the gateway never sends this error: it answers that the policy was not asked"
 
 
@@ -44,6 +46,9 @@ def _describe_refused(subject: str, play: AgentPlay) -> CheckResult:
         message = f"it neither asks again nor ends within {_seconds(play)}"
         return CheckResult(subject, message, CheckStatus.BAD, fix)
     fix = "an option of the agent that limits how often it asks again"
+    if len(play.after_fault) < _LOOP_REQUESTS:
+        message = f"it asks again with long pauses: {_count(play)} in {_seconds(play)}; then it was ended"
+        return CheckResult(subject, message, CheckStatus.UNKNOWN, fix)
     message = f"it asks again without end: {_count(play)} in {_seconds(play)}"
     return CheckResult(subject, message, CheckStatus.BAD, fix)
 

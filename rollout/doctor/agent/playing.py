@@ -40,6 +40,8 @@ from rollout.worker.attempt import Attempt, RolloutTimeout, RunMetadata
 from transports import QueueError, open_queue
 
 _ERROR_CHARS = 160
+_OUTPUT_FOLLOWS = " Its last lines:"
+"""The end of the first line of an error of `Program`; what the program printed follows."""
 _OUTPUT_CHARS = 600
 _SPARE_SECONDS = 60.0
 """The watch ends a play in time. The attempt itself gets this much longer."""
@@ -120,7 +122,7 @@ class AgentPlay:
         if finished is None:
             return f"an error: {self.error}"
         if finished.error is not None:
-            message = str(finished.error.get("message"))
+            message = str(finished.error.get("message")).partition("\n")[0].removesuffix(_OUTPUT_FOLLOWS)
             return f"{finished.status}: {finished.error.get('type')}: {textwrap.shorten(message, _ERROR_CHARS)}"
         metrics = ", ".join(f"{name} {value:g}" for name, value in finished.metrics.items())
         reward = "no reward" if finished.reward is None else f"the reward {finished.reward:g}"

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from rollout.errors import ConfigurationError
-from rollout.programs.workspace import Workspace
+from rollout.programs.workspace import ProgramDirectories, Workspace
 
 
 class SandboxMissing(ConfigurationError):
@@ -32,17 +32,15 @@ class SandboxedCommand:
     Attributes:
         argv: the program and its arguments.
         environ: all its environment variables; they may contain the key, so they must not become arguments.
-        directory: the directory in which it runs; it is in the workspace.
-        workspace: the directories that it may write. They have the same paths inside.
+        workspace: the directories that it may write. It runs in the work directory.
         gateway_socket: the unix socket of the gateway; None if the command must not reach the gateway.
         memory_bytes: the limit for memory; only for sandboxes outside of our cgroup, such as containers.
         processes: the limit for processes, for the same sandboxes.
-        read: files and directories of the user that the command names; it may read them.
+        read: files and directories that it can read, such as the directory of the YAML file with its script.
     """
 
     argv: tuple[str, ...]
     environ: Mapping[str, str] = field(repr=False)
-    directory: Path
     workspace: Workspace
     gateway_socket: Path | None = None
     memory_bytes: int | None = None
@@ -76,14 +74,21 @@ class Sandbox(abc.ABC):
         options: its values.
         uses_socket: whether programs reach the gateway through its unix socket, at `gateway_address` inside.
         gateway_address: the HOST:PORT of the gateway as programs see it; None: that of the section `gateway`.
+        root_inside: the root of each workspace as programs see it; None: the path is the same inside. One path for all
+            makes the prompts of a group equal, because many agents write their directory into the prompt.
     """
 
     Options: ClassVar[type[SandboxOptions]] = SandboxOptions
     uses_socket: ClassVar[bool] = False
     gateway_address: ClassVar[str | None] = None
+    root_inside: ClassVar[Path | None] = None
 
     def __init__(self, options: SandboxOptions) -> None:
         self.options = options
+
+    def directories(self, workspace: Workspace) -> ProgramDirectories:
+        """Return the directories of a workspace as programs see them."""
+        return ProgramDirectories(self.root_inside or workspace.root)
 
     @abc.abstractmethod
     def check(self) -> str:

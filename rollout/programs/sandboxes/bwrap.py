@@ -72,6 +72,7 @@ class BwrapSandbox(Sandbox):
     Options = BwrapOptions
     uses_socket: ClassVar[bool] = True
     gateway_address: ClassVar[str | None] = _GATEWAY_ADDRESS
+    root_inside: ClassVar[Path | None] = Path("/program")
 
     def __init__(self, options: SandboxOptions) -> None:
         super().__init__(options)
@@ -103,18 +104,19 @@ class BwrapSandbox(Sandbox):
         self._add_files(files, command.read)
         files.add_program(command.argv[0], command.environ)
         mounts = _mounts(files)
-        for directory in (workspace.work, workspace.home, workspace.tmp):
-            mounts[directory] = ("--bind", str(directory), str(directory))
+        inside = self.directories(workspace)
+        for directory, target in zip(workspace.writable, inside.writable, strict=True):
+            mounts[target] = ("--bind", str(directory), str(target))
         forward: tuple[str, ...] = ()
         if socket is not None:
-            mounts[socket.parent] = ("--ro-bind", str(socket.parent), str(socket.parent))
-            forward = ("--forward", _GATEWAY_ADDRESS, str(socket))
+            mounts[inside.gateway_directory] = ("--ro-bind", str(socket.parent), str(inside.gateway_directory))
+            forward = ("--forward", _GATEWAY_ADDRESS, str(inside.gateway_directory / socket.name))
         bwrap = _find_bwrap()
         return WrappedCommand(
             argv=(
                 *(_PYTHON, "-I", "-S", "-c", _IGNORE_SIGNALS),
                 *(bwrap, *_own_user(bwrap), *_ISOLATION, *_in_order(mounts)),
-                *("--chdir", str(command.directory), "--", _PYTHON, "-I", "-S", _RELAY, *forward, "--", *command.argv),
+                *("--chdir", str(inside.work), "--", _PYTHON, "-I", "-S", _RELAY, *forward, "--", *command.argv),
             ),
             environ=command.environ,
         )
@@ -128,7 +130,7 @@ class BwrapSandbox(Sandbox):
 
     def _add_files(self, files: VisibleFiles, read: Sequence[Path] = ()) -> None:
         files.add_system()
-        for path in (_RELAY, *self._read, *read):
+        for path in (_RELAY, *self._read, *map(str, read)):
             files.add(path)
 
     def _try(self, bwrap: str) -> None:
@@ -152,7 +154,7 @@ def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
     }
     for name in _READ_ONLY_PROC:
         mounts[Path("/proc", name)] = ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
-    for path, target in files.visible():
+    for path, target in files.visible(replaced=frozenset(mounts)):
         mounts[path] = ("--ro-bind", str(path), str(path)) if target is None else ("--symlink", target, str(path))
     return mounts
 

@@ -119,11 +119,11 @@ class DockerSandbox(Sandbox):
         options += ["--network", self._network]
         if self._network != "host":
             options += ["--add-host", f"{_HOST_NAME}:host-gateway"]
-        for directory in (workspace.work, workspace.home, workspace.tmp):
+        for directory in workspace.writable:
             options += ["--mount", f"type=bind,source={directory},target={directory}"]
         for path in (*self._read, *command.read):
             options += ["--mount", f"type=bind,source={path},target={path},readonly"]
-        options += ["--workdir", str(command.directory), "--user", f"{os.getuid()}:{os.getgid()}"]
+        options += ["--workdir", str(workspace.work), "--user", f"{os.getuid()}:{os.getgid()}"]
         options += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         if command.memory_bytes is not None:  # --memory-swap is the sum of both, so there is no swap
             options += ["--memory", str(command.memory_bytes), "--memory-swap", str(command.memory_bytes)]

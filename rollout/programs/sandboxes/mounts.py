@@ -6,7 +6,7 @@ Nothing else is visible: no home directories, no keys of SSH, no sockets of serv
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,18 +132,26 @@ class VisibleFiles:
             if key.strip() == "home" and (real := self._add_links(value.strip())) is not None:
                 self.paths.add(_installation(real / "python3"))
 
-    def visible(self) -> Iterator[tuple[Path, str | None]]:
+    def visible(self, replaced: Collection[Path]) -> Iterator[tuple[Path, str | None]]:
         """Yield each path to mount, with None, and each link to make, with its target.
 
-        A path inside a directory that is mounted is left out.
+        A path inside a directory that is mounted is left out, unless a directory between them is replaced.
+
+        Args:
+            replaced: the directories in whose place the sandbox has others, such as `/tmp`.
         """
-        covered: set[Path] = set()
+        mounted: set[Path] = set()
+
+        def is_visible(path: Path) -> bool:
+            nearest = next((place for place in (path, *path.parents) if place in mounted or place in replaced), None)
+            return nearest in mounted
+
         for path in sorted(self.paths, key=lambda path: len(path.parts)):
-            if covered.isdisjoint((path, *path.parents)):
-                covered.add(path)
+            if not is_visible(path):
+                mounted.add(path)
                 yield path, None
         for link, target in self.links.items():
-            if covered.isdisjoint((link, *link.parents)):
+            if not is_visible(link):
                 yield link, target
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rollout.gateway.dialects.base import Answer, AnswerChoice, AnsweredCall
+from rollout.gateway.dialects.base import Answer, AnswerChoice, AnsweredCall, IncomingMessage
 from rollout.gateway.echoes import ConversationTree, EchoMode
-from rollout.records.messages import FinishReason, Message
+from rollout.records.messages import FinishReason, Message, MessageError
 from tests.unit.gateway.client_messages import TOOLS, Client, assistant, result, user
 from tests.unit.gateway.dialect_clients import SYSTEM
 from tests.unit.gateway.dialect_conversations import PATHS, new_client
@@ -71,20 +71,21 @@ def test_the_last_call_with_an_id_gives_the_name() -> None:
     assert names(Client().send(QUESTION, first, result("a"), second, result("a")).messages) == ["add", "look_at"]
 
 
-def test_a_result_of_an_unknown_call_has_no_name() -> None:
-    assert names(Client().send(QUESTION, assistant("", ("a", "add", "{}")), result("b")).messages) == [None]
+@pytest.mark.parametrize("before", [(), (assistant("", ("a", "add", "{}")),)], ids=["no call", "another call"])
+def test_a_result_of_an_unknown_call_is_refused_with_its_place(before: tuple[IncomingMessage, ...]) -> None:
+    with pytest.raises(MessageError, match=rf"messages\[{1 + len(before)}\] is the result of the tool call 'b'"):
+        Client().send(QUESTION, *before, result("b"))
+
+
+def test_a_result_before_its_call_is_refused() -> None:
+    with pytest.raises(MessageError, match=r"messages\[1\] is the result of the tool call 'a'"):
+        Client().send(QUESTION, result("a"), assistant("", ("a", "add", "{}")))
 
 
 def test_the_name_of_the_call_wins_over_the_name_in_the_result() -> None:
     named = result("a")
     named.message["name"] = "sum"
     assert names(Client().send(QUESTION, assistant("", ("a", "add", "{}")), named).messages) == ["add"]
-
-
-def test_the_name_in_the_result_of_an_unknown_call_is_kept() -> None:
-    named = result("a")
-    named.message["name"] = "sum"
-    assert names(Client().send(QUESTION, named).messages) == ["sum"]
 
 
 def test_a_result_under_a_changed_id_has_the_name_of_the_call_that_was_sampled() -> None:

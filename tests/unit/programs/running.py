@@ -18,6 +18,12 @@ from tests.procfs import is_alive
 DEADLINE_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 
+
+def number_of_programs(plain: int, ci: int) -> int:
+    """Return how many programs a test runs: in the plain suite, or with ROLLOUT_TESTS=ci or full."""
+    return ci if os.environ.get("ROLLOUT_TESTS") in ("ci", "full") else plain
+
+
 HIDE = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -60,19 +66,17 @@ class Programs:
         stdin: str = "",
         environ: Mapping[str, str] | None = None,
         cleanup: tuple[tuple[str, ...], ...] = (),
-        held_files: tuple[int, ...] = (),
         directory: Path | None = None,
     ) -> ProgramProcess:
         return ProgramProcess(
             argv=argv,
-            environ={**os.environ, **self.workspace.environ()} if environ is None else environ,
+            environ={**os.environ, **self.workspace.environ(), **self.workspace.mark} if environ is None else environ,
             directory=directory or self.workspace.work,
             workspace=self.workspace,
             output=self.output,
             limits=ProgramLimits(seconds, output_bytes, memory_bytes, processes),
             stdin=stdin,
             cleanup=cleanup,
-            held_files=held_files,
         )
 
     async def shell(self, script: str, **options: object) -> ProgramEnd:
@@ -109,7 +113,7 @@ def find_by_argument(argument: str) -> list[int]:
 
 def find_guardians(worker: int) -> list[int]:
     """Return the guardians of a worker that are alive."""
-    return [pid for pid in find_children(worker) if b"rollout.programs.guardian" in _arguments(pid)]
+    return [pid for pid in find_children(worker) if b"rollout.programs.guardian" in b" ".join(_arguments(pid))]
 
 
 def find_children(parent: int) -> list[int]:

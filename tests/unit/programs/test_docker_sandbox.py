@@ -42,10 +42,10 @@ class Docker:
             SandboxedCommand(
                 argv=argv,
                 environ={"PATH": os.environ["PATH"], **self.workspace.environ(), **environ},
-                directory=self.workspace.work,
                 workspace=self.workspace,
                 memory_bytes=256 << 20,
                 processes=64,
+                read=(Path(__file__),),
             )
         )
 
@@ -125,7 +125,7 @@ def test_nothing_but_the_directories_of_the_program_and_read_is_mounted(docker: 
     mounts = [value for option, value in pairwise(call) if option in ("--mount", "--volume")]
     assert mounts == [
         *(f"type=bind,source={path},target={path}" for path in (workspace.work, workspace.home, workspace.tmp)),
-        f"type=bind,source={tmp_path},target={tmp_path},readonly",
+        *(f"type=bind,source={path},target={path},readonly" for path in (tmp_path, Path(__file__))),
     ]
 
 

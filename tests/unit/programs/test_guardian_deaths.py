@@ -40,7 +40,7 @@ if sys.argv[1] == "without cgroups":
 workspace = Workspace.create()
 Path("root").write_text(str(workspace.root))
 limits = process.ProgramLimits(seconds=600, output_bytes=1 << 20)
-environ = {**os.environ, **workspace.environ()}
+environ = {**os.environ, **workspace.environ(), **workspace.mark}
 asyncio.run(process.run_program(process.ProgramProcess(
     tuple(sys.argv[2:]), environ, Path.cwd(), workspace, Path("output.txt").absolute(), limits,
     cleanup=(("/bin/sh", "-c", "touch cleaned"),),

@@ -11,9 +11,8 @@ import pytest
 from rollout.programs.process import run_program
 from rollout.programs.slots import SlotsUnusable, machine_slot
 from rollout.programs.workspace import Workspace
-from tests.unit.programs.running import Programs, find_guardians, kill, wait_for_file
+from tests.unit.programs.running import Programs, number_of_programs
 
-COUNT = int({"ci": 200, "full": 200}.get(os.environ.get("ROLLOUT_TESTS", ""), 40))
 HOLD = """
 import asyncio, sys
 from rollout.programs.slots import machine_slot
@@ -62,24 +61,6 @@ async def test_another_process_holds_its_slot_until_it_is_killed(temporary_direc
         pass
 
 
-async def test_a_slot_is_taken_until_the_guardian_of_its_program_has_ended(programs: Programs) -> None:
-    slot = machine_slot(1)
-    lock = await slot.__aenter__()
-    process = programs.process("/bin/sh", "-c", "touch ready; sleep 100", held_files=(lock,))
-    running = asyncio.create_task(run_program(process))
-    await wait_for_file(programs.workspace.work / "ready")
-    await slot.__aexit__(None, None, None)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.5), machine_slot(1):
-            pass
-    (guardian,) = find_guardians(os.getpid())
-    kill(guardian)
-    async with asyncio.timeout(60), machine_slot(1):
-        pass
-    with pytest.raises(Exception, match="guardian"):
-        await running
-
-
 async def test_a_cancelled_wait_leaves_no_open_file(temporary_directory: Path) -> None:
     async with machine_slot(1):
         before = sorted(os.listdir("/proc/self/fd"))
@@ -100,23 +81,21 @@ async def test_the_directory_of_another_user_is_refused(temporary_directory: Pat
 
 
 async def test_many_programs_at_once_all_end_within_the_limit(programs: Programs) -> None:
-    """Forty programs; two hundred if ROLLOUT_TESTS is set."""
+    count = number_of_programs(plain=40, ci=200)
     running = highest = 0
 
     async def run() -> int:
         nonlocal running, highest
         workspace = Workspace.create()
         mine = Programs(workspace, programs.mark, workspace.root / "output.txt")
-        async with machine_slot(8) as lock:
+        async with machine_slot(8):
             running += 1
             highest = max(highest, running)
-            end = await run_program(
-                mine.process("/bin/sh", "-c", f"sleep {programs.mark} & exit 3", held_files=(lock,))
-            )
+            end = await run_program(mine.process("/bin/sh", "-c", f"sleep {programs.mark} & exit 3"))
             running -= 1
         workspace.remove()
         return end.exit_code
 
-    assert await asyncio.gather(*(run() for _ in range(COUNT))) == [3] * COUNT
+    assert await asyncio.gather(*(run() for _ in range(count))) == [3] * count
     assert highest == 8
     programs.assert_nothing_left()

@@ -62,7 +62,7 @@ def test_only_the_user_can_enter_a_workspace(workspace: Workspace) -> None:
 
 def test_the_variables_name_directories_of_the_workspace(workspace: Workspace) -> None:
     environ = workspace.environ()
-    assert environ[VARIABLE] == str(workspace.root)
+    assert workspace.mark == {VARIABLE: str(workspace.root)}
     assert environ["HOME"] == str(workspace.home)
     assert all(Path(environ[name]) == workspace.tmp for name in ("TMPDIR", "TMP", "TEMP"))
     xdg = [Path(value) for name, value in environ.items() if name.startswith("XDG_")]

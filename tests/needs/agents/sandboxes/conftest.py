@@ -55,21 +55,20 @@ class World:
         self, kind: str, *argv: str, read: tuple[Path, ...] = (), gateway: bool = True, environ: Mapping[str, str] = {}
     ) -> WrappedCommand:
         """Wrap a command. Its environment is that of a program, and has no secret of the worker."""
-        options = {"kind": kind, **({"read": [str(path) for path in read]} if read else {})}
         mark = self.processes.environment.items() - os.environ.items()
-        return open_sandbox(parse_sandbox(options)).wrap(
+        sandbox = open_sandbox(parse_sandbox(kind))
+        return sandbox.wrap(
             SandboxedCommand(
                 argv=argv,
                 environ={
                     "PATH": os.environ["PATH"],
-                    "HOME": str(self.workspace.home),
-                    "TMPDIR": str(self.workspace.tmp),
+                    **sandbox.directories(self.workspace).environ(),
                     **dict(mark),
                     **environ,
                 },
-                directory=self.workspace.work,
                 workspace=self.workspace,
                 gateway_socket=self.workspace.gateway_socket if gateway else None,
+                read=read,
             )
         )
 

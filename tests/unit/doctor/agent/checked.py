@@ -10,7 +10,7 @@ from rollout.doctor.agent.faults import Fault
 from rollout.doctor.agent.playing import PlayLimits
 from rollout.doctor.results import CheckResult, CheckStatus
 
-LIMITS = PlayLimits(seconds=30.0, seconds_after_fault=30.0, requests_after_fault=6, answers_after_end=2)
+LIMITS = PlayLimits(seconds=30.0, seconds_after_fault=30.0, requests_after_fault=12, answers_after_end=2)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def post(path: str, body: Any, habits: set[str]) -> Any:
         except urllib.error.HTTPError:
             if "loop at 400" not in habits and not ("compacts" in habits and tries < 2):
                 raise
+            if "waits" in habits:
+                time.sleep(1)
             if "compacts" in habits:
                 body = {**body, "messages": [body["messages"][0], {"role": "user", "content": "Sum it up."}]}
         except (OSError, ValueError, http.client.HTTPException):

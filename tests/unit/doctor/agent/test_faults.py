@@ -1,13 +1,14 @@
 """What `rollout doctor --agent` says of programs that get errors, or lose their connections."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rollout.doctor.agent.faults import Fault
 from rollout.doctor.results import CheckStatus
-from tests.unit.doctor.agent.checked import check
+from tests.unit.doctor.agent.checked import LIMITS, check
 
 
 def test_a_program_that_ends_at_400_can_be_trained(tmp_path: Path) -> None:
@@ -54,3 +55,10 @@ def test_a_program_that_ends_at_a_lost_connection_is_shown_with_a_fix(tmp_path: 
         "asks no more; it ends with the reward 0 (exit_code 1)",
     )
     assert row.fix == "an option of the agent that asks again after a lost connection"
+
+
+def test_a_program_that_waits_long_before_it_asks_again_can_be_trained(tmp_path: Path) -> None:
+    limits = replace(LIMITS, seconds_after_fault=3.0)
+    checked = check(tmp_path, "loop at 400", "waits", faults=[Fault.REFUSED], limits=limits)
+    assert checked.says("at 400").startswith("it asks again with long pauses: ")
+    assert checked.exit_code == 0
