@@ -13,7 +13,7 @@ from rollout import Environment, Model, Score, Task
 from rollout.testing import play
 from rollout.trainer import check
 from tests.guide_pages import GuidePage
-from tests.needs.agents.clients import CLIENTS
+from tests.needs.agents.clients import CLIENTS, Client
 
 AGENTS, GATEWAY = GuidePage.read("agents.md"), GuidePage.read("gateway.md")
 FILES = {name: text for page in (AGENTS, GATEWAY) for name, text in page.files.items()}
@@ -53,11 +53,10 @@ async def test_every_client_of_the_page_gets_an_answer(name: str) -> None:
 
 
 def test_the_table_has_every_client_that_is_tested_with_its_dialects() -> None:
-    shown = {(_family(row[0]), row[1]) for row in AGENTS.rows("client") if "by hand" not in row[-1]}
-    assert shown == {(_family(client.name), client.dialect) for client in CLIENTS}
+    shown = {(row[0].partition(" (")[0], row[1]) for row in AGENTS.rows("client") if "by hand" not in row[-1]}
+    assert shown == {(_name_in_table(client), client.dialect) for client in CLIENTS}
 
 
-def _family(name: str) -> str:
-    """Return the name of a client without its version, its dialect, and how it is used."""
-    name = re.sub(r"\s*\(.*", "", name).lower().replace("-", "_").replace(" ", "_")
-    return re.sub(r"_(chat|responses|messages|sdk|async|streamed|stored)\b|_(chat|responses|messages)(?=_)", "", name)
+def _name_in_table(client: Client) -> str:
+    name = client.name.partition(f"_{client.dialect}")[0]
+    return {"agents_sdk": "openai-agents"}.get(name, name.replace("_", "-"))
