@@ -14,7 +14,7 @@ from rollout.doctor.agent.playing import PlayLimits
 from rollout.doctor.results import CheckResult, CheckStatus
 from tests.conftest import ROOT
 
-LIMITS = PlayLimits(seconds=600.0, seconds_after_fault=600.0, requests_after_fault=25)
+LIMITS = PlayLimits(seconds=600.0, seconds_after_fault=600.0, requests_after_fault=12)
 """No client is ended because the machine is slow."""
 ALL_SIZES = os.environ.get("ROLLOUT_TESTS") == "full"
 
