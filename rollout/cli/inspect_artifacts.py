@@ -81,7 +81,11 @@ def _walk(directory: Path) -> Iterator[Artifact]:
 
 
 def _output_lines(path: Path, printer: str, *, full: bool) -> Iterator[str]:
-    lines, has_more = _last_lines(path, None if full else _SHOWN_LINES)
+    try:
+        lines, has_more = _last_lines(path, None if full else _SHOWN_LINES)
+    except OSError as error:  # only the user of the worker may read it
+        yield f"what {printer} printed cannot be read: {path}: {error.strerror}"
+        return
     if not lines:
         yield f"{printer} printed nothing"
         return

@@ -303,6 +303,24 @@ def test_the_artifacts_are_in_the_json(run_directory: Path, inspect: Inspect) ->
     assert json.loads(inspect("a.0", as_json=True))["artifacts"] == []
 
 
+def test_output_that_cannot_be_read_does_not_hide_the_conversation(
+    run_directory: Path, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = write_artifact(run_directory, "output.txt", "secret")
+
+    open_file = Path.open
+
+    def refuse_output(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == output:
+            raise PermissionError(13, "Permission denied")
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse_output)
+    shown = inspect("a.1")
+    assert "#5 assistant" in shown
+    assert shown.endswith(f"\nwhat the program printed cannot be read: {output}: Permission denied\n")
+
+
 def test_a_long_line_of_a_program_is_cut(run_directory: Path, inspect: Inspect) -> None:
     write_artifact(run_directory, "output.txt", "x" * 200_000)
     assert inspect("a.1").splitlines()[-1] == f"    {'x' * 500}…"
