@@ -41,12 +41,13 @@ def main(question: str) -> None:
         completion = client.chat.completions.create(model=os.environ["OPENAI_MODEL"], messages=messages, tools=tools)
         message: Any = completion.choices[0].message
         messages.append(message)  # as it came, so that its tokens are known
-        print(message.content or message.tool_calls)
         if not message.tool_calls:
             break
         for call in message.tool_calls:
             result = calculate(call.function.arguments)
+            print(f"{call.function.arguments} gives {result}")
             messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    print(message.content)
     Path("answer.txt").write_text(message.content)
 
 

@@ -12,8 +12,11 @@ from rollout.cli.output import print_table, report_console
 from rollout.cli.report_stream import report_stream
 
 if TYPE_CHECKING:
+    from rollout.config.load import Config
     from rollout.doctor.results import CheckResult
 
+_BAD_CONFIGURATION = 2
+"""The exit code for a bad configuration."""
 _STATUS_MARKUP = {"ok": "[green]ok[/green]", "bad": "[red]bad[/red]", "?": "[yellow]?[/yellow]"}
 
 
@@ -46,14 +49,22 @@ def doctor(
     log_warnings_to_stderr()
     loaded = load_config(config, overrides or [])
     results, exit_code = run_checks(loaded, live=live)
-    if agent and exit_code != 2:
-        from rollout.doctor.agent.checking import check_agent
-        from rollout.doctor.agent.playing import PlayLimits
-
-        agent_results, agent_code = check_agent(loaded, _print_progress, PlayLimits(seconds=agent_timeout))
+    if agent:
+        agent_results, agent_code = _check_agent(loaded, exit_code, agent_timeout)
         results, exit_code = results + agent_results, max(exit_code, agent_code)
     _print_results(results)
     raise typer.Exit(exit_code)
+
+
+def _check_agent(config: "Config", exit_code: int, seconds: float) -> "tuple[list[CheckResult], int]":
+    """Play the agent, unless the configuration is bad; return the rows and the exit code."""
+    from rollout.doctor.agent.checking import check_agent
+    from rollout.doctor.agent.playing import PlayLimits
+    from rollout.doctor.results import CheckResult, CheckStatus
+
+    if exit_code == _BAD_CONFIGURATION:
+        return [CheckResult("agent", "not checked: first correct the errors above", CheckStatus.UNKNOWN)], exit_code
+    return check_agent(config, _print_progress, PlayLimits(seconds=seconds))
 
 
 def _print_progress(line: str) -> None:

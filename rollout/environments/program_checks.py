@@ -1,6 +1,7 @@
 """Checks before a run that this machine has what a program needs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +100,7 @@ def _find_agent(agent: Agent, settings: ProgramSettings, sandbox: Sandbox) -> st
 
 
 def _version(path: str, agent: Agent) -> str:
-    """Return what the agent says of its version; empty if it says nothing, or runs only inside of the sandbox."""
+    """Return the version that the agent prints; empty if it prints none, or runs only inside of the sandbox."""
     if not agent.version_arguments:
         return ""
     with TemporaryDirectory(ignore_cleanup_errors=True) as home:
@@ -113,5 +114,5 @@ def _version(path: str, agent: Agent) -> str:
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""
-    lines = answered.stdout.decode("utf-8", "replace").strip().splitlines()
-    return f" {lines[-1][:100]}" if answered.returncode == 0 and lines else ""
+    version = re.search(r"\d+(\.\d+)+", answered.stdout.decode("utf-8", "replace"))
+    return f" {version[0]}" if answered.returncode == 0 and version else ""

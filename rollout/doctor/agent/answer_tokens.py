@@ -4,6 +4,7 @@ The arguments of calls get white space and escapes that no template writes. So a
 messages has other tokens than the sampled ones, and only a bridge keeps these.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,8 @@ from renderers_adapter.tokens import as_logical_ids, concat_ids
 from rollout.doctor.agent.script import ScriptedAnswer
 from rollout.records.messages import Message
 
-_QUESTION: Message = {"role": "user", "content": "?"}
+_OPENING: tuple[Message, ...] = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"})
+"""A conversation that every template accepts. What a model samples after it depends only on its end."""
 _ODD_SEPARATORS = (" ,  ", " :  ")
 _Tools = Sequence[Mapping[str, Any]] | None
 
@@ -26,15 +28,27 @@ async def sample_tokens(answer: ScriptedAnswer, tools: _Tools, renderers: Render
 
     If the family cannot write reasoning, or calls beside a text, the answer loses them.
     """
-    opened = await renderers.render([_QUESTION], tools)
-    end = renderers.tokenizer.eos_token_id
-    end = end if end in renderers.stop_token_ids else renderers.stop_token_ids[0]
-    for wanted in (answer, replace(answer, reasoning=""), replace(answer, text="", reasoning="")):
+    opened = await renderers.render(_OPENING, tools)
+    ends = sorted(renderers.stop_token_ids, key=lambda token: token != renderers.tokenizer.eos_token_id)
+    for wanted in _forms(answer):
         for ids in await _candidates(wanted, tools, renderers, opened):
-            parsed = renderers.parse(opened.generation_prompt, as_logical_ids([*ids, end]), tools)
-            if ids and _says(parsed, wanted):
-                return [*ids, end]
-    return [*renderers.tokenizer.encode(answer.text or "The check is done."), end]
+            for end in ends if ids else ():
+                if _says(renderers.parse(opened.generation_prompt, as_logical_ids([*ids, end]), tools), wanted):
+                    return [*ids, end]
+    return [*renderers.tokenizer.encode(answer.text or "The check is done."), ends[0]]
+
+
+def _forms(answer: ScriptedAnswer) -> list[ScriptedAnswer]:
+    """Return an answer, and what is left of it in families that cannot write all of it."""
+    first_call = replace(answer, calls=answer.calls[:1], text="")
+    return [
+        answer,
+        replace(answer, reasoning=""),
+        replace(answer, text=""),
+        replace(answer, text="", reasoning=""),
+        first_call,
+        replace(first_call, reasoning=""),
+    ]
 
 
 async def _candidates(
@@ -45,7 +59,7 @@ async def _candidates(
     async def rendered(answer: ScriptedAnswer) -> list[int]:
         """Return the tokens of an answer as the template writes it, without an end token."""
         try:
-            rendered = await renderers.render([_QUESTION, _message_of(answer)], tools)
+            rendered = await renderers.render([*_OPENING, _message_of(answer)], tools)
         except AdapterError:
             return []
         prompt = concat_ids(*(segment.ids for segment in opened.segments), opened.generation_prompt)
@@ -72,8 +86,9 @@ def _written_thoughts(reasoning: str) -> Iterator[str]:
 def _with_odd_arguments(text: str, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """Return the text of calls with other white space and escapes in their arguments, if the arguments are JSON."""
     for _, arguments in calls:
-        plain = json.dumps(arguments, ensure_ascii=False)
-        text = text.replace(plain, json.dumps(arguments, separators=_ODD_SEPARATORS), 1)
+        odd = json.dumps(arguments, separators=_ODD_SEPARATORS)
+        for is_ascii, separators in itertools.product((False, True), ((", ", ": "), (",", ":"))):
+            text = text.replace(json.dumps(arguments, ensure_ascii=is_ascii, separators=separators), odd, 1)
     return text
 
 
@@ -83,7 +98,11 @@ def _message_of(answer: ScriptedAnswer) -> Message:
         message["reasoning_content"] = answer.reasoning
     if answer.calls:
         message["tool_calls"] = [
-            {"id": f"call-{at}", "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+            {
+                "id": f"functions.{name}:{at}",
+                "type": "function",
+                "function": {"name": name, "arguments": dict(arguments)},
+            }
             for at, (name, arguments) in enumerate(answer.calls)
         ]
     return message

@@ -1,5 +1,6 @@
 """Plays all plays, and returns the rows of the report; the last row says whether the agent can be trained."""
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -143,4 +144,4 @@ def _verdict(problems: list[CheckResult]) -> CheckResult:
 
 def _reason(problem: CheckResult) -> str:
     """Return the first part of a finding, which says what is wrong."""
-    return problem.message.partition(";")[0]
+    return re.split(r"; |\. ", problem.message)[0]

@@ -1,7 +1,7 @@
 """Compares the answers that a program got with what it sends back, field by field."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from rollout.gateway.dialects.normal_form import parse_arguments
 _ORDER = ("text", "reasoning", "arguments", "calls", "ids", "content", "form")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class FieldFinding:
     """What a program did with one field of an answer.
 
@@ -26,7 +26,7 @@ class FieldFinding:
     finding: str
 
 
-def compare_echoes(turns: Sequence[ObservedTurn], answers: Sequence[RawAnswer]) -> list[FieldFinding]:
+def compare_echoes(turns: Sequence[ObservedTurn], answers: Sequence[RawAnswer]) -> set[FieldFinding]:
     """Return what a request did with the fields of the answers that it repeats.
 
     Args:
@@ -38,6 +38,11 @@ def compare_echoes(turns: Sequence[ObservedTurn], answers: Sequence[RawAnswer]) 
         echoes = [answer for answer in answers if _is_echo(turn, answer)]
         if echoes:
             findings.update(_compare(turn, echoes))
+    return findings
+
+
+def sorted_findings(findings: Iterable[FieldFinding]) -> list[FieldFinding]:
+    """Return findings in the order of the report."""
     return sorted(findings, key=lambda finding: (_ORDER.index(finding.name), finding.finding))
 
 
@@ -124,21 +129,17 @@ def _compare_arguments(call: SentCall, found: Any) -> str:
     if value != call.arguments:
         return _describe_edit(call.arguments, value)
     changes = []
-    if isinstance(found, str):
-        if "\\u" in found:
-            changes.append("escapes")
-        if list(value) != list(call.arguments):
-            changes.append("key order")
-        if _number_text(value) != _number_text(call.arguments):
-            changes.append("1.0 as 1")
-        if _compact(found) != found:
-            changes.append("white space")
-        return f"written again ({', '.join(changes) or 'other JSON'})"
+    if isinstance(found, str) and "\\u" in found:
+        changes.append("escapes")
     if list(value) != list(call.arguments):
         changes.append("key order")
     if _number_text(value) != _number_text(call.arguments):
         changes.append("1.0 as 1")
-    return f"an object ({', '.join(changes)})" if changes else "an object, the same keys"
+    if not isinstance(found, str):
+        return f"an object ({', '.join(changes)})" if changes else "an object, the same keys"
+    if _compact(found) != found:
+        changes.append("white space")
+    return f"written again ({', '.join(changes) or 'other JSON'})"
 
 
 def _describe_edit(sent: Any, value: Any) -> str:

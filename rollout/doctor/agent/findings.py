@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from rollout.config.load import Config
-from rollout.doctor.agent.echo_fields import FieldFinding, compare_echoes
+from rollout.doctor.agent.echo_fields import FieldFinding, compare_echoes, sorted_findings
 from rollout.doctor.agent.faults import DIALECTS
 from rollout.doctor.agent.observed import ObservedTurn
 from rollout.doctor.agent.playing import AgentPlay
@@ -71,12 +71,16 @@ def _find_no_turn(play: AgentPlay) -> CheckResult | None:
         if not play.turns:
             message += f"; its rollout ends with {play.describe_end()}"
         return CheckResult("agent start", message, CheckStatus.BAD, fix)
-    refused = next((request for request in play.requests if (request.status or 0) >= _MIN_ERROR_STATUS), None)
+    requests = [*play.asking, *play.requests]
+    refused = next((request for request in requests if (request.status or 0) >= _MIN_ERROR_STATUS), None)
     if refused is not None:
         message = f"a request is refused: {refused.method} {refused.path} gets {refused.status}: {_error_text(refused)}"
         return CheckResult("agent start", f"{message}{output}", CheckStatus.BAD, _refusal_fix(_error_text(refused)))
-    fix = "give the program endpoint.environ, or endpoint.base_url and endpoint.key in its own configuration"
-    message = f"the program asks for no answer; its rollout ends with {play.describe_end()}{output}"
+    fix = (
+        "the program must use the variables of endpoint.environ, such as OPENAI_BASE_URL and OPENAI_API_KEY; if it has "
+        "its own configuration, write endpoint.base_url there, which is {base_url} in environment.command"
+    )
+    message = f"the program asks for no answer; its rollout ends with {play.describe_end().rstrip('.')}{output}"
     if play.error is not None:
         message, fix = f"the program cannot be played: {play.error}{output}", ""
     return CheckResult("agent start", message, CheckStatus.BAD, fix or None)
@@ -121,7 +125,7 @@ def _describe_echo(play: AgentPlay) -> CheckResult:
     if not any(counts.values()):
         return CheckResult("agent echo", "no request repeats an answer", CheckStatus.UNKNOWN)
     worst = next(echo for echo in (Echo.FOREIGN, Echo.NORMALISED, Echo.EXACT) if counts[echo])
-    fields = "; ".join(_describe_field(finding) for finding in field_findings(play))
+    fields = "; ".join(f"{finding.name}: {finding.finding}" for finding in field_findings(play))
     reasons = [ForeignReason(n.removeprefix(FOREIGN_PREFIX)) for n in play.counts if n.startswith(FOREIGN_PREFIX)]
     if worst is not Echo.FOREIGN:
         return CheckResult("agent echo", f"{worst.value}; {fields}" if fields else worst.value)
@@ -133,20 +137,15 @@ def _describe_echo(play: AgentPlay) -> CheckResult:
 
 def field_findings(play: AgentPlay) -> list[FieldFinding]:
     """Return what the program did with each field of the answers, over all requests of a play."""
-    findings: dict[FieldFinding, None] = {}
+    findings: set[FieldFinding] = set()
     for request in play.asking:
         if request.dialect is not None:
-            answers = read_raw_answers(request.dialect, request.body)
-            findings.update(dict.fromkeys(compare_echoes(play.turns, answers)))
-    return sorted(findings, key=lambda finding: list(dict.fromkeys(f.name for f in findings)).index(finding.name))
-
-
-def _describe_field(finding: FieldFinding) -> str:
-    return f"{finding.name}: {finding.finding}"
+            findings.update(compare_echoes(play.turns, read_raw_answers(request.dialect, request.body)))
+    return sorted_findings(findings)
 
 
 def _describe_bridging(play: AgentPlay) -> CheckResult:
-    followers = [turn for turn in play.turns if turn.echo is not None]
+    followers = [turn for turn in play.turns if _follows_turn(play.turns, turn)]
     if not followers:
         return CheckResult("agent bridging", "no turn follows another", CheckStatus.UNKNOWN)
     others = Counter(turn.source for turn in followers if turn.source is not PromptSource.BRIDGE)
@@ -170,6 +169,11 @@ def _describe_prompts(play: AgentPlay) -> CheckResult:
             fix = "an option of the agent that keeps earlier messages, without times in them"
             return CheckResult("agent prompts", message, CheckStatus.BAD, fix)
     return CheckResult("agent prompts", f"earlier messages stay as they were{date}")
+
+
+def _follows_turn(turns: Sequence[ObservedTurn], turn: ObservedTurn) -> bool:
+    """Whether a request repeats an answer of the policy. Answers that the program made up do not count."""
+    return turn.echo in (Echo.EXACT, Echo.NORMALISED) or _turn_before(turns, turn) is not None
 
 
 def _turn_before(turns: Sequence[ObservedTurn], turn: ObservedTurn) -> ObservedTurn | None:

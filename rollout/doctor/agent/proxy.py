@@ -1,6 +1,7 @@
 """Stands between a program and the gateway: passes everything on, notes the requests, and answers one with a fault."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +15,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from rollout.doctor.agent.faults import DIALECTS, Fault, error_body, split_path
+from rollout.errors import RolloutError
 from rollout.gateway.compression import BodyDecompressor
 from rollout.gateway.dialects.base import RequestRefused
 
@@ -34,6 +36,10 @@ _OWN_HEADERS = frozenset(
     }
 )
 """The headers that belong to one connection, so the proxy writes its own."""
+
+
+class ProxyUnavailable(RolloutError):
+    """The proxy cannot listen at the address of the section `gateway`."""
 
 
 @dataclass(slots=True)
@@ -108,7 +114,7 @@ class AgentProxy:
     async def listening(
         self, *, host: str | None = None, port: int = 0, path: Path | None = None, gateway: Path | None = None
     ) -> AsyncIterator[int]:
-        """Listen at a host or at a unix socket in a `with` block, and yield the port. Raises OSError.
+        """Listen at a host or at a unix socket in a `with` block, and yield the port. Raises ProxyUnavailable.
 
         Args:
             host: the address to listen at.
@@ -147,7 +153,14 @@ class AgentProxy:
                 stack.callback(path.unlink, missing_ok=True)
             else:
                 site = web.TCPSite(runner, host, port)
-            await site.start()
+            try:
+                await site.start()
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                raise ProxyUnavailable(
+                    f"doctor cannot listen at {site.name} ({reason}). Stop what listens there, or set gateway.port to "
+                    "0, or correct gateway.host."
+                ) from None
             address = runner.addresses[0]
             yield 0 if isinstance(address, str) else int(address[1])
 

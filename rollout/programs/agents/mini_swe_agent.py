@@ -39,7 +39,7 @@ MINI_SWE_AGENT = Agent(
     install="pip install mini-swe-agent",
     tried_versions=("2.4.6",),
     prepare=_prepare,
-    version_arguments=(),
+    version_arguments=("--help",),  # it has no option for the version alone
     notes=(
         "It ends with the exit code 0 at its limits, too, so only the score says whether it solved the task.",
         "The prompt is one argument, which on Linux has at most 128 KiB.",

@@ -36,7 +36,7 @@ class SandboxedCommand:
         gateway_socket: the unix socket of the gateway; None if the command must not reach the gateway.
         memory_bytes: the limit for memory; only for sandboxes outside of our cgroup, such as containers.
         processes: the limit for processes, for the same sandboxes.
-        read: files and directories that it can read, such as the directory of the YAML file with its script.
+        read: files and directories of the user that the command names; it may read them.
     """
 
     argv: tuple[str, ...]
@@ -74,6 +74,7 @@ class Sandbox(abc.ABC):
         options: its values.
         uses_socket: whether programs reach the gateway through its unix socket, at `gateway_address` inside.
         gateway_address: the HOST:PORT of the gateway as programs see it; None: that of the section `gateway`.
+        signals_are_codes: whether a program that the signal n ended has the exit code 128 + n.
         root_inside: the root of each workspace as programs see it; None: the path is the same inside. One path for all
             makes the prompts of a group equal, because many agents write their directory into the prompt.
     """
@@ -82,6 +83,7 @@ class Sandbox(abc.ABC):
     uses_socket: ClassVar[bool] = False
     gateway_address: ClassVar[str | None] = None
     root_inside: ClassVar[Path | None] = None
+    signals_are_codes: ClassVar[bool] = False
 
     def __init__(self, options: SandboxOptions) -> None:
         self.options = options

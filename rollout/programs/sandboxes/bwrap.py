@@ -72,7 +72,8 @@ class BwrapSandbox(Sandbox):
     Options = BwrapOptions
     uses_socket: ClassVar[bool] = True
     gateway_address: ClassVar[str | None] = _GATEWAY_ADDRESS
-    root_inside: ClassVar[Path | None] = Path("/program")
+    signals_are_codes: ClassVar[bool] = True
+    root_inside: ClassVar[Path | None] = Path("/tmp/program")  # noqa: S108 - it is the /tmp of the sandbox
 
     def __init__(self, options: SandboxOptions) -> None:
         super().__init__(options)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rollout.programs.agents.base import AgentCall
 from rollout.programs.agents.registry import find_agent
+from rollout.programs.workspace import write_files
 from tests.conftest import ROOT
 from tests.needs.agents.playing import Command, Endpoint
 from tests.needs.agents.programs import tools
@@ -48,15 +49,8 @@ def coding_cli(name: str, executable: Path) -> Callable[[Endpoint, Path, str], C
             context_tokens=CONTEXT,
         )
         prepared = agent.prepare(call)
-        for file, text in prepared.files.items():
-            (home / file).parent.mkdir(parents=True, exist_ok=True)
-            (home / file).write_text(text)
+        write_files(prepared.files, home)
         arguments = [str(executable), *prepared.arguments, *prepared.last_arguments]
-        return Command(arguments, work, {**_home_variables(home), **prepared.environ}, prepared.stdin)
+        return Command(arguments, work, {"HOME": str(home), **prepared.environ}, prepared.stdin)
 
     return command
-
-
-def _home_variables(home: Path) -> dict[str, str]:
-    directories = {"CONFIG": ".config", "DATA": ".data", "CACHE": ".cache", "STATE": ".state"}
-    return {"HOME": str(home)} | {f"XDG_{key}_HOME": str(home / name) for key, name in directories.items()}

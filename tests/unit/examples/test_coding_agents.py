@@ -14,6 +14,7 @@ from PIL import Image
 from examples.coding_agents.policy import MENDS, CodexPolicy, Mend, MiniSweAgentPolicy, OpencodePolicy, mend_sign
 from rollout.serving.policies import ScriptedPolicy
 from tests.conftest import ROOT
+from tests.unit.cli.in_process import run_cli, set_options
 
 DIRECTORY = ROOT / "examples" / "coding_agents"
 TASKS = [json.loads(line) for line in (DIRECTORY / "tasks.jsonl").read_text().splitlines()]
@@ -62,3 +63,13 @@ def test_an_edit_is_right_three_times_in_four(policy: ScriptedPolicy) -> None:
     [slot] = policy.answer(prompt, [])
     shares = {"else -value" in text: math.exp(logit) for text, logit in slot.logits.items()}
     assert shares[True] / sum(shares.values()) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("name", ["codex", "opencode", "mini_swe_agent"])
+def test_a_missing_agent_is_one_error_that_says_how_to_install_it(name: str, tmp_path: Path) -> None:
+    settings = set_options(f"environment.executable={tmp_path / 'agent'}", f"run.directory={tmp_path}")
+    done = run_cli("doctor", str(ROOT / "configs" / f"{name}.yaml"), *settings)
+    assert done.returncode != 0
+    [problem] = [line for line in done.stdout.splitlines() if line.startswith("bad")]
+    assert f"{tmp_path / 'agent'} was not found" in problem
+    assert " install " in problem

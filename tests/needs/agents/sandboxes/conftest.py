@@ -22,7 +22,7 @@ import pytest
 
 from rollout.programs.sandboxes.base import SandboxedCommand, WrappedCommand
 from rollout.programs.sandboxes.registry import open_sandbox, parse_sandbox
-from rollout.programs.workspace import Workspace
+from rollout.programs.workspace import ProgramDirectories, Workspace
 from tests.procfs import MarkedProcesses
 
 
@@ -50,6 +50,11 @@ class World:
 
     workspace: Workspace
     processes: MarkedProcesses = field(default_factory=MarkedProcesses)
+
+    @property
+    def inside(self) -> ProgramDirectories:
+        """The directories as programs in bwrap see them."""
+        return open_sandbox(parse_sandbox("bwrap")).directories(self.workspace)
 
     def wrap(
         self, kind: str, *argv: str, read: tuple[Path, ...] = (), gateway: bool = True, environ: Mapping[str, str] = {}

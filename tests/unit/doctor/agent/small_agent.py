@@ -95,10 +95,17 @@ def main(habits: set[str]) -> None:
     """Play until the policy calls no tool."""
     if "asks nothing" in habits:
         return
+    if "prints the key" in habits:
+        sys.exit(f"the key is {os.environ['OPENAI_API_KEY']}")
+    if "looks at models" in habits:
+        headers = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
+        urllib.request.urlopen(urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/models", headers=headers))
     if "title" in habits:
         ask([{"role": "user", "content": "Say a title."}], habits | {"no tools"})
     system = {"role": "system", "content": "You weigh things."}
     messages: list[dict[str, Any]] = [system, {"role": "user", "content": "Weigh two things at once."}]
+    if "example" in habits:
+        messages[1:1] = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     for _ in range(FINAL_TURNS):
         if "clock" in habits:
             system["content"] = f"You weigh things. It is {time.perf_counter_ns()}."

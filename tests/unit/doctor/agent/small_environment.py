@@ -32,7 +32,6 @@ class SmallAgent(Environment):
                 str(PROGRAM),
                 *self.settings.habits,
                 env={"PATH": os.environ["PATH"], **endpoint.environ},
-                stderr=asyncio.subprocess.DEVNULL,
             )
             try:
                 code = await process.wait()
@@ -41,6 +40,15 @@ class SmallAgent(Environment):
                     process.kill()
                     await process.wait()
         return Score(0.0, metrics={"exit_code": code})
+
+
+class WrongScore(SmallAgent):
+    """Cannot score what the program did."""
+
+    async def run(self, task: Task, model: Model) -> Score:
+        """Play the program, and fail."""
+        await super().run(task, model)
+        raise ValueError("no such score")
 
 
 class SocketAgent(Environment):

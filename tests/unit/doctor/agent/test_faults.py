@@ -58,7 +58,7 @@ def test_a_program_that_ends_at_a_lost_connection_is_shown_with_a_fix(tmp_path: 
 
 
 def test_a_program_that_waits_long_before_it_asks_again_can_be_trained(tmp_path: Path) -> None:
-    limits = replace(LIMITS, seconds_after_fault=3.0)
+    limits = replace(LIMITS, seconds_after_fault=6.0)
     checked = check(tmp_path, "loop at 400", "waits", faults=[Fault.REFUSED], limits=limits)
     assert checked.says("at 400").startswith("it asks again with long pauses: ")
     assert checked.exit_code == 0

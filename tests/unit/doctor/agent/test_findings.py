@@ -1,5 +1,6 @@
 """What `rollout doctor --agent` says of programs with known habits, without faults."""
 
+import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,13 @@ def test_a_clock_in_the_system_message_is_shown_where_it_is(tmp_path: Path) -> N
     assert "It is " in prompts.message
 
 
+def test_an_example_in_the_prompt_does_no_harm(tmp_path: Path) -> None:
+    checked = check(tmp_path, "example")
+    assert checked.says("echo").startswith("foreign (message inserted); ")
+    assert checked.says("bridging").startswith("2 of 2 later turns")
+    assert checked.exit_code == 0
+
+
 def test_tools_that_are_no_functions_are_named(tmp_path: Path) -> None:
     assert "left out, because they are no functions: web_search" in check(tmp_path, "web search").says("tools")
 
@@ -98,7 +106,7 @@ def test_a_program_without_tools_gets_a_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("habit", ["never ends", "hangs"])
 def test_a_program_that_does_not_end_is_ended(tmp_path: Path, habit: str) -> None:
-    limits = LIMITS if habit == "never ends" else replace(LIMITS, seconds=3.0)
+    limits = LIMITS if habit == "never ends" else replace(LIMITS, seconds=8.0)
     end = check(tmp_path, habit, limits=limits).problem("end")
     assert "it does not end by itself" in end.message
     assert end.message.endswith("though the policy had said that all is done")
@@ -120,14 +128,36 @@ def test_an_environment_without_an_endpoint_is_one_clear_problem(tmp_path: Path)
 
 def test_a_program_with_a_socket_of_its_own_is_seen(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        socket = Path(directory) / "gateway.sock"
-        checked = check(tmp_path, environment="SocketAgent", overrides=[f"environment.socket={socket}"])
+        path = Path(directory) / "gateway.sock"
+        checked = check(tmp_path, environment="SocketAgent", overrides=[f"environment.socket={path}"])
         assert checked.says("dialect") == "chat: 1 request"
         assert checked.says("end") == "by itself, with the reward 0 (status 200)"
-        assert not socket.exists()
+        assert not path.exists()
 
 
 def test_tasks_of_another_program_are_a_bad_configuration(tmp_path: Path) -> None:
     checked = check(tmp_path, overrides=["tasks.source=queue"])
     assert checked.exit_code == 2
     assert checked.rows["agent"].message.startswith("the tasks come from another program")
+
+
+def test_requests_beside_turns_are_named(tmp_path: Path) -> None:
+    assert check(tmp_path, "looks at models").says("requests") == "beside turns: GET /v1/models (1)"
+
+
+def test_an_address_that_is_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        start = check(tmp_path, overrides=[f"gateway.port={port}"]).problem("start")
+    assert f"doctor cannot listen at http://127.0.0.1:{port} (Address already in use)" in start.message
+
+
+def test_the_output_of_a_program_that_asks_nothing_is_shown_without_the_key(tmp_path: Path) -> None:
+    start = check(tmp_path, "prints the key").problem("start")
+    assert start.message.endswith("the end of its output: the key is a-key-of-the-gateway")
+
+
+def test_an_error_of_the_environment_is_shown(tmp_path: Path) -> None:
+    end = check(tmp_path, environment="WrongScore").rows["end"]
+    assert end.status is CheckStatus.UNKNOWN
+    assert "it is failed: ValueError: no such score" in end.message
