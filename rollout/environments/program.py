@@ -227,7 +227,7 @@ class _PlayedProgram:
             argv = tuple(map(self._fill_argument, settings.command))
         environ = self._environ({**endpoint.environ, **agent_environ})
         texts = (*settings.command, *settings.arguments, settings.executable or "")
-        read = self._named_directories(texts)
+        read = self._named_paths(texts)
         return self._process(argv, environ, read, OUTPUT_NAME, settings.timeout, stdin, with_gateway=True)
 
     def _process(
@@ -279,14 +279,17 @@ class _PlayedProgram:
         filled = self._fill(text)
         return os.path.normpath(filled) if text.startswith("{config_dir}/") else filled
 
-    def _named_directories(self, texts: Iterable[str]) -> tuple[Path, ...]:
-        """Return the directories that texts name by {config_dir}, and the directories of the files that they name."""
+    def _named_paths(self, texts: Iterable[str]) -> tuple[Path, ...]:
+        """Return the files and directories that texts name by {config_dir}.
+
+        Files beside them stay hidden in a sandbox, because they often have the answers.
+        """
         found: dict[Path, None] = {}
         for text in texts:
             for name in _IN_CONFIG_DIRECTORY.findall(text):
                 path = Path(self._fill_argument(name))
                 if path.exists():
-                    found[path if path.is_dir() else path.parent] = None
+                    found[path] = None
         return tuple(found)
 
     def _path(self, text: str) -> Path:
@@ -346,7 +349,7 @@ class _PlayedProgram:
         if score.template is not None:
             copy_tree(self._path(score.template), self._workspace.work)
         argv = tuple(map(self._fill_argument, score.command))
-        read = self._named_directories(score.command)
+        read = self._named_paths(score.command)
         return self._process(argv, self._environ({}), read, SCORE_OUTPUT_NAME, score.timeout, with_gateway=False)
 
 
