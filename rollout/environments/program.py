@@ -12,10 +12,11 @@ processes have ended, and its work is scored.
 import asyncio
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +54,8 @@ from rollout.records.task import Task
 _T = TypeVar("_T")
 
 _IN_CONFIG_DIRECTORY = re.compile(r"""\{config_dir\}[^\s'",;:]*""")
+
+_SIGNAL_CODES = 128
 
 OUTPUT_NAME = "output.txt"
 """The file in the attempt's directory with what the program printed."""
@@ -159,8 +162,9 @@ class _PlayedProgram:
             except ConfigurationError as error:
                 raise ProgramCannotStart(str(error)) from None
             process = await _in_thread(partial(self._prepare, endpoint))
-            end = await run_program(process)
-        await _in_thread(partial(self._require_start, end, process.output))
+            end = self._with_signal(await run_program(process))
+        if not endpoint.transcript.turns:  # after a turn, the program itself has printed what looks like a failed start
+            await _in_thread(partial(self._require_start, end, process.output))
         self._require_success(end)
         if isinstance(settings.score, ScoreCommand):
             score = await self._run_score_command(settings.score)
@@ -223,7 +227,7 @@ class _PlayedProgram:
             argv = tuple(map(self._fill_argument, settings.command))
         environ = self._environ({**endpoint.environ, **agent_environ})
         texts = (*settings.command, *settings.arguments, settings.executable or "")
-        read = self._named_directories(texts)
+        read = self._named_paths(texts)
         return self._process(argv, environ, read, OUTPUT_NAME, settings.timeout, stdin, with_gateway=True)
 
     def _process(
@@ -275,20 +279,30 @@ class _PlayedProgram:
         filled = self._fill(text)
         return os.path.normpath(filled) if text.startswith("{config_dir}/") else filled
 
-    def _named_directories(self, texts: Iterable[str]) -> tuple[Path, ...]:
-        """Return the directories that texts name by {config_dir}, and the directories of the files that they name."""
+    def _named_paths(self, texts: Iterable[str]) -> tuple[Path, ...]:
+        """Return the files and directories that texts name by {config_dir}.
+
+        Files beside them stay hidden in a sandbox, because they often have the answers.
+        """
         found: dict[Path, None] = {}
         for text in texts:
             for name in _IN_CONFIG_DIRECTORY.findall(text):
                 path = Path(self._fill_argument(name))
                 if path.exists():
-                    found[path if path.is_dir() else path.parent] = None
+                    found[path] = None
         return tuple(found)
 
     def _path(self, text: str) -> Path:
         """Return the path of a directory of the user; a relative one begins at the directory of the YAML file."""
         assert self._settings.config_dir is not None
         return self._settings.config_dir / self._fill(text)
+
+    def _with_signal(self, end: ProgramEnd) -> ProgramEnd:
+        """Return how a program ended, with the number of its signal as it is without a sandbox."""
+        number = end.exit_code - _SIGNAL_CODES
+        if self._sandbox.signals_are_codes and 0 < number < signal.NSIG:
+            return replace(end, exit_code=-number)
+        return end
 
     def _require_start(self, end: ProgramEnd, output: Path) -> None:
         """Raise ProgramCannotStart if the sandbox could not start the program. It blocks."""
@@ -320,8 +334,7 @@ class _PlayedProgram:
     async def _run_score_command(self, score: ScoreCommand) -> Score:
         output = self._artifacts / SCORE_OUTPUT_NAME
         process = await _in_thread(partial(self._prepare_score, score))
-        end = await run_program(process)
-        await _in_thread(partial(self._require_start, end, output))
+        end = self._with_signal(await run_program(process))
         if end.reason is EndReason.TIMEOUT:
             problem = f"did not end within {score.timeout:g} s (score.timeout)"
         elif end.reason is not EndReason.EXITED:
@@ -336,7 +349,7 @@ class _PlayedProgram:
         if score.template is not None:
             copy_tree(self._path(score.template), self._workspace.work)
         argv = tuple(map(self._fill_argument, score.command))
-        read = self._named_directories(score.command)
+        read = self._named_paths(score.command)
         return self._process(argv, self._environ({}), read, SCORE_OUTPUT_NAME, score.timeout, with_gateway=False)
 
 

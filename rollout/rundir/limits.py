@@ -28,7 +28,8 @@ def warn_if_all_limited(
         RolloutLimit.CONTEXT: "the model's context: raise the engine's max_model_len,"
         " make the conversations shorter, or score the part that fits"
         " (ContextExhausted, MultiTurnEnvironment.truncated)",
-        RolloutLimit.TIME: f"a time limit: raise worker.turn_timeout (now {config.worker.turn_timeout:g} s),"
+        RolloutLimit.TIME: "a time limit: raise that of the environment, such as environment.timeout of a program,"
+        f" worker.turn_timeout (now {config.worker.turn_timeout:g} s),"
         f" worker.rollout_timeout (now {config.worker.rollout_timeout:g} s) or policy.straggler_grace"
         f" (now {config.policy.straggler_grace:g} s){_also_raise('seconds', budget.seconds)}",
     }

@@ -33,6 +33,9 @@ CLAUDE_CODE = Agent(
     install="npm install --global @anthropic-ai/claude-code",
     tried_versions=("2.1.197",),
     prepare=_prepare,
-    notes=("It was tried by hand; the tests do not have it.",),
+    notes=(
+        "It was tried by hand; the tests do not have it.",
+        "It does not compact a conversation below 100,000 tokens, so give engines a longer context.",
+    ),
 )
 """Claude Code, as `rollout` starts it."""

@@ -42,6 +42,8 @@ MINI_SWE_AGENT = Agent(
     version_arguments=("--help",),  # it has no option for the version alone
     notes=(
         "It ends with the exit code 0 at its limits, too, so only the score says whether it solved the task.",
+        "It does not send an answer without a tool call back; after three in a row it ends.",
+        "It ends a command after 30 seconds; arguments: [-c, mini.yaml, -c, environment.timeout=300] changes that.",
         "The prompt is one argument, which on Linux has at most 128 KiB.",
     ),
 )

@@ -74,6 +74,7 @@ class Sandbox(abc.ABC):
         options: its values.
         uses_socket: whether programs reach the gateway through its unix socket, at `gateway_address` inside.
         gateway_address: the HOST:PORT of the gateway as programs see it; None: that of the section `gateway`.
+        signals_are_codes: whether a program that the signal n ended has the exit code 128 + n.
         root_inside: the root of each workspace as programs see it; None: the path is the same inside. One path for all
             makes the prompts of a group equal, because many agents write their directory into the prompt.
     """
@@ -82,6 +83,7 @@ class Sandbox(abc.ABC):
     uses_socket: ClassVar[bool] = False
     gateway_address: ClassVar[str | None] = None
     root_inside: ClassVar[Path | None] = None
+    signals_are_codes: ClassVar[bool] = False
 
     def __init__(self, options: SandboxOptions) -> None:
         self.options = options

@@ -72,6 +72,7 @@ class BwrapSandbox(Sandbox):
     Options = BwrapOptions
     uses_socket: ClassVar[bool] = True
     gateway_address: ClassVar[str | None] = _GATEWAY_ADDRESS
+    signals_are_codes: ClassVar[bool] = True
     root_inside: ClassVar[Path | None] = Path("/tmp/program")  # noqa: S108 - it is the /tmp of the sandbox
 
     def __init__(self, options: SandboxOptions) -> None:

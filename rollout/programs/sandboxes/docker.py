@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import uuid
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -70,6 +70,7 @@ class DockerSandbox(Sandbox):
     """Runs programs in containers."""
 
     Options = DockerOptions
+    signals_are_codes: ClassVar[bool] = True
 
     def __init__(self, options: SandboxOptions) -> None:
         super().__init__(options)

@@ -1,8 +1,8 @@
 """What `rollout doctor --agent` finds out about real clients, without knowing them."""
 
 import os
+import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,19 +14,19 @@ from rollout.doctor.agent.playing import PlayLimits
 from rollout.doctor.results import CheckResult, CheckStatus
 from tests.conftest import ROOT
 
-LIMITS = PlayLimits(seconds=600.0, seconds_after_fault=600.0, requests_after_fault=25)
+LIMITS = PlayLimits(seconds=600.0, seconds_after_fault=600.0, requests_after_fault=12)
 """No client is ended because the machine is slow."""
 ALL_SIZES = os.environ.get("ROLLOUT_TESTS") == "full"
 
 
-def check(tmp_path: Path, client: str, faults: list[Fault], limits: PlayLimits = LIMITS) -> dict[str, CheckResult]:
+def check(tmp_path: Path, client: str, faults: list[Fault]) -> dict[str, CheckResult]:
     """Check a client, and return the rows by their subjects."""
     path = tmp_path / "client.yaml"
     path.write_text(
         f"environment: {{class: 'tests.needs.agents.client_environment:AnyAnswer', client: {client}}}\n"
         "model: {name: tiny-qwen3-vl, path: builtin:tiny, renderer: qwen3-vl}\n"
     )
-    results, exit_code = check_agent(load_config(path), lambda _: None, limits, faults)
+    results, exit_code = check_agent(load_config(path), lambda _: None, LIMITS, faults)
     rows = {result.subject.removeprefix("agent "): result for result in results}
     assert rows["agent"].message == "yes: this agent can be trained", results
     assert exit_code == 0
@@ -90,17 +90,16 @@ def test_opencode_asks_for_a_title_and_compacts_in_a_loop(tmp_path: Path) -> Non
 
 def test_mini_swe_agent_ends_by_the_command_in_its_prompt(tmp_path: Path) -> None:
     faults = [Fault.REFUSED, Fault.OVERFLOW] if ALL_SIZES else []
-    limits = replace(LIMITS, seconds_after_fault=60.0)
     config = load_config(
         ROOT / "configs" / "mini_swe_agent.yaml", [f"environment.executable={Path(sys.executable).with_name('mini')}"]
     )
-    results, _ = check_agent(config, lambda _: None, limits, faults)
+    results, _ = check_agent(config, lambda _: None, LIMITS, faults)
     rows = {result.subject.removeprefix("agent "): result for result in results}
     assert rows["tools"].message == "1: bash; the script called bash"
     assert rows["end"].message.startswith("by itself, with the reward 0 (exit_code 0, ")
     assert rows["bridging"].message == "4 of 4 later turns: sampled tokens are kept"
     if faults:
-        assert rows["at 400"].message.startswith("it asks again with long pauses: ")
+        assert re.match(r"asks 2 times more in \d+ s; it ends with failed: ProgramFailed: ", rows["at 400"].message)
         assert rows["at overflow"].message.startswith("asks no more; it ends with failed: ProgramFailed: ")
 
 

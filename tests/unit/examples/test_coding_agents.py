@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from examples.coding_agents.policy import MENDS, CodexPolicy, Mend, MiniSweAgentPolicy, OpencodePolicy, mend_sign
+from rollout.environments.program import Program
 from rollout.serving.policies import ScriptedPolicy
+from rollout.testing import play
 from tests.conftest import ROOT
 from tests.unit.cli.in_process import run_cli, set_options
 
@@ -63,6 +66,16 @@ def test_an_edit_is_right_three_times_in_four(policy: ScriptedPolicy) -> None:
     [slot] = policy.answer(prompt, [])
     shares = {"else -value" in text: math.exp(logit) for text, logit in slot.logits.items()}
     assert shares[True] / sum(shares.values()) == pytest.approx(0.75)
+
+
+async def test_a_program_that_replaces_the_tests_gains_nothing() -> None:
+    settings = yaml.safe_load((ROOT / "configs" / "mini_swe_agent.yaml").read_text())["environment"]
+    cheat = "import shutil; [shutil.copy('cheat', name) for name in ('test_slugs.py', 'tests/test_slugs.py')]"
+    files = {"cheat": "import unittest\n\n\nclass Cheat(unittest.TestCase):\n    def test_nothing(self): pass\n"}
+    settings |= {"command": ["{python}", "-c", cheat], "files": files, "config_dir": str(DIRECTORY)}
+    del settings["agent"], settings["class"]
+    played = await play(Program, TASKS[0], settings=settings, answers=[])
+    assert played.reward == 0.0
 
 
 @pytest.mark.parametrize("name", ["codex", "opencode", "mini_swe_agent"])
