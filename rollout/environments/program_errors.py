@@ -14,6 +14,10 @@ class ProgramMissing(ConfigurationError):
     """The program of the configuration, or a directory that it needs, is not on this machine."""
 
 
+class TaskUnusable(ConfigurationError):
+    """A task lacks something that a placeholder names."""
+
+
 class ProgramFailed(RolloutError):
     """A program ended in a way that `failures` counts as a failure, or exceeded a limit.
 
