@@ -27,7 +27,13 @@ import anyio.to_thread
 from rollout.environments.base import Environment, Model, Score, change_score
 from rollout.environments.endpoint import Endpoint, EndpointSocket
 from rollout.environments.program_checks import check_program
-from rollout.environments.program_errors import ProgramFailed, ScoreCommandFailed, TaskUnusable, last_lines
+from rollout.environments.program_errors import (
+    ProgramFailed,
+    ScoreCommandFailed,
+    TaskUnusable,
+    hide_workspace,
+    last_lines,
+)
 from rollout.environments.program_scoring import ScoreFunction, parse_score_output, score_from_posted
 from rollout.environments.program_settings import PROGRAM_SCORES_ITSELF, ProgramSettings, ScoreCommand
 from rollout.environments.program_texts import SCORE_KEY, ProgramTexts, check_texts, program_key
@@ -127,7 +133,8 @@ class Program(Environment):
             keep = self.settings.keep
             try:
                 score = await played.play(model, self.shared_resources)
-            except Exception:
+            except Exception as error:
+                hide_workspace(error, workspace)
                 if keep.when != "never":
                     await _in_thread(played.keep_files)
                 raise
@@ -168,7 +175,7 @@ class _PlayedProgram:
             except ConfigurationError as error:
                 raise ProgramCannotStart(str(error)) from None
             process = await _in_thread(partial(self._prepare, endpoint))
-            end = self._with_signal(await run_program(process))
+            end = await self._run(program_key(settings), process)
         if not endpoint.transcript.turns:  # after a turn, the program itself has printed what looks like a failed start
             await _in_thread(partial(self._require_start, end, process.output))
         self._require_success(end)
@@ -279,6 +286,13 @@ class _PlayedProgram:
         assert self._settings.config_dir is not None
         return self._settings.config_dir / self._texts.fill(key, text)
 
+    async def _run(self, key: str, process: ProgramProcess) -> ProgramEnd:
+        """Run a program. `key` is the key of its command in the YAML, for errors."""
+        try:
+            return self._with_signal(await run_program(process))
+        except ProgramCannotStart as error:
+            raise ProgramCannotStart(f"{key}: {error}") from error
+
     def _with_signal(self, end: ProgramEnd) -> ProgramEnd:
         """Return how a program ended, with the number of its signal as it is without a sandbox."""
         number = end.exit_code - _SIGNAL_CODES
@@ -291,7 +305,11 @@ class _PlayedProgram:
         if end.reason is EndReason.EXITED and end.exit_code != 0:
             problem = self._sandbox.describe_start_failure(end.exit_code, output.read_text("utf-8", "replace"))
             if problem is not None:
-                raise ProgramCannotStart(f"the sandbox {self._settings.sandbox.kind} cannot start a program: {problem}")
+                raise ProgramCannotStart(
+                    f"{program_key(self._settings)}: the sandbox {self._settings.sandbox.kind} cannot start the "
+                    f"program: {problem}. Check that the program, and the interpreter in its first line, exist in the "
+                    "sandbox and are executable."
+                )
 
     def _require_success(self, end: ProgramEnd) -> None:
         settings, output = self._settings, self._artifacts / OUTPUT_NAME
@@ -316,7 +334,7 @@ class _PlayedProgram:
     async def _run_score_command(self, score: ScoreCommand) -> Score:
         output = self._artifacts / SCORE_OUTPUT_NAME
         process = await _in_thread(partial(self._prepare_score, score))
-        end = self._with_signal(await run_program(process))
+        end = await self._run(SCORE_KEY, process)
         if end.reason is EndReason.TIMEOUT:
             problem = f"did not end within {score.timeout:g} s (score.timeout)"
         elif end.reason is not EndReason.EXITED:

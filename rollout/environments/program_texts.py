@@ -12,7 +12,7 @@ from rollout.environments.program_settings import (
     ProgramSettings,
     ScoreCommand,
 )
-from rollout.programs.placeholders import fill_placeholders
+from rollout.programs.placeholders import fill_placeholders, placeholder_names
 from rollout.records.task import Task
 
 SCORE_KEY = "environment.score.command"
@@ -110,6 +110,8 @@ def missing_path(text: str, config_directory: Path) -> Path | None:
         return None
     match = _IN_CONFIG_DIRECTORY.match(text)
     assert match is not None
+    if len(placeholder_names(match[0])) > 1:  # the path depends on the rollout
+        return None
     whole, first = (
         Path(os.path.normpath(config_directory / name.removeprefix(_CONFIG_DIRECTORY))) for name in (text, match[0])
     )
