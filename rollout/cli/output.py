@@ -103,7 +103,9 @@ def print_table(console: Console, rows: Sequence[Sequence[str]]) -> None:
     last_width = console.width - sum(widths) - len(_GAP) * len(widths)
     for *first, last in cells:
         columns = [list(cell.wrap(console, width, overflow="fold")) for cell, width in zip(first, widths, strict=True)]
-        columns.append(_wrap_between_words(last, last_width))
+        lines = _wrap_between_words(last, last_width)
+        is_first_too_wide = bool(lines) and last_width < cell_len(lines[0].plain.rstrip()) < console.width
+        columns.append([Text(), *lines] if is_first_too_wide else lines)
         for parts in zip_longest(*columns):
             line = Text()
             for part, width in zip(parts, (*widths, 0), strict=True):

@@ -50,6 +50,7 @@ def test_a_path_is_never_broken() -> None:
 def test_a_path_that_is_wider_than_the_last_column_begins_further_left() -> None:
     path = "/" + "x" * (WIDTH - 5)
     assert printed(FakeTerminal(), [("a name", f"in {path} it is")]) == ["a name  in", f"    {path}", "        it is"]
+    assert printed(FakeTerminal(), [("a name", path)]) == ["a name", f"    {path}"]
 
 
 def test_a_table_in_a_pipe_is_a_line_for_each_row() -> None:
@@ -80,7 +81,9 @@ def test_doctor_fits_a_terminal(color_codeword: Sequence[str], variables: dict[s
     last_columns = [match for line in lines if (match := re.search(r"(?<=  )\S+( \S+)*$", line))]
     too_long = [match[0] for match in last_columns if match.end() > WIDTH]
     assert [text for text in too_long if " " in text] == [], "only a path, which is never broken, may be too long"
-    aligned = [match for match in last_columns if " " in match[0] or match.end() < WIDTH]
+    moved_left = [match for match in last_columns if " " not in match[0] and match.end() == WIDTH]
+    subject_alone = [match for match in last_columns if re.fullmatch(r"\S+ +\S+", match.string)]
+    aligned = [match for match in last_columns if match not in (*moved_left, *subject_alone)]
     assert len({match.start() for match in aligned}) == 1, lines
 
 
