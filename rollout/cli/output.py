@@ -88,8 +88,8 @@ def can_redraw(console: Console) -> bool:
 def print_table(console: Console, rows: Sequence[Sequence[str]]) -> None:
     """Print rows of cells, which may have markup.
 
-    On a terminal the cells are aligned, and the last one is wrapped between words, so paths are not broken. Elsewhere
-    each row is a line, with two spaces between its cells.
+    On a terminal the cells are aligned, and the last one is wrapped between words, so paths are not broken. A path that
+    is wider than the last column begins further left. Elsewhere each row is a line, with two spaces between its cells.
     """
     if not console.file.isatty():
         for row in rows:
@@ -103,14 +103,23 @@ def print_table(console: Console, rows: Sequence[Sequence[str]]) -> None:
     last_width = console.width - sum(widths) - len(_GAP) * len(widths)
     for *first, last in cells:
         columns = [list(cell.wrap(console, width, overflow="fold")) for cell, width in zip(first, widths, strict=True)]
-        columns.append(_wrap_between_words(last, last_width))
+        lines = _wrap_between_words(last, last_width)
+        is_first_too_wide = bool(lines) and last_width < cell_len(lines[0].plain.rstrip()) < console.width
+        columns.append([Text(), *lines] if is_first_too_wide else lines)
         for parts in zip_longest(*columns):
             line = Text()
             for part, width in zip(parts, (*widths, 0), strict=True):
                 text = part or Text()
                 line.append_text(text).append(" " * (width - text.cell_len)).append(_GAP)
             line.rstrip()
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(_with_less_indent(line, console.width), highlight=False, soft_wrap=True)
+
+
+def _with_less_indent(line: Text, width: int) -> Text:
+    """Return a line that is too wide further left if it then fits, because a terminal goes on in column 0."""
+    excess = line.cell_len - width
+    indent = len(line.plain) - len(line.plain.lstrip())
+    return line[excess:] if 0 < excess < indent else line
 
 
 def _wrap_between_words(text: Text, width: int) -> list[Text]:
