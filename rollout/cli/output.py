@@ -127,6 +127,11 @@ def _wrap_between_words(text: Text, width: int) -> list[Text]:
     return lines
 
 
+def list_means(means: Mapping[str, float]) -> str:
+    """Return each name with its mean, and two spaces before it; a whole number has no decimals."""
+    return "".join(f"{_GAP}{name} {mean:.{0 if mean.is_integer() else 3}f}" for name, mean in means.items())
+
+
 def describe_retries(report: Mapping[str, Any]) -> str:
     """Return the number of repeated attempts and engine requests, and one reason that an environment gave."""
     attempts, requests = report["retries"], report["request_retries"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rollout.cli.output import describe_retries, print_table, warn_of_close_failures
+from rollout.cli.output import describe_retries, list_means, print_table, warn_of_close_failures
 from tests.unit.cli.in_process import run_cli
 from tests.unit.cli.terminal import WIDTH, run_in_terminal
 
@@ -118,3 +118,7 @@ def test_the_warning_for_failed_closes_has_the_command_that_shows_them() -> None
 )
 def test_retries_are_described_with_the_reason_of_an_environment(report: dict[str, Any], text: str) -> None:
     assert describe_retries(report) == text
+
+
+def test_a_mean_that_is_a_whole_number_has_no_decimals() -> None:
+    assert list_means({"exit_code": 0.0, "turns": 3.0, "share": 0.5}) == "  exit_code 0  turns 3  share 0.500"
