@@ -19,6 +19,7 @@ from rollout.cli.output import (
     print_report,
     print_table,
     print_text_or_json,
+    print_wrapped,
     warn_of_close_failures,
     warn_of_passwords,
     with_errors,
@@ -181,15 +182,13 @@ def _print_summary(
         totals = report["environments"][environment.name]
         config = environment.launch_config.config
         if (warning := warn_if_all_limited(totals["limits"], totals["status"], config)) is not None:
-            line = f"{environment.name}: {warning}"
-            console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+            print_wrapped(console, f"{environment.name}: {warning}", "yellow")
     if (warning := warn_of_close_failures(report)) is not None:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+        print_wrapped(console, warning, "yellow")
     print_errors(console, errors, state.directory.path)
     for environment in state.environments:
         if (warning := warn_if_no_turns(report["environments"][environment.name])) is not None:
-            line = f"{environment.name}: {warning}"
-            console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+            print_wrapped(console, f"{environment.name}: {warning}", "yellow")
     if report["rollouts"] < report["total"]:
         console.print(f"continue with: rollout launch --resume {state.directory.path}", highlight=False, soft_wrap=True)
 

@@ -16,6 +16,7 @@ from rollout.cli.output import (
     print_errors,
     print_report,
     print_table,
+    print_wrapped,
     warn_of_close_failures,
     warn_of_passwords,
     with_errors,
@@ -102,12 +103,12 @@ def _print_summary(state: "RunState", config: "Config", errors: "Sequence[Distin
         rows.append(("repeated", escape(describe_retries(report))))
     print_table(console, [(f"[dim]{name}[/dim]", value) for name, value in rows])
     if (warning := warn_if_all_limited(report["limits"], report["status"], config)) is not None:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+        print_wrapped(console, warning, "yellow")
     if (warning := warn_of_close_failures(report)) is not None:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+        print_wrapped(console, warning, "yellow")
     print_errors(console, errors, state.directory.path)
     for violation in trainer.violations[:_MAX_VIOLATIONS_SHOWN]:
         line = f"{violation.rollout}, {violation.where}: check {violation.invariant} failed: {violation.detail}"
-        console.print(f"[red]{escape(line)}[/red]", highlight=False, soft_wrap=True)
+        print_wrapped(console, line, "red")
     if (warning := warn_if_no_turns(report)) is not None:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+        print_wrapped(console, warning, "yellow")
