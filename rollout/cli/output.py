@@ -136,6 +136,19 @@ def _wrap_between_words(text: Text, width: int) -> list[Text]:
     return lines
 
 
+def print_wrapped(console: Console, text: str, color: str) -> None:
+    """Print a text for people. On a terminal it is wrapped between words, so paths are not broken."""
+    lines = _wrap_between_words(Text(text), console.width) if console.file.isatty() else [Text(text)]
+    for line in lines:
+        line.rstrip()
+        console.print(line, style=color, highlight=False, soft_wrap=True)
+
+
+def list_means(means: Mapping[str, float]) -> str:
+    """Return each name with its mean, and two spaces before it; a whole number has no decimals."""
+    return "".join(f"{_GAP}{name} {mean:.{0 if mean.is_integer() else 3}f}" for name, mean in means.items())
+
+
 def describe_retries(report: Mapping[str, Any]) -> str:
     """Return the number of repeated attempts and engine requests, and one reason that an environment gave."""
     attempts, requests = report["retries"], report["request_retries"]
@@ -170,8 +183,7 @@ def print_errors(console: Console, errors: "Sequence[DistinctError]", run_direct
             else "\n" + indent(error.traceback.rstrip(), "  ")
         )
         others = {1: "", 2: " (and 1 other)"}.get(error.rollouts, f" (and {error.rollouts - 1} others)")
-        line = escape(f"{error.first_rollout}{others} {error.status}:{escape_controls(text)}")
-        console.print(f"[red]{line}[/red]", highlight=False, soft_wrap=True)
+        print_wrapped(console, f"{error.first_rollout}{others} {error.status}:{escape_controls(text)}", "red")
     if len(errors) > _MAX_ERRORS_SHOWN:
         left = f"… and {len(errors) - _MAX_ERRORS_SHOWN} more different errors, all in"
         console.print(escape(f"{left}: rollout logs {run_directory} --level warning"), soft_wrap=True)

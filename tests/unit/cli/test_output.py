@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rollout.cli.output import describe_retries, print_table, warn_of_close_failures
+from rollout.cli.output import describe_retries, list_means, print_table, print_wrapped, warn_of_close_failures
 from tests.unit.cli.in_process import run_cli
 from tests.unit.cli.terminal import WIDTH, run_in_terminal
 
@@ -127,3 +127,16 @@ def test_the_warning_for_failed_closes_has_the_command_that_shows_them() -> None
 )
 def test_retries_are_described_with_the_reason_of_an_environment(report: dict[str, Any], text: str) -> None:
     assert describe_retries(report) == text
+
+
+def test_a_mean_that_is_a_whole_number_has_no_decimals() -> None:
+    assert list_means({"exit_code": 0.0, "turns": 3.0, "share": 0.5}) == "  exit_code 0  turns 3  share 0.500"
+
+
+def test_a_warning_is_wrapped_between_words_on_a_terminal_alone() -> None:
+    path = f"/{'x' * 30}"
+    terminal, pipe = FakeTerminal(), io.StringIO()
+    for file in (terminal, pipe):
+        print_wrapped(Console(file=file, width=20, color_system=None), f"it was {path} so do this", "yellow")
+    assert terminal.getvalue() == f"it was\n{path}\nso do this\n"
+    assert pipe.getvalue() == f"it was {path} so do this\n"
