@@ -50,6 +50,8 @@ def class_problem(loaded_class: object) -> str | None:
         )
     if any(map(inspect.iscoroutinefunction, _layers(check.__func__))):
         return "has a method check_machine that is a coroutine; write `def check_machine`, because a thread calls it"
+    if any(map(inspect.iscoroutinefunction, _layers(inspect.getattr_static(loaded_class, "check_task")))):
+        return "has a method check_task that is a coroutine; write `def check_task`"
     return None
 
 

@@ -1,6 +1,7 @@
 """The checks that need no engine, and the function that runs all checks."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
@@ -22,6 +23,7 @@ from rollout.errors import ConfigurationError, RolloutError
 from rollout.rundir.directory import RunDirectory
 from rollout.rundir.queues import RunQueues
 from rollout.serving.policies import load_policy
+from rollout.tasks.checks import TASKS_OF_DOCTOR, check_tasks
 from rollout.tasks.orders import iter_orders
 from rollout.tasks.sources import count_rows_used
 from transports import QueueError, open_queue
@@ -100,7 +102,10 @@ def _check_machine(config: Config) -> str | None:
 def _check_tasks(config: Config) -> str:
     if config.tasks.source == QUEUE_SOURCE:
         return f"from another program, on {hide_passwords(config.queue.tasks)}"
-    count = sum(1 for _ in iter_orders(config.new_environment, config.tasks))
+    orders = iter_orders(config.new_environment, config.tasks)
+    first_orders = list(islice(orders, TASKS_OF_DOCTOR * config.tasks.group_size))
+    check_tasks(config.new_environment, config.tasks, first_orders, TASKS_OF_DOCTOR)
+    count = len(first_orders) + sum(1 for _ in orders)
     tasks = count // config.tasks.group_size
     if not tasks:
         source = "its own tasks()" if config.tasks.source is None else hide_passwords(config.tasks.source)

@@ -309,6 +309,17 @@ class Environment(abc.ABC):
         for index in range(tasks.count):
             yield Task(id=f"{index:06d}", index=index, seed=rng.getrandbits(63))
 
+    def check_task(self, task: Task) -> None:
+        """Check that a task has what the environment needs. By default, any task is good.
+
+        `rollout doctor`, `rollout run` and `rollout launch` call it for the first tasks, before they play. An instance
+        that checks tasks plays none.
+
+        Raises:
+            ConfigurationError: the task lacks something; the error says what.
+        """
+        return
+
     @abc.abstractmethod
     async def run(self, task: Task, model: Model) -> Score:
         """Play one rollout, and return its score. Errors other than `Retry` and `ContextExhausted` end it as failed."""

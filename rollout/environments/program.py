@@ -11,10 +11,9 @@ processes have ended, and its work is scored.
 
 import asyncio
 import os
-import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,14 +28,21 @@ import structlog
 from rollout.environments.base import Environment, Model, Score, change_score
 from rollout.environments.endpoint import Endpoint, EndpointSocket
 from rollout.environments.program_checks import check_program
-from rollout.environments.program_errors import ProgramFailed, ScoreCommandFailed, last_lines
+from rollout.environments.program_errors import (
+    ProgramFailed,
+    ScoreCommandFailed,
+    TaskUnusable,
+    hide_workspace,
+    last_lines,
+)
 from rollout.environments.program_scoring import ScoreFunction, parse_score_output, score_from_posted
 from rollout.environments.program_settings import PROGRAM_SCORES_ITSELF, ProgramSettings, ScoreCommand
+from rollout.environments.program_texts import SCORE_KEY, ProgramTexts, check_texts, program_key
 from rollout.errors import ConfigurationError
 from rollout.programs.agents.base import AgentCall
 from rollout.programs.kept_files import keep_files
 from rollout.programs.leftovers import remove_abandoned
-from rollout.programs.placeholders import fill_placeholders
+from rollout.programs.placeholders import PlaceholderError
 from rollout.programs.process import (
     EndReason,
     ProgramCannotStart,
@@ -56,8 +62,6 @@ from rollout.records.task import Task
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
-
-_IN_CONFIG_DIRECTORY = re.compile(r"""\{config_dir\}[^\s'",;:]*""")
 
 _SIGNAL_CODES = 128
 
@@ -118,6 +122,13 @@ class Program(Environment):
             await stack.enter_async_context(machine_slot(settings.max_processes.machine))
             yield
 
+    def check_task(self, task: Task) -> None:
+        """Check that the task has all that the placeholders name; see `Environment.check_task`."""
+        try:
+            check_texts(self.settings, task)
+        except PlaceholderError as error:
+            raise TaskUnusable(str(error)) from None
+
     async def run(self, task: Task, model: Model) -> Score:
         """Play one rollout: run the program, and score its work."""
         artifacts = model.artifacts_directory()
@@ -126,7 +137,8 @@ class Program(Environment):
             keep = self.settings.keep
             try:
                 score = await played.play(model, self.shared_resources)
-            except Exception:
+            except Exception as error:
+                hide_workspace(error, workspace)
                 if keep.when != "never":
                     await _in_thread(played.keep_files)
                 raise
@@ -151,6 +163,7 @@ class _PlayedProgram:
             "python": sys.executable,
             "config_dir": str(settings.config_dir),
         }
+        self._texts = ProgramTexts(task, self._values)
 
     async def play(self, model: Model, resources: ProgramResources) -> Score:
         """Run the program, and score its work when nothing of it runs any more."""
@@ -166,7 +179,7 @@ class _PlayedProgram:
             except ConfigurationError as error:
                 raise ProgramCannotStart(str(error)) from None
             process = await _in_thread(partial(self._prepare, endpoint))
-            end = self._with_signal(await run_program(process))
+            end = await self._run(program_key(settings), process)
         if not endpoint.transcript.turns:  # after a turn, the program itself has printed what looks like a failed start
             await _in_thread(partial(self._require_start, end, process.output))
         self._require_success(end)
@@ -197,20 +210,20 @@ class _PlayedProgram:
     def _prepare(self, endpoint: Endpoint) -> ProgramProcess:
         """Fill the workspace, and return the process to run. It blocks."""
         settings, workspace = self._settings, self._workspace
-        self._values = {
-            **self._values,
+        values = {
             "base_url": endpoint.base_url,
             "anthropic_base_url": endpoint.anthropic_base_url,
             "model": endpoint.model,
         }
+        texts = self._texts = ProgramTexts(self._task, {**self._values, **values})
         if settings.template is not None:
-            copy_tree(self._path(settings.template), workspace.work)
-        write_files({name: self._fill(text) for name, text in settings.files.items()}, workspace.work)
-        stdin = self._fill(settings.stdin)
+            copy_tree(self._directory("environment.template", settings.template), workspace.work)
+        write_files(texts.fill_all("environment.files", settings.files), workspace.work)
+        stdin = texts.fill("environment.stdin", settings.stdin)
         agent_environ: Mapping[str, str] = {}
         if (agent := settings.known_agent) is not None:
             call = AgentCall(
-                prompt=self._fill(settings.prompt),
+                prompt=texts.fill("environment.prompt", settings.prompt),
                 base_url=endpoint.base_url,
                 anthropic_base_url=endpoint.anthropic_base_url,
                 model=endpoint.model,
@@ -221,18 +234,15 @@ class _PlayedProgram:
             prepared = agent.prepare(call)
             write_files(prepared.files, workspace.home)
             agent_environ, stdin = prepared.environ, stdin or prepared.stdin
-            executable = agent.executable if settings.executable is None else self._fill(settings.executable)
-            argv = (
-                executable,
-                *prepared.arguments,
-                *map(self._fill_argument, settings.arguments),
-                *prepared.last_arguments,
-            )
+            executable = texts.fill("environment.executable", settings.executable or agent.executable)
+            arguments = texts.arguments("environment.arguments", settings.arguments)
+            argv = (executable, *prepared.arguments, *arguments, *prepared.last_arguments)
         else:
-            argv = tuple(map(self._fill_argument, settings.command))
+            argv = texts.arguments("environment.command", settings.command)
         environ = self._environ({**endpoint.environ, **agent_environ})
-        texts = (*settings.command, *settings.arguments, settings.executable or "")
-        read = self._named_paths(texts)
+        read = texts.named_paths(
+            program_key(settings), (*settings.command, *settings.arguments, settings.executable or "")
+        )
         return self._process(argv, environ, read, OUTPUT_NAME, settings.timeout, stdin, with_gateway=True)
 
     def _process(
@@ -272,35 +282,21 @@ class _PlayedProgram:
 
     def _environ(self, more: Mapping[str, str]) -> dict[str, str]:
         """Return all variables of a process. Nothing else of the worker's environment reaches it."""
-        own = {name: self._fill(text) for name, text in self._settings.env.items()}
+        own = self._texts.fill_all("environment.env", self._settings.env)
         base = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
         return {**base, **self._inside.environ(), **self._workspace.mark, **more, **own}
 
-    def _fill(self, text: str) -> str:
-        return fill_placeholders(text, self._values, self._task)
-
-    def _fill_argument(self, text: str) -> str:
-        """Return an argument. A path below config_dir gets no `..`, because a sandbox shows fewer directories."""
-        filled = self._fill(text)
-        return os.path.normpath(filled) if text.startswith("{config_dir}/") else filled
-
-    def _named_paths(self, texts: Iterable[str]) -> tuple[Path, ...]:
-        """Return the files and directories that texts name by {config_dir}.
-
-        Files beside them stay hidden in a sandbox, because they often have the answers.
-        """
-        found: dict[Path, None] = {}
-        for text in texts:
-            for name in _IN_CONFIG_DIRECTORY.findall(text):
-                path = Path(self._fill_argument(name))
-                if path.exists():
-                    found[path] = None
-        return tuple(found)
-
-    def _path(self, text: str) -> Path:
+    def _directory(self, key: str, text: str) -> Path:
         """Return the path of a directory of the user; a relative one begins at the directory of the YAML file."""
         assert self._settings.config_dir is not None
-        return self._settings.config_dir / self._fill(text)
+        return self._settings.config_dir / self._texts.fill(key, text)
+
+    async def _run(self, key: str, process: ProgramProcess) -> ProgramEnd:
+        """Run a program. `key` is the key of its command in the YAML, for errors."""
+        try:
+            return self._with_signal(await run_program(process))
+        except ProgramCannotStart as error:
+            raise ProgramCannotStart(f"{key}: {error}") from error
 
     def _with_signal(self, end: ProgramEnd) -> ProgramEnd:
         """Return how a program ended, with the number of its signal as it is without a sandbox."""
@@ -314,7 +310,11 @@ class _PlayedProgram:
         if end.reason is EndReason.EXITED and end.exit_code != 0:
             problem = self._sandbox.describe_start_failure(end.exit_code, output.read_text("utf-8", "replace"))
             if problem is not None:
-                raise ProgramCannotStart(f"the sandbox {self._settings.sandbox.kind} cannot start a program: {problem}")
+                raise ProgramCannotStart(
+                    f"{program_key(self._settings)}: the sandbox {self._settings.sandbox.kind} cannot start the "
+                    f"program: {problem}. Check that the program, and the interpreter in its first line, exist in the "
+                    "sandbox and are executable."
+                )
 
     def _require_success(self, end: ProgramEnd) -> None:
         settings, output = self._settings, self._artifacts / OUTPUT_NAME
@@ -339,7 +339,7 @@ class _PlayedProgram:
     async def _run_score_command(self, score: ScoreCommand) -> Score:
         output = self._artifacts / SCORE_OUTPUT_NAME
         process = await _in_thread(partial(self._prepare_score, score))
-        end = self._with_signal(await run_program(process))
+        end = await self._run(SCORE_KEY, process)
         if end.reason is EndReason.TIMEOUT:
             problem = f"did not end within {score.timeout:g} s (score.timeout)"
         elif end.reason is not EndReason.EXITED:
@@ -353,9 +353,9 @@ class _PlayedProgram:
     def _prepare_score(self, score: ScoreCommand) -> ProgramProcess:
         self._workspace.renew_home()
         if score.template is not None:
-            copy_tree(self._path(score.template), self._workspace.work)
-        argv = tuple(map(self._fill_argument, score.command))
-        read = self._named_paths(score.command)
+            copy_tree(self._directory("environment.score.template", score.template), self._workspace.work)
+        argv = self._texts.arguments(SCORE_KEY, score.command)
+        read = self._texts.named_paths(SCORE_KEY, score.command)
         return self._process(argv, self._environ({}), read, SCORE_OUTPUT_NAME, score.timeout, with_gateway=False)
 
 

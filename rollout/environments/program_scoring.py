@@ -4,6 +4,7 @@ The function and the command run when the program has ended. Neither gets the en
 neither sees its key.
 """
 
+import asyncio
 import inspect
 import json
 import math
@@ -20,7 +21,7 @@ from rollout.environments.base import Score, WrongReturn
 from rollout.environments.endpoint import PostedReward, Transcript
 from rollout.environments.own_threads import Raised, run_in_own_thread
 from rollout.environments.user_objects import ImportRefused, import_object, is_object_path
-from rollout.errors import ConfigurationError, RolloutError
+from rollout.errors import ConfigurationError, RolloutError, error_text, flatten_exceptions
 from rollout.records.task import Task
 from rollout.records.wrong_types import describe_wrong_type, show_value
 
@@ -40,6 +41,10 @@ class ScoreFunctionUnusable(ConfigurationError):
 
 class ScoreOutputError(RolloutError):
     """The last line that a score command printed is no score."""
+
+
+class ScoreFunctionFailed(RolloutError):
+    """The function that scores raised an error."""
 
 
 class RewardMissing(RolloutError):
@@ -94,14 +99,24 @@ class ScoreFunction:
 
         Raises:
             WrongReturn: the function returned neither a score nor a finite number.
+            ScoreFunctionFailed: it raised an error that is none of this package.
         """
         call = partial(self.function, task, work, transcript, exit_code)
-        if inspect.iscoroutinefunction(self.function):
-            returned = await call()
-        else:
-            returned = await run_in_own_thread(f"score {self.path}", call)
-        if isinstance(returned, Raised):
-            raise returned.error
+        try:
+            if inspect.iscoroutinefunction(self.function):
+                returned = await call()
+            else:
+                returned = await run_in_own_thread(f"score {self.path}", call)
+            if isinstance(returned, Raised):
+                raise returned.error
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if any(isinstance(leaf, RolloutError) for leaf in flatten_exceptions(error)):  # such as Retry
+                raise
+            raise ScoreFunctionFailed(
+                f"the score {self.path} raised {type(error).__name__}: {error_text(error)}"
+            ) from error
         return self._as_score(returned)
 
     def _as_score(self, returned: object) -> Score:

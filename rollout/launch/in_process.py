@@ -27,6 +27,7 @@ from rollout.rundir.directory import RUN_CONFIG_NAME, RunDirectory, create_run_d
 from rollout.rundir.outcomes import OutcomeTotals
 from rollout.rundir.queues import RunQueues
 from rollout.session.policy import PolicyClient
+from rollout.tasks.checks import TASKS_BEFORE_A_RUN, check_tasks
 from rollout.tasks.orders import RolloutOrder, encode_order, iter_orders
 from rollout.tasks.sources import RowsUsed, count_rows_used
 from rollout.trainer import GroupAssembler, Trajectory, TrajectoryReader, Violation, check, samples
@@ -184,6 +185,7 @@ async def _run_in_process(config: Config, state: RunState, display: RunDisplay) 
 async def _play(config: Config, state: RunState, display: RunDisplay) -> None:
     stop_event = anyio.Event()
     rollout_orders = list(iter_orders(config.new_environment, config.tasks))
+    check_tasks(config.new_environment, config.tasks, rollout_orders, TASKS_BEFORE_A_RUN)
     state.total_rollouts = len(rollout_orders)
     state.rows_used = count_rows_used(config.tasks, len(rollout_orders) // config.tasks.group_size)
     failure: BaseException | None = None

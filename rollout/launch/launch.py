@@ -41,6 +41,7 @@ from rollout.rundir.directory import RunDirectory
 from rollout.rundir.manifest import LaunchConfig
 from rollout.rundir.outcomes import OutcomeTotals
 from rollout.rundir.queues import RunQueues
+from rollout.tasks.checks import TASKS_BEFORE_A_RUN, check_tasks
 from rollout.tasks.orders import RolloutOrder, iter_orders
 from rollout.tasks.sources import count_rows_used
 from rollout.worker.link import WorkerInstructions
@@ -196,6 +197,7 @@ def _end_phase(environment: EnvironmentState, state: LaunchState) -> LaunchPhase
 
 def _list_orders(environment: EnvironmentState, config: Config) -> list[RolloutOrder]:
     rollout_orders = list(iter_orders(config.new_environment, config.tasks))
+    check_tasks(config.new_environment, config.tasks, rollout_orders, TASKS_BEFORE_A_RUN)
     environment.total_rollouts = len(rollout_orders)
     environment.rows_used = count_rows_used(config.tasks, len(rollout_orders) // config.tasks.group_size)
     return rollout_orders

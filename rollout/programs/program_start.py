@@ -90,10 +90,14 @@ def _explain_exec(error: OSError | ValueError, job: Job) -> str:
             path = job.environ.get("PATH", os.defpath)
             return f"no directory of PATH contains it; install it, or name its path (PATH is {path})"
         if os.path.exists(name):
-            return "the interpreter in its first line, or its loader, does not exist"
-        return "there is no such file"
+            return "the interpreter in its first line, or its loader, does not exist; correct the line, or install it"
+        if " " in name:
+            return "there is no such file; the first item is the program alone, and each argument is an item of its own"
+        if not name.startswith("/"):
+            return "there is no such file; a relative path begins at the work directory"
+        return "there is no such file; correct the path, or install the program"
     if isinstance(error, PermissionError):
-        return "its file is not executable, or in a directory that this user cannot enter"
+        return "its file is not executable (run chmod +x), or in a directory that this user cannot enter"
     if error.errno == errno.ENOEXEC:
         return "it is neither a program for this machine, nor a script that begins with a line such as #!/bin/sh"
     return _describe(error)

@@ -225,6 +225,11 @@ def test_a_check_of_the_machine_must_be_a_plain_method_of_the_class(check: objec
         assert problem in found
 
 
+def test_a_check_of_a_task_must_be_a_plain_method() -> None:
+    found = class_problem(type("Coin", (Environment,), {"run": coroutine, "check_task": coroutine}))
+    assert found == "has a method check_task that is a coroutine; write `def check_task`"
+
+
 def test_the_finding_of_a_check_of_the_machine_is_returned() -> None:
     environment = class_that_checks(classmethod(lambda cls, settings: f"found with {type(settings).__name__}"))
     assert check_machine(environment, EnvironmentSettings()) == "found with EnvironmentSettings"

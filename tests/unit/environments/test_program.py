@@ -9,6 +9,7 @@ import pytest
 from rollout import RolloutLimit, Score, Task
 from rollout.environments.endpoint import Transcript
 from rollout.environments.program import Program
+from rollout.programs.process import ProgramCannotStart
 from rollout.records.endings import RolloutStatus
 from rollout.testing import Answer, PlayRollout
 from rollout.trainer import check
@@ -73,7 +74,7 @@ def posts(reward: str) -> str:
         (
             "import sys; print('oh no'); sys.exit(3)",
             {},
-            "the program ended with the exit code 3. Its last lines:\noh no",
+            "ended with the exit code 3. Its last lines:\noh no\nAll of it: rollout inspect RUN_DIR ROLLOUT --full",
         ),
         ("import os; os.kill(os.getpid(), 11)", {}, "the program was ended by the signal 11. It printed nothing."),
         (
@@ -230,3 +231,60 @@ def test_the_name_of_a_metric_has_no_key(play_rollout: PlayRollout) -> None:
     code = "import os; open('key.txt', 'w').write(os.environ['OPENAI_API_KEY'])"
     played = play_rollout(Program, settings=program(code, score=f"{THIS}:key_as_metric"), answers=[])
     assert "a-key-of-the-gateway" in played.trajectory.metrics
+
+
+def failing_score(task: Task, work: Path, transcript: Transcript, exit_code: int) -> float:
+    return float((work / "answer.txt").read_text())
+
+
+def test_the_error_of_a_score_function_names_it_and_no_path_of_one_rollout(play_rollout: PlayRollout) -> None:
+    played = play_rollout(Program, settings=program("", score=f"{THIS}:failing_score"), answers=[])
+    expected = "raised FileNotFoundError: [Errno 2] No such file or directory: '{workdir}/answer.txt'"
+    assert error_of(played) == f"the score {THIS}:failing_score {expected}"
+
+
+def test_the_error_of_a_program_has_no_path_of_one_rollout(play_rollout: PlayRollout) -> None:
+    code = "import os; print(os.getcwd(), os.environ['HOME'], os.environ['TMPDIR']); exit(1)"
+    played = play_rollout(Program, settings=program(code), answers=[])
+    assert "\n{workdir} {home} {workspace}/tmp\n" in error_of(played)
+
+
+def test_a_traceback_of_twenty_lines_is_in_the_error_and_a_long_line_is_cut(play_rollout: PlayRollout) -> None:
+    code = "print('cut', 'x' * 3000, 'end'); [print('line', number) for number in range(19)]; exit(1)"
+    error = error_of(play_rollout(Program, settings=program(code), answers=[]))
+    assert [f"line {number}" in error.splitlines() for number in range(19)] == [True] * 19
+    assert "\ncut xxx" in error
+    assert "xxx end\n" in error
+    assert "x" * 600 not in error
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            {"command": ["./run.sh"]},
+            "environment.command: the program ./run.sh cannot be started: there is no such file; a relative path",
+        ),
+        (
+            {"command": ["./run.sh now"]},
+            "environment.command: the program ./run.sh now cannot be started: there is no such file; the first item is "
+            "the program alone",
+        ),
+        (
+            {"command": ["{python}", "-c", ""], "score": {"command": ["/no/tests"]}},
+            "environment.score.command: the program /no/tests cannot be started: there is no such file; correct the",
+        ),
+        ({"command": ["./run.sh"], "files": {"run.sh": "#!/bin/sh"}}, "its file is not executable (run chmod +x)"),
+    ],
+)
+def test_a_program_that_cannot_start_is_an_error_with_its_key(
+    settings: Mapping[str, Any], problem: str, play_rollout: PlayRollout
+) -> None:
+    with pytest.raises(ProgramCannotStart) as raised:
+        play_rollout(Program, settings={"score": "program", **settings}, answers=[])
+    assert problem in str(raised.value)
+
+
+def test_a_missing_value_of_the_task_is_an_error_with_the_key_that_uses_it(play_rollout: PlayRollout) -> None:
+    played = play_rollout(Program, settings=program("", stdin="{task.name}"), answers=[])
+    assert error_of(played).startswith("the task has no 'name', which environment.stdin uses; it has id, ")

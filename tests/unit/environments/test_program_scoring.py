@@ -19,6 +19,7 @@ from rollout.environments.endpoint import PostedReward, Transcript
 from rollout.environments.program_scoring import (
     RewardMissing,
     ScoreFunction,
+    ScoreFunctionFailed,
     ScoreFunctionUnusable,
     ScoreOutputError,
     parse_score_output,
@@ -88,17 +89,28 @@ def test_anything_else_that_a_function_returns_is_an_error_that_names_it(returne
         call(lambda *_: returned)
 
 
-@pytest.mark.parametrize("error", [Retry("the judge is away"), SystemExit(3), KeyError("answer")])
-def test_an_error_of_the_function_reaches_the_caller(error: BaseException) -> None:
+async def call_failing(error: BaseException) -> None:
     def score(*_: object) -> float:
         raise error
 
-    async def play() -> None:
-        with pytest.raises(type(error)) as raised:
-            await ScoreFunction("scores:function", score).call(TASK, Path("/work"), Transcript((), {}), 0)
-        assert raised.value is error
+    await ScoreFunction("scores:function", score).call(TASK, Path("/work"), Transcript((), {}), 0)
 
-    asyncio.run(play())
+
+@pytest.mark.parametrize("error", [Retry("the judge is away"), ExceptionGroup("judges", [Retry("it is away")])])
+async def test_a_retry_of_the_function_reaches_the_caller(error: BaseException) -> None:
+    with pytest.raises(type(error)) as raised:
+        await call_failing(error)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(SystemExit(3), "SystemExit: 3"), (KeyError("answer"), "KeyError: 'answer'")],
+)
+async def test_an_error_of_the_function_is_named_with_the_function(error: BaseException, text: str) -> None:
+    with pytest.raises(ScoreFunctionFailed, match=f"^the score scores:function raised {text}$") as raised:
+        await call_failing(error)
+    assert raised.value.__cause__ is error
 
 
 def test_a_function_is_imported_from_the_directory_of_the_yaml(tmp_path: Path) -> None:

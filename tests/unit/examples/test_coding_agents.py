@@ -90,5 +90,5 @@ def test_a_missing_agent_is_one_error_that_says_how_to_install_it(name: str, tmp
     done = run_cli("doctor", str(ROOT / "configs" / f"{name}.yaml"), *settings)
     assert done.returncode != 0
     [problem] = [line for line in done.stdout.splitlines() if line.startswith("bad")]
-    assert f"{tmp_path / 'agent'} was not found" in problem
+    assert f"there is no file {tmp_path / 'agent'}." in problem
     assert " install " in problem

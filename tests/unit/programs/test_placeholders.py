@@ -15,7 +15,7 @@ VALUES = {"base_url": "http://127.0.0.1:1/v1", "model": "policy"}
 
 
 def fill(text: str) -> str:
-    return fill_placeholders(text, VALUES, TASK)
+    return fill_placeholders(text, VALUES, TASK, "environment.prompt")
 
 
 def refused(text: str) -> str:
@@ -55,14 +55,28 @@ def test_doubled_braces_are_the_text_of_a_placeholder() -> None:
     assert check_placeholders("{{unknown}}", frozenset()) == "{{unknown}}"
 
 
-def test_an_unknown_name_is_refused_and_the_closest_name_comes_first() -> None:
-    with pytest.raises(ValueError, match=re.escape("there is no {base_ulr}; there are {base_url}, ")):
+def test_an_unknown_name_is_refused_with_the_closest_name_and_all_names_in_order() -> None:
+    expected = "there is no {base_ulr} (did you mean 'base_url'?); the placeholders are {base_url}, {home}, {model}, "
+    with pytest.raises(ValueError, match=re.escape(expected)):
         check_placeholders("{base_ulr}", frozenset(("model", "base_url", "home")))
-    assert "there is no {task.qestion}; there are {task.question}, " in refused("{task.qestion}")
-    assert "there are {task.files.0}, {task.files.1};" in refused("{task.files.2}")
-    assert "{task.question} has no parts" in refused("{task.question.text}")
-    assert "{task.id} has no parts" in refused("{task.id.x}")
-    assert "there is no {home}" in refused("{home}")
+    assert "environment.prompt: there is no {home}; the placeholders are {base_url}, {model}, " in refused("{home}")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "{task.qestion}",
+            "the task has no 'qestion', which environment.prompt uses (did you mean 'question'?); it has Level, files, "
+            "id, index, note, question, seed. ",
+        ),
+        ("{task.files.2}", "{task.files} has no '2', which environment.prompt uses; it has 0, 1. "),
+        ("{task.question.text}", "{task.question} has no 'text', which environment.prompt uses; it has no parts. "),
+        ("{task.id.x}", "{task.id} has no 'x', which environment.prompt uses; it has no parts. "),
+    ],
+)
+def test_what_the_task_lacks_is_named_with_the_key_that_uses_it(text: str, problem: str) -> None:
+    assert problem in refused(text)
 
 
 def test_the_names_of_the_task_are_checked_only_when_they_are_filled() -> None:
@@ -72,14 +86,14 @@ def test_the_names_of_the_task_are_checked_only_when_they_are_filled() -> None:
 def test_an_error_about_large_data_is_short() -> None:
     task = Task("0", 0, 0, {f"name{number}": "" for number in range(10_000)})
     with pytest.raises(PlaceholderError) as error:
-        fill_placeholders("{task.x}", {}, task)
+        fill_placeholders("{task.x}", {}, task, "environment.prompt")
     assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize(("value", "problem"), [("a\0b", "NUL"), ("\ud800", "half of a character"), ({1, 2}, "plain")])
 def test_a_value_that_no_argument_can_have_is_refused(value: object, problem: str) -> None:
     with pytest.raises(PlaceholderError, match=problem):
-        fill_placeholders("{task.x}", {}, Task("0", 0, 0, {"x": value}))
+        fill_placeholders("{task.x}", {}, Task("0", 0, 0, {"x": value}), "environment.prompt")
 
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True)
@@ -92,7 +106,8 @@ def test_a_text_without_an_opening_brace_never_changes(text: str) -> None:
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0")))
 def test_a_value_is_never_filled_again(value: str) -> None:
-    assert fill_placeholders("<{task.x}>", {"model": "no"}, Task("0", 0, 0, {"x": value})) == f"<{value}>"
+    task = Task("0", 0, 0, {"x": value})
+    assert fill_placeholders("<{task.x}>", {"model": "no"}, task, "environment.prompt") == f"<{value}>"
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text(alphabet="abc{}$") | st.none(), min_size=1))
