@@ -219,7 +219,6 @@ class AgentPlayer:
         async with (
             ScriptedClient(config.model.name, script, self._renderers, config.engine.timeout) as client,
             open_queue(f"memory://{uuid.uuid4().hex}") as queue,
-            config.environment_class.admission(config.environment_settings, self._shared_resources),
         ):
             policy = PolicyClient(
                 self._renderers,
