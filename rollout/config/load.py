@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from rollout.config.environment_class import class_problem
 from rollout.config.gateway import GatewayConfig
-from rollout.config.problems import KeyPath, describe_problem, show_key, show_written, suggest_name
+from rollout.config.problems import KeyPath, describe_problem, key_of, show_key, show_written, suggest_name
 from rollout.config.references import Reference, put_all_back
 from rollout.config.sections import (
     EngineConfig,
@@ -182,7 +182,7 @@ class _ConfigChecker:
         key_path: KeyPath = ("environment", "class")
         if not isinstance(class_path, str) or not is_object_path(class_path):
             found = show_written(self._source.written_at(key_path)) if isinstance(section, dict) else "no key `class`"
-            self._add_problem(key_path, f"expected package.module:Class, found {found}")
+            self._add_problem(key_path, f"expected package.module:Class, found {found}{_suggest_class(class_path)}")
             return "", None
         directory = str(self._source.directory)
         search_last(directory)  # the environment's module may be next to the YAML file
@@ -215,10 +215,17 @@ class _ConfigChecker:
             for problem in error.errors(include_url=False):
                 if problem["type"] == "default_factory_not_called":  # caused by the problem of another key
                     continue
-                key_path: KeyPath = (name, *problem["loc"])
+                key_path: KeyPath = (name, *key_of(problem))
                 self._add_problem(key_path, describe_problem(model, problem, self._source.written_at(key_path)))
             return None
 
     def _add_problem(self, key_path: KeyPath, message: str) -> None:
         ending = "" if message.endswith("?") or "\n" in message else "."
         self._problems.append(f"{self._source.location_of(key_path)}: {show_key(key_path)}: {message}{ending}")
+
+
+def _suggest_class(path: object) -> str:
+    """Return the form that was meant by a path with a dot in place of the colon; empty for any other value."""
+    module, _, name = str(path).rpartition(".")
+    meant = f"{module}:{name}"
+    return f"; did you mean {meant}?" if name[:1].isupper() and is_object_path(meant) else ""

@@ -72,7 +72,9 @@ def hide_workspace(error: BaseException, workspace: Workspace) -> None:
             return
         cause.args = tuple(map(hide, cause.args))
         if isinstance(cause, OSError):
-            cause.filename, cause.filename2 = hide(cause.filename), hide(cause.filename2)
+            for name in ("filename", "filename2"):
+                if (path := getattr(cause, name)) is not None:
+                    setattr(cause, name, hide(path))
         cause = cause.__cause__ or cause.__context__
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -26,6 +26,7 @@ from rollout.programs.file_patterns import check_pattern
 from rollout.programs.placeholders import check_placeholders
 from rollout.programs.sandboxes.base import SandboxOptions
 from rollout.programs.sandboxes.registry import parse_sandbox
+from rollout.programs.workspace import file_name_problem
 
 PLACEHOLDERS = frozenset({"base_url", "anthropic_base_url", "model", "workdir", "home"})
 """The names of the placeholders beside those of the task."""
@@ -90,7 +91,7 @@ class ScoreCommand(_Keys):
     """Seconds for the command. After them, the rollout fails."""
 
 
-_SCORE_FORMS = "expected `package.module:function`, {command: […]}, or program (the program sends its own reward)"
+_SCORE_FORMS = "`package.module:function`, {command: […]}, or program (the program sends its own reward)"
 PROGRAM_SCORES_ITSELF = "program"
 """The value of `score` that means: the program sends its reward with `POST …/reward`."""
 
@@ -98,21 +99,32 @@ PROGRAM_SCORES_ITSELF = "program"
 def _check_score(score: str) -> str:
     module, colon, function = score.partition(":")
     if score != PROGRAM_SCORES_ITSELF and not (colon and module and function):
-        raise ValueError(_SCORE_FORMS)
+        raise ValueError(f"expected {_SCORE_FORMS}")
+    file = PurePosixPath(module)
+    if file.suffix == ".py" or len(file.parts) > 1:
+        beside = f", and put {file.stem}.py beside the YAML file" if len(file.parts) > 1 else ""
+        raise ValueError(f"expected a module, not the path of a file; write {file.stem}:{function}{beside}")
     return score
 
 
 def _form_of_score(score: Any) -> str | None:
-    """Return the tag of a form. Then pydantic validates JSON as such, in which a list may be a tuple."""
+    """Return the tag of a form, in <…>, because it is no key. Pydantic then validates a list of JSON as a tuple."""
     if isinstance(score, str):
-        return "name"
-    return "command" if isinstance(score, Mapping | ScoreCommand) else None
+        return "<name>"
+    return "<command>" if isinstance(score, Mapping | ScoreCommand) else None
 
 
 ScoreForm = Annotated[
-    Annotated[str, AfterValidator(_check_score), Tag("name")] | Annotated[ScoreCommand, Tag("command")],
-    Discriminator(_form_of_score, custom_error_type="score", custom_error_message=_SCORE_FORMS),
+    Annotated[str, AfterValidator(_check_score), Tag("<name>")] | Annotated[ScoreCommand, Tag("<command>")],
+    Discriminator(_form_of_score, custom_error_type="score", custom_error_message=f"expected {_SCORE_FORMS}"),
 ]
+
+
+def _check_files(files: Mapping[str, str]) -> Mapping[str, str]:
+    for name in files:
+        if (problem := file_name_problem(name)) is not None:
+            raise ValueError(problem)
+    return files
 
 
 def _check_agent(name: str) -> str:
@@ -150,7 +162,7 @@ class ProgramSettings(EnvironmentSettings):
     """The text that the program can read from its standard input."""
     env: Mapping[str, ProgramText] = Field(default_factory=dict)
     """More environment variables. The score command gets them, too."""
-    files: Mapping[str, ProgramText] = Field(default_factory=dict)
+    files: Annotated[Mapping[str, ProgramText], AfterValidator(_check_files)] = Field(default_factory=dict)
     """Text files to write into the work directory, by their relative paths."""
     template: ProgramText | None = None
     """A directory whose files are copied into the work directory; a relative path begins at config_dir."""
@@ -172,13 +184,15 @@ class ProgramSettings(EnvironmentSettings):
     """What one program may use."""
     sandbox: Annotated[SerializeAsAny[SandboxOptions], BeforeValidator(parse_sandbox)] = SandboxOptions()
     """Where the program runs: none, bwrap, docker, or {kind: …} with the keys of that sandbox."""
-    score: ScoreForm
+    score: ScoreForm = Field(description=_SCORE_FORMS)
     """What scores: `package.module:function`, {command: […]}, or program, which sends its own reward."""
 
     @model_validator(mode="after")
     def _check_program(self) -> Self:
-        if bool(self.command) == (self.agent is not None):
-            raise ValueError("expected either command or agent")
+        if self.command and self.agent is not None:
+            raise ValueError("has both command and agent; leave one out")
+        if not self.command and self.agent is None:
+            raise ValueError("has neither command nor agent; write command: […], or agent: codex")
         agent_keys = {"prompt", "arguments", "executable", "context_tokens"} & self.model_fields_set
         if self.command and agent_keys:
             raise ValueError(

@@ -232,14 +232,21 @@ def write_files(files: Mapping[str, str], target: Path) -> None:
                 file.write(data)
 
 
-def _checked_parts(name: str) -> Sequence[str]:
+def file_name_problem(name: str) -> str | None:
+    """Return why a name is not that of a file below a directory; None if it is."""
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or name.endswith("/") or "\0" in name:
-        raise WorkspaceError(
+        return (
             f"the file {show_value(name)} cannot be written: expected a path below the work directory, such as "
-            "src/main.py, without `..`."
+            "src/main.py, without `..`"
         )
-    return path.parts
+    return None
+
+
+def _checked_parts(name: str) -> Sequence[str]:
+    if (problem := file_name_problem(name)) is not None:
+        raise WorkspaceError(f"{problem}.")
+    return PurePosixPath(name).parts
 
 
 def _copy_directory(source: int, target: int, place: Path, top: os.stat_result, level: int = 0) -> None:

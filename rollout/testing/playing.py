@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 from pydantic import ValidationError
 
 from rollout.config.environment_class import EnvironmentUnusable, class_problem
-from rollout.config.problems import describe_problem, show_key
+from rollout.config.problems import describe_problem, key_of, show_key
 from rollout.environments.base import Environment, EnvironmentSettings, Retry
 from rollout.records.task import Task
 from rollout.rundir.artifacts import attempt_directory
@@ -143,7 +143,7 @@ def _check_settings(environment_class: type[Environment], settings: Mapping[str,
         return model.model_validate(settings)
     except ValidationError as error:
         problems = [
-            f"{show_key(('settings', *problem['loc']))}: {describe_problem(model, problem, problem['input'])}"
+            f"{show_key(('settings', *key_of(problem)))}: {describe_problem(model, problem, problem['input'])}"
             for problem in error.errors(include_url=False)
             if problem["type"] != "default_factory_not_called"  # caused by a problem in another key
         ]

@@ -25,6 +25,7 @@ from rollout.programs.sandboxes.base import (
     WrappedCommand,
 )
 from rollout.programs.sandboxes.mounts import VisibleFiles
+from rollout.programs.workspace import VARIABLE
 
 _GATEWAY_ADDRESS = "127.0.0.1:61080"
 """The port is above those that the system gives to clients, and programs rarely choose it for servers of their own."""
@@ -117,6 +118,7 @@ class BwrapSandbox(Sandbox):
             argv=(
                 *(_PYTHON, "-I", "-S", "-c", _IGNORE_SIGNALS),
                 *(bwrap, *_own_user(bwrap), *_ISOLATION, *_in_order(mounts)),
+                *("--unsetenv", VARIABLE),  # bwrap itself keeps it; programs print their variables into prompts
                 *("--chdir", str(inside.work), "--", _PYTHON, "-I", "-S", _RELAY, *forward, "--", *command.argv),
             ),
             environ=command.environ,

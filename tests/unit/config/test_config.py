@@ -84,7 +84,7 @@ def test_arguments_of_the_template_are_scalars_by_name(tmp_path: Path) -> None:
     )
     assert load_config(path).model.template == {"enable_thinking": False}
     message = load_error(path, "model.template=template.jinja")
-    assert message.startswith("--set model.template: model.template: Input should be")
+    assert message.startswith("--set model.template: model.template: expected keys and values")
     assert load_error(write(tmp_path, VALID + "model.template: 1\n")).startswith(f"{path}:13: model.template: unknown")
 
 

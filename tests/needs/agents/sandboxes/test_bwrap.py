@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from rollout.programs.process import EndReason, ProgramLimits, ProgramProcess, run_program
+from rollout.programs.process_tree import find_marked
 from rollout.programs.sandboxes import relay
 from rollout.programs.sandboxes.base import SandboxedCommand
 from rollout.programs.sandboxes.registry import open_sandbox, parse_sandbox
+from rollout.programs.workspace import VARIABLE
 from tests.needs.agents.sandboxes.conftest import SECRET, WHY_NOT, Machine, World
 
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=f"bubblewrap does not work here: {WHY_NOT}")
@@ -346,3 +348,15 @@ def test_a_program_in_a_home_does_not_make_the_home_visible(
     program.chmod(0o755)
     (tmp_path / "private").write_text(SECRET)
     assert world.run("bwrap", str(program)).stdout == "agent\n"
+
+
+def test_a_program_does_not_see_the_variable_by_which_its_sandbox_is_found(world: World) -> None:
+    code = f"import os, sys; print({VARIABLE!r} in os.environ, flush=True); sys.stdin.read()"
+    wrapped = world.wrap("bwrap", sys.executable, "-c", code, environ=world.workspace.mark)
+    with subprocess.Popen(
+        wrapped.argv, env=wrapped.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "False\n"
+        assert process.pid in find_marked(f"{VARIABLE}={world.workspace.root}", None)
+        process.communicate()
