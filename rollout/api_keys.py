@@ -36,6 +36,11 @@ def hide_keys_in_json(data: bytes) -> bytes:
     return data
 
 
+def contains_key(data: bytes) -> bool:
+    """Whether bytes contain a key, as in the metadata of an image."""
+    return _PREFIX.encode() in data and _KEY_BYTES.search(data) is not None
+
+
 class KeyHider:
     """Replaces every key in bytes that arrive in blocks, also a key that is in two blocks.
 

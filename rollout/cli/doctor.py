@@ -1,5 +1,6 @@
 """`rollout doctor`: a table of what was checked before a run."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +65,12 @@ def _check_agent(config: "Config", exit_code: int, seconds: float) -> "tuple[lis
 
     if exit_code == _BAD_CONFIGURATION:
         return [CheckResult("agent", "not checked: first correct the errors above", CheckStatus.UNKNOWN)], exit_code
-    return check_agent(config, _print_progress, PlayLimits(seconds=seconds))
+    # SIGTERM ends the check like Ctrl-C: the plays end, and remove what they made.
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        return check_agent(config, _print_progress, PlayLimits(seconds=seconds))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _print_progress(line: str) -> None:

@@ -49,6 +49,10 @@ def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: b
         yield ""
         yield "the error was raised here:"
         yield from indent(traceback.rstrip(), "    ").splitlines()
+    elif len(lines := _error_lines(trajectory)) > 1:
+        yield ""
+        yield "the error in full:"
+        yield from (f"    {line}" for line in lines)
     for violation in check(trajectory) if trajectory.error is None else ():
         yield f"! {violation.where}: check {violation.invariant} failed: {violation.detail}"
 
@@ -61,9 +65,16 @@ def _describe_end(trajectory: Trajectory) -> str:
         parts.append(f"reward {trajectory.reward:g}")
     parts += [f"{name} {reward.value:g} (weight {reward.weight:g})" for name, reward in trajectory.rewards.items()]
     parts += [f"{name} {value:g}" for name, value in trajectory.metrics.items()]
-    if trajectory.error:
-        parts.append(f"{trajectory.error.get('type')}: {' '.join(str(trajectory.error.get('message')).split())}")
+    if lines := _error_lines(trajectory):
+        parts.append(f"{lines[0]} …" if len(lines) > 1 else lines[0])
     return "  ".join(parts)
+
+
+def _error_lines(trajectory: Trajectory) -> list[str]:
+    """Return the type and the message of the error that ended a trajectory, as lines; none if it has no error."""
+    if not trajectory.error:
+        return []
+    return f"{trajectory.error.get('type')}: {trajectory.error.get('message')}".rstrip().splitlines()
 
 
 def _tool_lines(tools: Sequence[Mapping[str, Any]], *, full: bool) -> Iterator[str]:

@@ -14,10 +14,12 @@ from rollout.cli.open_files import require_open_files
 from rollout.cli.options import Debug, Json, Overrides
 from rollout.cli.output import (
     describe_retries,
+    list_means,
     print_errors,
     print_report,
     print_table,
     print_text_or_json,
+    print_wrapped,
     warn_of_close_failures,
     warn_of_passwords,
     with_errors,
@@ -149,6 +151,7 @@ def _print_summary(
 ) -> None:
     from rollout.records.gateway_counts import summarize_gateway
     from rollout.rundir.limits import warn_if_all_limited
+    from rollout.rundir.missing_turns import warn_if_no_turns
 
     rows = []
     for environment in state.environments:
@@ -157,7 +160,7 @@ def _print_summary(
         reward = "no reward" if totals["reward_mean"] is None else f"reward {totals['reward_mean']:.3f}"
         of_total = "" if environment.is_fed_externally else f" of {environment.total_rollouts}"
         work = f"{totals['turns']:,} turns, {totals['tokens']:,} tokens"
-        named = "".join(f"  {name} {mean:.3f}" for name, mean in (totals["rewards"] | totals["metrics"]).items())
+        named = list_means(totals["rewards"] | totals["metrics"])
         line = f"{totals['rollouts']}{of_total}  ({status})  {reward}{named}, {work}"
         rows.append((environment.name, line))
         if environment.rows_used is not None:
@@ -179,11 +182,13 @@ def _print_summary(
         totals = report["environments"][environment.name]
         config = environment.launch_config.config
         if (warning := warn_if_all_limited(totals["limits"], totals["status"], config)) is not None:
-            line = f"{environment.name}: {warning}"
-            console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+            print_wrapped(console, f"{environment.name}: {warning}", "yellow")
     if (warning := warn_of_close_failures(report)) is not None:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+        print_wrapped(console, warning, "yellow")
     print_errors(console, errors, state.directory.path)
+    for environment in state.environments:
+        if (warning := warn_if_no_turns(report["environments"][environment.name])) is not None:
+            print_wrapped(console, f"{environment.name}: {warning}", "yellow")
     if report["rollouts"] < report["total"]:
         console.print(f"continue with: rollout launch --resume {state.directory.path}", highlight=False, soft_wrap=True)
 

@@ -88,8 +88,8 @@ def can_redraw(console: Console) -> bool:
 def print_table(console: Console, rows: Sequence[Sequence[str]]) -> None:
     """Print rows of cells, which may have markup.
 
-    On a terminal the cells are aligned, and the last one is wrapped between words, so paths are not broken. Elsewhere
-    each row is a line, with two spaces between its cells.
+    On a terminal the cells are aligned, and the last one is wrapped between words, so paths are not broken. A path that
+    is wider than the last column begins further left. Elsewhere each row is a line, with two spaces between its cells.
     """
     if not console.file.isatty():
         for row in rows:
@@ -103,14 +103,23 @@ def print_table(console: Console, rows: Sequence[Sequence[str]]) -> None:
     last_width = console.width - sum(widths) - len(_GAP) * len(widths)
     for *first, last in cells:
         columns = [list(cell.wrap(console, width, overflow="fold")) for cell, width in zip(first, widths, strict=True)]
-        columns.append(_wrap_between_words(last, last_width))
+        lines = _wrap_between_words(last, last_width)
+        is_first_too_wide = bool(lines) and last_width < cell_len(lines[0].plain.rstrip()) < console.width
+        columns.append([Text(), *lines] if is_first_too_wide else lines)
         for parts in zip_longest(*columns):
             line = Text()
             for part, width in zip(parts, (*widths, 0), strict=True):
                 text = part or Text()
                 line.append_text(text).append(" " * (width - text.cell_len)).append(_GAP)
             line.rstrip()
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(_with_less_indent(line, console.width), highlight=False, soft_wrap=True)
+
+
+def _with_less_indent(line: Text, width: int) -> Text:
+    """Return a line that is too wide further left if it then fits, because a terminal goes on in column 0."""
+    excess = line.cell_len - width
+    indent = len(line.plain) - len(line.plain.lstrip())
+    return line[excess:] if 0 < excess < indent else line
 
 
 def _wrap_between_words(text: Text, width: int) -> list[Text]:
@@ -125,6 +134,19 @@ def _wrap_between_words(text: Text, width: int) -> list[Text]:
             used += cell_len(word[0])
         lines += line.divide(breaks)
     return lines
+
+
+def print_wrapped(console: Console, text: str, color: str) -> None:
+    """Print a text for people. On a terminal it is wrapped between words, so paths are not broken."""
+    lines = _wrap_between_words(Text(text), console.width) if console.file.isatty() else [Text(text)]
+    for line in lines:
+        line.rstrip()
+        console.print(line, style=color, highlight=False, soft_wrap=True)
+
+
+def list_means(means: Mapping[str, float]) -> str:
+    """Return each name with its mean, and two spaces before it; a whole number has no decimals."""
+    return "".join(f"{_GAP}{name} {mean:.{0 if mean.is_integer() else 3}f}" for name, mean in means.items())
 
 
 def describe_retries(report: Mapping[str, Any]) -> str:
@@ -161,8 +183,7 @@ def print_errors(console: Console, errors: "Sequence[DistinctError]", run_direct
             else "\n" + indent(error.traceback.rstrip(), "  ")
         )
         others = {1: "", 2: " (and 1 other)"}.get(error.rollouts, f" (and {error.rollouts - 1} others)")
-        line = escape(f"{error.first_rollout}{others} {error.status}:{escape_controls(text)}")
-        console.print(f"[red]{line}[/red]", highlight=False, soft_wrap=True)
+        print_wrapped(console, f"{error.first_rollout}{others} {error.status}:{escape_controls(text)}", "red")
     if len(errors) > _MAX_ERRORS_SHOWN:
         left = f"… and {len(errors) - _MAX_ERRORS_SHOWN} more different errors, all in"
         console.print(escape(f"{left}: rollout logs {run_directory} --level warning"), soft_wrap=True)

@@ -12,9 +12,11 @@ from rollout.cli.open_files import require_open_files
 from rollout.cli.options import Configuration, Debug, Json, Overrides
 from rollout.cli.output import (
     describe_retries,
+    list_means,
     print_errors,
     print_report,
     print_table,
+    print_wrapped,
     warn_of_close_failures,
     warn_of_passwords,
     with_errors,
@@ -69,14 +71,17 @@ def _exit_code(state: "RunState") -> int:
 def _print_summary(state: "RunState", config: "Config", errors: "Sequence[DistinctError]", console: Console) -> None:
     from rollout.records.gateway_counts import summarize_gateway
     from rollout.rundir.limits import warn_if_all_limited
+    from rollout.rundir.missing_turns import warn_if_no_turns
     from rollout.session.prompt import summarize_prompt_sources
 
     report, trainer = state.report(), state.trainer_counters
     status = ", ".join(f"{count} {name}" for name, count in sorted(report["status"].items())) or "none finished"
     reward = "none" if report["reward_mean"] is None else f"[bold]{report['reward_mean']:.3f}[/bold]"
-    named = "".join(f"  {name} {mean:.3f}" for name, mean in (report["rewards"] | report["metrics"]).items())
+    named = list_means(report["rewards"] | report["metrics"])
     violations = len(trainer.violations)
-    verdict = "[green]all checks passed[/green]" if not violations else f"[red]{violations} failed checks[/red]"
+    verdict = ", [green]all checks passed[/green]" if trainer.samples else ""
+    if violations:
+        verdict = f", [red]{violations} failed checks[/red]"
     seconds = state.elapsed_seconds or 1e-9
     bytes_per_turn = f"  ({report['queue_bytes'] / report['turns']:.0f} a turn)" if report["turns"] else ""
     rows = [
@@ -85,7 +90,7 @@ def _print_summary(state: "RunState", config: "Config", errors: "Sequence[Distin
         ("turns", f"{report['turns']:,}  ({report['turns'] / seconds:.0f}/s, {report['images']:,} different images)"),
         ("prompts", summarize_prompt_sources(state.worker.prompt_sources if state.worker is not None else {})),
         ("queue", f"{report['queue_bytes']:,} bytes{bytes_per_turn}"),
-        ("trainer", f"{trainer.groups} groups, {trainer.samples} samples, {trainer.tokens:,} tokens, {verdict}"),
+        ("trainer", f"{trainer.groups} groups, {trainer.samples} samples, {trainer.tokens:,} tokens{verdict}"),
         ("engine", escape(state.engine_description)),
         ("run", escape(str(state.directory.path))),
         ("time", f"{state.elapsed_seconds:.1f} s" + ("  (stopped early)" if state.interrupted else "")),
@@ -98,10 +103,12 @@ def _print_summary(state: "RunState", config: "Config", errors: "Sequence[Distin
         rows.append(("repeated", escape(describe_retries(report))))
     print_table(console, [(f"[dim]{name}[/dim]", value) for name, value in rows])
     if (warning := warn_if_all_limited(report["limits"], report["status"], config)) is not None:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+        print_wrapped(console, warning, "yellow")
     if (warning := warn_of_close_failures(report)) is not None:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+        print_wrapped(console, warning, "yellow")
     print_errors(console, errors, state.directory.path)
     for violation in trainer.violations[:_MAX_VIOLATIONS_SHOWN]:
         line = f"{violation.rollout}, {violation.where}: check {violation.invariant} failed: {violation.detail}"
-        console.print(f"[red]{escape(line)}[/red]", highlight=False, soft_wrap=True)
+        print_wrapped(console, line, "red")
+    if (warning := warn_if_no_turns(report)) is not None:
+        print_wrapped(console, warning, "yellow")

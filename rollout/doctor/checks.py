@@ -136,7 +136,7 @@ def _check_model(config: Config) -> str:
     adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
     image_support = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
     return (
-        f"{written_model_path(config.model.path)}: {adapter.tokenizer.vocab_size} tokens, "
+        f"{written_model_path(config.model.path)}: vocabulary of {adapter.tokenizer.vocab_size:,} tokens, "
         f"renderer {config.model.renderer}{image_support}"
     )
 

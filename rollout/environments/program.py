@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from rollout.environments.base import Environment, Model, Score, change_score
 from rollout.environments.endpoint import Endpoint, EndpointSocket
@@ -53,9 +54,12 @@ from rollout.programs.process import (
 from rollout.programs.sandboxes.base import SandboxedCommand
 from rollout.programs.sandboxes.registry import open_sandbox
 from rollout.programs.slots import machine_slot
-from rollout.programs.workspace import Workspace, copy_tree, write_files
+from rollout.programs.unsafe_entries import remove_unsafe_entries
+from rollout.programs.workspace import Workspace, WorkspaceError, copy_tree, write_files
 from rollout.records.endings import RolloutLimit
 from rollout.records.task import Task
+
+log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
@@ -185,6 +189,7 @@ class _PlayedProgram:
             score = score_from_posted(endpoint.posted_reward)
         else:
             assert resources.score is not None
+            await _in_thread(partial(remove_unsafe_entries, self._workspace.work))
             score = await resources.score.call(self._task, self._workspace.work, endpoint.transcript, end.exit_code)
         measured = {"exit_code": float(end.exit_code), "program_seconds": round(end.seconds, 3)}
         changes: dict[str, Any] = {"metrics": {**measured, **score.metrics}}
@@ -346,6 +351,7 @@ class _PlayedProgram:
         raise ScoreCommandFailed(f"the score command {problem}. {last_lines(output)}")
 
     def _prepare_score(self, score: ScoreCommand) -> ProgramProcess:
+        self._workspace.renew_home()
         if score.template is not None:
             copy_tree(self._directory("environment.score.template", score.template), self._workspace.work)
         argv = self._texts.arguments(SCORE_KEY, score.command)
@@ -380,4 +386,7 @@ async def _open_workspace() -> AsyncIterator[Workspace]:
         yield created[0]
     finally:
         for workspace in created:
-            await _in_thread(workspace.remove)
+            try:
+                await _in_thread(workspace.remove)
+            except WorkspaceError as error:  # such as a file that not even its owner may change
+                log.warning("the workspace of a program cannot be removed", error=str(error))

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class GatewayEndpoint:
         self._answer_numbers = itertools.count(len(session.endpoint_reports) << 20)
         self._context = contextvars.copy_context()
         self._has_warned_of_tools = False
+        self._has_warned_of_paths = False
         self._turns: dict[int, EndpointTurn] = {}
         self._roots = RootNotes()
         self._tools: tuple[Any, bytes] = (None, b"")
@@ -160,6 +162,14 @@ class GatewayEndpoint:
         """Keep the reward that a program sends, in the place of an earlier one. Raises RequestRefused."""
         self._require_open()
         self._posted_reward = read_reward(body.data)
+
+    def note_unknown_path(self, method: str, path: str) -> None:
+        """Count a request to a path that the gateway does not have; the first one is in the log."""
+        self._session.counters.gateway[GatewayCount.UNKNOWN_PATHS] += 1
+        if not self._has_warned_of_paths:
+            self._has_warned_of_paths = True
+            warn = partial(log.warning, "the program asks for an unknown path of the gateway", method=method, path=path)
+            self._context.copy().run(warn)
 
     @property
     def max_model_len(self) -> int | None:

@@ -7,6 +7,7 @@ engine is missing. Until the answer is there, a comment every few seconds keeps 
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,9 +130,16 @@ class RequestHandler:
                 endpoint = self._find_endpoint(keys)
                 body = await self._read_body(request)
                 return await self._answer_turn(request, endpoint.fly(dialect_class, body), endpoint, measured)
-        raise RequestRefused(
-            f"The gateway has no {request.method[:20]} {hide_keys(path)[:200]}; it has POST "
-            f"{', POST '.join(_POST_PATHS)} and GET {_MODELS_PATH}.",
+        raise self._unknown_path(keys, request.method[:20], hide_keys(path)[:200])
+
+    def _unknown_path(self, keys: Sequence[str], method: str, path: str) -> RequestRefused:
+        """Return the refusal of a path that does not exist; the endpoint of the key, if there is one, counts it."""
+        with suppress(RequestRefused):
+            self._find_endpoint(keys).note_unknown_path(method, path)
+        hint = " OPENAI_BASE_URL already ends in /v1." if path.startswith("/v1/v1/") else ""
+        return RequestRefused(
+            f"The gateway has no {method} {path}.{hint} It has POST {', POST '.join(_POST_PATHS)} "
+            f"and GET {_MODELS_PATH}.",
             reason=RefusalReason.NOT_FOUND,
         )
 

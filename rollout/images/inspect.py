@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from renderers_adapter.decoding_memory import decoding_bytes
+from rollout.api_keys import contains_key
 from rollout.images.container_format import count_frames
 from rollout.images.errors import ImageError
 from rollout.images.formats import JPEG, ImageFormat, detect_format
@@ -51,6 +52,8 @@ def inspect_image(data: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> ImageIn
     """
     if len(data) > limits.max_bytes:
         raise ImageError(f"the image has {describe_too_many_bytes(len(data), limits.max_bytes)}")
+    if contains_key(data):
+        raise ImageError("the image contains the API key of an endpoint, such as in its metadata; save it without them")
     image_format = detect_format(data)
     if image_format is JPEG:
         jpeg = read_jpeg(data)

@@ -19,12 +19,14 @@ import time
 from rollout.programs.cgroups import ControlGroup
 from rollout.programs.output import OutputFile
 from rollout.programs.process_tree import find_descendants, kill_all
-from rollout.programs.program_start import IGNORED_SIGNALS, CannotStart, Job, become_program, become_subreaper
+from rollout.programs.program_start import CannotStart, Job, become_program, become_subreaper
 
 GRACE_SECONDS = 2.0
 """The time between SIGTERM and SIGKILL."""
 KILL_SECONDS = 10.0
 """The time after which we no longer wait for killed processes."""
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The guardian ends when the worker does; the program gets the default signals."""
 CLEANUP_SECONDS = 10.0
 """The time for each command of `cleanup`."""
 

@@ -45,9 +45,10 @@ class ProgramCannotStart(RolloutError):
 
 
 class GuardianLost(RolloutError):
-    """The guardian of a program was killed, so nobody knows how the program ended."""
+    """The guardian of a program was killed, so nobody knows how the program ended.
 
-    infrastructure = True
+    The rollout fails, and is not tried again, because a program without a sandbox can kill its guardian itself.
+    """
 
 
 class EndReason(Enum):
@@ -145,8 +146,9 @@ async def run_program(process: ProgramProcess) -> ProgramEnd:
     if answer is None:
         await _finish(guardian.end_without)
         raise GuardianLost(
-            f"the guardian of the program {process.argv[0]} was killed, so nobody knows how the program ended; its "
-            "processes were killed, too. Look for the cause in the log of the machine, such as a lack of memory."
+            f"the guardian of the program {process.argv[0]} was killed, so nobody knows how the program ended; all "
+            "processes of it that could be found were killed, too. The program can have done this; then use a sandbox. "
+            "Otherwise look for the cause in the log of the machine, such as a lack of memory."
         )
     return _read_answer(process, answer)
 

@@ -15,8 +15,6 @@ TYPE_CHECKING = False  # the module typing needs longer to load than all others
 if TYPE_CHECKING:
     from typing import NoReturn
 
-IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that the guardian ignores, and the program does not. The guardian ends when the worker does."""
 _OOM_SCORE = "800"
 """If the machine itself has no memory left, the kernel kills a program rather than the worker."""
 _SET_PARENT_DEATH_SIGNAL = 1
@@ -69,7 +67,7 @@ def become_program(
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain the key
         step = f"its working directory {job.directory} cannot be entered"
         os.chdir(job.directory)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, *IGNORED_SIGNALS):
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         for file, stream in enumerate(streams):
             os.dup2(stream, file)

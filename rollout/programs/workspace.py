@@ -146,6 +146,19 @@ class Workspace(ProgramDirectories):
         """The variable by which the processes of the program are recognised."""
         return {VARIABLE: str(self.root)}
 
+    def renew_home(self) -> None:
+        """Empty the home and the directory for temporary files, so that no setting of the program is left there.
+
+        Raises:
+            WorkspaceError: something cannot be removed.
+        """
+        try:
+            for directory in (self.home, self.tmp):
+                remove_child(directory)
+                directory.mkdir(mode=0o700)
+        except OSError as error:
+            raise WorkspaceError(f"the home of a program cannot be emptied: {_describe(error)}.") from error
+
     def remove(self) -> None:
         """Remove all directories, also those that the program made unreadable. Do nothing if they are gone.
 

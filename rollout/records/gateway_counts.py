@@ -31,6 +31,7 @@ class GatewayCount(StrEnum):
         FOREIGN: the turns with an assistant message that the policy did not sample.
         RETRIES: the requests that were sent again and got the same turn.
         REFUSALS: the requests that were refused.
+        UNKNOWN_PATHS: the requests with a right key to a path that the gateway does not have.
         UNRECEIVED: the turns whose answers the program did not receive.
         IDLE_ENDPOINTS: the endpoints that were closed without a turn.
     """
@@ -43,6 +44,7 @@ class GatewayCount(StrEnum):
     FOREIGN = "foreign"
     RETRIES = "retries"
     REFUSALS = "refusals"
+    UNKNOWN_PATHS = "unknown paths"
     UNRECEIVED = "unreceived"
     IDLE_ENDPOINTS = "idle endpoints"
 
@@ -102,6 +104,7 @@ def report_gateway(counts: Mapping[str, int]) -> dict[str, Any] | None:
         "foreign_reasons": _with_prefix(counts, FOREIGN_PREFIX),
         "retries": counts.get(GatewayCount.RETRIES, 0),
         "refusals": counts.get(GatewayCount.REFUSALS, 0),
+        "unknown_paths": counts.get(GatewayCount.UNKNOWN_PATHS, 0),
         "unreceived": counts.get(GatewayCount.UNRECEIVED, 0),
         "idle_endpoints": counts.get(GatewayCount.IDLE_ENDPOINTS, 0),
         "ignored_tools": _with_prefix(counts, IGNORED_TOOL_PREFIX),
@@ -123,6 +126,7 @@ def summarize_gateway(counts: Mapping[str, int]) -> str | None:
     others = {
         "repeated": report["retries"],
         "refused": report["refusals"],
+        "to unknown paths": report["unknown_paths"],
         "not received": report["unreceived"],
         "tools left out": sum(report["ignored_tools"].values()),
         "endpoints without a turn": report["idle_endpoints"],

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rollout.config.sampling import check_sampling
-from rollout.environments.base import ArtifactsUnavailable, ContextExhausted, Reply
+from rollout.environments.base import ContextExhausted, Reply
 from rollout.environments.endpoint import EndpointSocket, EndpointUnavailable, RootRule
 from rollout.images import ImagePolicy, prepare_images_async
 from rollout.records.endings import RolloutLimit
@@ -21,6 +22,7 @@ from rollout.records.messages import (
 )
 from rollout.records.stream import RolloutAlreadyFinished
 from rollout.records.tools import require_tools
+from rollout.rundir.artifacts import create_attempt_directory
 from rollout.session.chat_arguments import refuse_arguments
 from rollout.session.chat_calls import ChatCalls
 from rollout.testing.recorded_turns import RecordedTurn
@@ -52,6 +54,7 @@ class RecordedModel:
         difference: the first difference from the record.
         played_turns: the numbers of the recorded turns that the environment played again.
         last_limit: the limit that ended the latest answer.
+        asked_for_endpoint: whether the environment wanted to play a program.
     """
 
     def __init__(self, turns: Sequence[RecordedTurn], end: RecordedEnd, image_policy: ImagePolicy) -> None:
@@ -66,6 +69,7 @@ class RecordedModel:
         self.difference: Difference | None = None
         self.played_turns: set[int] = set()
         self.last_limit = RolloutLimit.NONE
+        self.asked_for_endpoint = False
 
     @property
     def unplayed_turns(self) -> list[int]:
@@ -100,17 +104,15 @@ class RecordedModel:
         accept_reward: bool = False,
     ) -> NoReturn:
         """Refuse to open an endpoint, because a program is not repeated by its recorded answers."""
+        self.asked_for_endpoint = True
         raise EndpointUnavailable(
             "a replay cannot repeat an agent program, so model.endpoint() cannot be used in it; play the rollout again "
             "with `rollout run`."
         )
 
-    def artifacts_directory(self) -> NoReturn:
-        """Refuse to give a directory, because a replay must not change the files of the recorded run."""
-        raise ArtifactsUnavailable(
-            "a replay keeps no files, so model.artifacts_directory() cannot be used in it; play the rollout again with "
-            "`rollout run`."
-        )
+    def artifacts_directory(self) -> Path:
+        """Return a temporary directory, because a replay must not change the files of the recorded run."""
+        return create_attempt_directory(Path(self._image_policy.directory) / "artifacts", "replay", 1)
 
     async def _chat(
         self, messages: list[Message], tools: Sequence[Mapping[str, Any]] | None, sampling: Mapping[str, Any] | None

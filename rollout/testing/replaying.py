@@ -66,7 +66,7 @@ async def replay(
     Raises:
         NoArchive, RolloutNotFound: the run recorded nothing, or did not record this rollout.
         CannotReplay: the record of the rollout's start or its configuration is missing, the shared resources cannot be
-            opened, or every attempt ends with `Retry`.
+            opened, every attempt ends with `Retry`, or the environment plays a program.
         ConfigFileError: the environment cannot be imported, or its settings are no longer valid.
     """
     return await _replay(run_directory, rollout, config, timeout, watch_loop=lambda _: nullcontext())
@@ -127,6 +127,11 @@ async def _replay(
             f"{trajectory.identity} cannot be played again: each of {len(played.retries)} attempts ended with Retry: "
             f"{error_text(played.retry)}. A replay needs the judge, the sandbox and other services of the environment; "
             "start them, or give a YAML without them with --config."
+        )
+    if played.model.asked_for_endpoint:
+        raise CannotReplay(
+            f"{trajectory.identity} cannot be played again: its environment plays an agent program over HTTP, and a "
+            "program does not repeat its requests. Play the task again with `rollout run`."
         )
     differences = _find_differences(trajectory, end, played)
     same_turns = len(played.model.played_turns)

@@ -215,7 +215,9 @@ class Attempt:
         stopped = error if isinstance(error, RolloutStopped) else RolloutStopped()
         failure = describe_failure(error)
         if stopped.status is RolloutStatus.FAILED:
-            log.warning("rollout failed", exception=failure.full_traceback)
+            explains_itself = isinstance(error, RolloutError) and failure.traceback is None
+            text = f"{failure.type}: {failure.message}" if explains_itself else failure.full_traceback
+            log.warning("rollout failed", exception=text)
             self.failure = failure
         return await self._put_finished(stopped.status, limit=stopped.limit, error=failure.as_record())
 

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from rollout.api_keys import hide_keys
 from rollout.environments.base import Score
 from rollout.records.bounds import MAX_REWARD
 from rollout.records.endings import RolloutLimit
@@ -108,7 +109,7 @@ def _check_named_numbers(kind: str, values: object, check: Callable[[str, object
         raise ScoreError(f"the {kind}s are {describe_wrong_type(values)}; expected a mapping of names to numbers")
     numbers: dict[str, float] = {}
     for key, value in values.items():
-        name = escape_surrogates(str(key))
+        name = hide_keys(escape_surrogates(str(key)))
         if len(name) > _MAX_NAME_CHARS:
             raise ScoreError(
                 f"the {kind} {show_value(name)} has a name of {len(name):,} characters; use at most "

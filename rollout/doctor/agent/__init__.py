@@ -15,5 +15,7 @@ raw_answers.py       reads the assistant's messages in the body of a request
 echo_fields.py       compares these messages with what was sent, field by field
 prompts.py           compares the prompts of two requests
 findings.py          the rows about the normal play
+endings.py           the rows about a failed start and about the end
+refused_requests.py  says why a request was refused, and what corrects it
 fault_findings.py    the rows about the plays with a fault
 """

@@ -12,9 +12,11 @@ import anyio.to_thread
 from renderers_adapter.pool import shared_pool
 from renderers_adapter.special_text import SpecialText
 from rollout.config.load import Config
+from rollout.doctor.agent.endings import LAST_LINES, OUTPUT_FOLLOWS
 from rollout.doctor.agent.fault_findings import describe_fault_play
 from rollout.doctor.agent.faults import Fault
 from rollout.doctor.agent.findings import describe_play
+from rollout.doctor.agent.observed import ObservedTurn
 from rollout.doctor.agent.playing import AgentPlay, AgentPlayer, PlayLimits
 from rollout.doctor.agent.prompts import prompt_difference
 from rollout.doctor.agent.proxy import SeenRequest
@@ -23,6 +25,7 @@ from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.environments.base import QUEUE_SOURCE
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.log import log_to_json_file
+from rollout.records.conversations import RootKind
 from rollout.tasks.orders import RolloutOrder, iter_orders
 from rollout.worker.leaving import run_leaving_behind
 from rollout.worker.resources import open_shared_resources
@@ -47,7 +50,7 @@ def check_agent(
 
     Args:
         config: a configuration that `run_checks` finds good.
-        on_progress: called with one line before each play.
+        on_progress: called with one line before each play, and with one after it.
         limits: when a play is ended.
         faults: the faults; each has a play of its own after the normal one.
 
@@ -102,20 +105,22 @@ async def _play_all(
     limits: PlayLimits,
     faults: Sequence[Fault],
 ) -> list[CheckResult]:
-    def announce(number: int, fault: Fault | None) -> None:
-        on_progress(f"play {number} of {len(faults) + 1}: {_PLAY_NAMES[fault]}")
+    async def play(
+        number: int, fault: Fault | None, is_struck: Callable[[SeenRequest], bool] = lambda _: False
+    ) -> AgentPlay:
+        name = f"play {number} of {len(faults) + 1}"
+        on_progress(f"{name}: {_PLAY_NAMES[fault]}")
+        play = await player.play(fault, limits, is_struck)
+        on_progress(f"{name} ended after {play.seconds:.1f} s")
+        return play
 
-    announce(1, None)
-    normal = await player.play(None, limits)
+    normal = await play(1, None)
     results = list(describe_play(config, normal))
     if not normal.turns or not normal.asking:
         return results
     repeats = any(turn.echo is not None for turn in normal.turns)
-    plays = []
-    for number, fault in enumerate(faults, start=2):
-        announce(number, fault)
-        play = await player.play(fault, limits, is_struck=_repeats_answer if repeats else lambda _: True)
-        plays.append(play)
+    is_struck = _repeats_answer if repeats else lambda _: True
+    plays = [await play(number, fault, is_struck) for number, fault in enumerate(faults, start=2)]
     results.append(_compare_first_prompts([normal, *plays]))
     return results + [describe_fault_play(play) for play in plays]
 
@@ -128,11 +133,26 @@ def _repeats_answer(request: SeenRequest) -> bool:
 
 def _compare_first_prompts(plays: list[AgentPlay]) -> CheckResult:
     """Return the row that says whether two rollouts of a task begin with the same prompt."""
-    first, *others = [play.turns[0].messages for play in plays if play.turns]
-    for other in others:
-        if (difference := prompt_difference(first, other)) is not None:
+    first, *others = [_first_main_turns(play) for play in plays]
+    compared = [(first[tools].messages, turns[tools].messages) for turns in others for tools in first.keys() & turns]
+    if not compared:
+        return CheckResult("agent group", "not seen: no two rollouts asked with the same tools", CheckStatus.UNKNOWN)
+    for one, other in compared:
+        if (difference := prompt_difference(one, other)) is not None:
             return CheckResult("agent group", f"rollouts of one task begin with different prompts: {difference}")
     return CheckResult("agent group", "rollouts of one task begin with the same prompt")
+
+
+def _first_main_turns(play: AgentPlay) -> dict[frozenset[str], ObservedTurn]:
+    """Return the first turn of the main conversations for each set of tools.
+
+    A play that a fault ended early may have nothing but a request for a title, which then counts as its main one.
+    """
+    turns: dict[frozenset[str], ObservedTurn] = {}
+    for turn in play.turns:
+        if play.roots.get(turn.root) is RootKind.MAIN:
+            turns.setdefault(frozenset(turn.tool_names), turn)
+    return turns
 
 
 def _verdict(problems: list[CheckResult]) -> CheckResult:
@@ -143,5 +163,7 @@ def _verdict(problems: list[CheckResult]) -> CheckResult:
 
 
 def _reason(problem: CheckResult) -> str:
-    """Return the first part of a finding, which says what is wrong."""
+    """Return what is wrong, without details. An error is whole, but without the lines that a program printed."""
+    if problem.subject in ("agent start", "agent end"):
+        return re.split(f" {LAST_LINES}|{OUTPUT_FOLLOWS}", problem.message)[0].rstrip(".")
     return re.split(r"; |\. ", problem.message)[0]

@@ -16,7 +16,11 @@ SUBJECTS = {
 """The subject of the row of each play."""
 _LOOP_REQUESTS = 10
 """A program that sends fewer requests until it is ended waits between them, and does no harm."""
-_NEVER_SENT = "the gateway never sends this error: it answers that the policy was not asked"
+_NEVER_SENT = "harmless here: instead of this error, the gateway gives a last answer that asks the program to stop"
+_ASK_AGAIN = (
+    "in your program, send the same body again after a lost connection (the openai and anthropic SDKs do it with "
+    "max_retries); without it, a lost connection costs this rollout, and nothing else"
+)
 
 
 def describe_fault_play(play: AgentPlay) -> CheckResult:
@@ -66,8 +70,7 @@ def _describe_lost(subject: str, play: AgentPlay) -> CheckResult:
     if not play.after_fault:
         if play.was_ended:
             return CheckResult(subject, f"it waits for ever: nothing within {_seconds(play)}", CheckStatus.UNKNOWN)
-        fix = "an option of the agent that asks again after a lost connection"
-        return CheckResult(subject, f"asks no more; {_describe_ending(play)}", CheckStatus.UNKNOWN, fix)
+        return CheckResult(subject, f"asks no more; {_describe_ending(play)}", CheckStatus.UNKNOWN, _ASK_AGAIN)
     again, struck = play.after_fault[0], play.struck
     assert struck is not None
     wait = f"after {again.at - struck.at:.1f} s"

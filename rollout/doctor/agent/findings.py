@@ -7,22 +7,25 @@ import orjson
 
 from rollout.config.load import Config
 from rollout.doctor.agent.echo_fields import FieldFinding, compare_echoes, sorted_findings
+from rollout.doctor.agent.endings import describe_end, describe_no_turn
 from rollout.doctor.agent.faults import DIALECTS
 from rollout.doctor.agent.observed import ObservedTurn
 from rollout.doctor.agent.playing import AgentPlay
 from rollout.doctor.agent.prompts import dated_place, history_change
 from rollout.doctor.agent.proxy import SeenRequest
 from rollout.doctor.agent.raw_answers import read_raw_answers
+from rollout.doctor.agent.refused_requests import MIN_ERROR_STATUS, address_fix, error_text, refusal_fix
 from rollout.doctor.results import CheckResult, CheckStatus
+from rollout.environments.program_settings import ProgramSettings
 from rollout.gateway.dialects.base import RequestRefused, TurnRequest
 from rollout.gateway.foreign import ForeignReason
 from rollout.records.conversations import Echo, RootKind
-from rollout.records.endings import RolloutLimit
 from rollout.records.gateway_counts import FOREIGN_PREFIX, IGNORED_TOOL_PREFIX
 from rollout.records.kinds import PromptSource
 
 _SHOWN_TOOLS = 8
-_MIN_ERROR_STATUS = 400
+_SHORT_ANSWER_TOKENS = 2048
+"""Known agents write files, so a smaller limit cuts many of their answers."""
 _FOREIGN_FIXES = {
     ForeignReason.ARGUMENTS: "an option of the agent that keeps the arguments of calls as they came",
     ForeignReason.TEXT: "an option of the agent that sends the text as it came, and edits only a copy for people",
@@ -43,7 +46,7 @@ _SOURCE_TEXTS = {
 
 def describe_play(config: Config, play: AgentPlay) -> Iterator[CheckResult]:
     """Yield the rows about a normal play. If nothing was played, the first row says why, and is the only one."""
-    problem = _find_no_turn(play)
+    problem = describe_no_turn(config, play)
     if problem is not None:
         yield problem
         return
@@ -57,33 +60,7 @@ def describe_play(config: Config, play: AgentPlay) -> Iterator[CheckResult]:
     yield _describe_conversations(play)
     yield _describe_other_requests(play)
     yield _describe_settings(config, play, requests)
-    yield _describe_end(play)
-
-
-def _find_no_turn(play: AgentPlay) -> CheckResult | None:
-    """Return why there is no turn; None if there is one."""
-    if play.turns and play.asking:
-        return None
-    output = f"; the end of its output: {play.output}" if play.output else ""
-    if not play.endpoints and play.error is None:
-        fix = "run the program inside `async with model.endpoint()`, or use rollout.environments.program:Program"
-        message = "the environment opens no endpoint, so it plays no program"
-        if not play.turns:
-            message += f"; its rollout ends with {play.describe_end()}"
-        return CheckResult("agent start", message, CheckStatus.BAD, fix)
-    requests = [*play.asking, *play.requests]
-    refused = next((request for request in requests if (request.status or 0) >= _MIN_ERROR_STATUS), None)
-    if refused is not None:
-        message = f"a request is refused: {refused.method} {refused.path} gets {refused.status}: {_error_text(refused)}"
-        return CheckResult("agent start", f"{message}{output}", CheckStatus.BAD, _refusal_fix(_error_text(refused)))
-    fix = (
-        "the program must use the variables of endpoint.environ, such as OPENAI_BASE_URL and OPENAI_API_KEY; if it has "
-        "its own configuration, write endpoint.base_url there, which is {base_url} in environment.command"
-    )
-    message = f"the program asks for no answer; its rollout ends with {play.describe_end().rstrip('.')}{output}"
-    if play.error is not None:
-        message, fix = f"the program cannot be played: {play.error}{output}", ""
-    return CheckResult("agent start", message, CheckStatus.BAD, fix or None)
+    yield describe_end(config, play)
 
 
 def _describe_dialect(play: AgentPlay) -> CheckResult:
@@ -204,18 +181,20 @@ def _describe_conversations(play: AgentPlay) -> CheckResult:
 def _describe_other_requests(play: AgentPlay) -> CheckResult:
     counts = Counter(f"{request.method} {request.path}" for request in play.requests if not request.asks)
     text = ", ".join(f"{name} ({number})" for name, number in counts.items())
-    refused = [request for request in play.requests if not request.asks and (request.status or 0) >= _MIN_ERROR_STATUS]
+    refused = [request for request in play.requests if not request.asks and (request.status or 0) >= MIN_ERROR_STATUS]
     ending = f"; refused: {len(refused)}" if refused else ""
-    return CheckResult("agent requests", f"beside turns: {text}{ending}" if text else "none beside turns")
+    message = f"beside turns: {text}{ending}" if text else "none beside turns"
+    fix = next(filter(None, map(address_fix, refused)), None)
+    return CheckResult("agent requests", message, CheckStatus.UNKNOWN if fix else CheckStatus.OK, fix)
 
 
 def _describe_settings(config: Config, play: AgentPlay, requests: Sequence[TurnRequest]) -> CheckResult:
-    refused = [request for request in play.asking if request.status == _MIN_ERROR_STATUS]
+    refused = [request for request in play.asking if request.status == MIN_ERROR_STATUS]
     constraints = sorted({one.parameter for request in requests for one in request.constraints.values()})
     if refused:
-        text = _error_text(refused[0])
+        text = error_text(refused[0])
         message = f"{len(refused)} request{' is' if len(refused) == 1 else 's are'} refused: {text}"
-        return CheckResult("agent settings", message, CheckStatus.BAD, _refusal_fix(text))
+        return CheckResult("agent settings", message, CheckStatus.BAD, refusal_fix(refused[0]))
     texts = [f"{name}: played, and its steps are marked" for name in constraints]
     sampling = {key: value for request in requests for key, value in request.sampling.items()}
     if limit := sampling.pop("max_tokens", None):
@@ -228,24 +207,12 @@ def _describe_settings(config: Config, play: AgentPlay, requests: Sequence[TurnR
         counts = "counted" if config.gateway.sampling == "theirs" else "ignored"
         names = ", ".join(sorted(sampling))
         texts.append(f"{names}: {counts} (gateway.sampling: {config.gateway.sampling})")
+    own, limit = config.environment_settings, config.engine.sampling.max_tokens or _SHORT_ANSWER_TOKENS
+    if isinstance(own, ProgramSettings) and own.agent is not None and limit < _SHORT_ANSWER_TOKENS:
+        texts.append(f"engine.sampling.max_tokens is {limit:,}, and an answer that is cut there ends some agents")
+        fix = f"engine.sampling.max_tokens: {2 * _SHORT_ANSWER_TOKENS}"
+        return CheckResult("agent settings", "; ".join(texts), CheckStatus.UNKNOWN, fix)
     return CheckResult("agent settings", "; ".join(texts) or "the program sets no sampling")
-
-
-def _describe_end(play: AgentPlay) -> CheckResult:
-    if play.was_ended:
-        message = f"it does not end by itself: it was ended after {play.seconds:.0f} s"
-        if play.is_shown_end:
-            message += ", though the policy had said that all is done"
-        fix = "an option of the agent for one task without a screen, and gateway.limits.turns"
-        return CheckResult("agent end", message, CheckStatus.BAD, fix)
-    if play.finished is None:
-        return CheckResult("agent end", f"the rollout is played again: {play.error}", CheckStatus.BAD)
-    if play.finished.error is not None:
-        message = f"by itself; the rollout does not train, because it is {play.describe_end()}"
-        return CheckResult("agent end", message, CheckStatus.UNKNOWN)
-    limit = play.finished.limit
-    reached = "" if limit is RolloutLimit.NONE else f"; the limit {limit.value} was reached"
-    return CheckResult("agent end", f"by itself, with {play.describe_end()}{reached}")
 
 
 def _read(request: SeenRequest) -> TurnRequest | None:
@@ -261,17 +228,3 @@ def _is_streamed(request: SeenRequest) -> bool:
         return bool(orjson.loads(request.body).get("stream"))
     except (ValueError, AttributeError):
         return False
-
-
-def _error_text(request: SeenRequest) -> str:
-    """Return the text of the error that a request got."""
-    try:
-        return str(orjson.loads(request.error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return request.error.decode("utf-8", "replace")[:200]
-
-
-def _refusal_fix(text: str) -> str | None:
-    if "gateway.constrained" in text:
-        return "gateway.constrained: allow, or an option of the agent that leaves this key out"
-    return "an option of the agent that leaves this out" if "leave it out" in text else None

@@ -27,18 +27,21 @@ from rollout.doctor.agent.script import AgentScript
 from rollout.doctor.agent.scripted_client import ScriptedClient
 from rollout.environments.base import Environment
 from rollout.environments.endpoint import Endpoint, EndpointOptions
+from rollout.environments.program import OUTPUT_NAME
 from rollout.errors import RolloutError, error_text
 from rollout.gateway.server import Gateway
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
 from rollout.records.conversations import RootKind
 from rollout.records.kinds import RolloutFinished
+from rollout.rundir.artifacts import attempt_directory
 from rollout.session.policy import PolicyClient
 from rollout.session.turns import EndpointSession
 from rollout.tasks.orders import RolloutOrder
 from rollout.worker.attempt import Attempt, RolloutTimeout, RunMetadata
 from transports import QueueError, open_queue
 
+_ATTEMPT = 1
 _ERROR_CHARS = 160
 _OUTPUT_FOLLOWS = " Its last lines:"
 """The end of the first line of an error of `Program`; what the program printed follows."""
@@ -82,7 +85,7 @@ class AgentPlay:
         seconds: how long it took.
         called_tools: the names of the tools that the script called.
         is_shown_end: whether the script gave an answer with which the task ends.
-        output: the end of what the program printed, if its environment keeps that.
+        output: the end of what the program printed.
     """
 
     fault: Fault | None
@@ -99,6 +102,14 @@ class AgentPlay:
     called_tools: tuple[str, ...]
     is_shown_end: bool
     output: str = ""
+
+    @property
+    def error_message(self) -> str | None:
+        """The type and the whole text of the error that ended the rollout; None if it has a score."""
+        if self.finished is None:
+            return self.error
+        error = self.finished.error
+        return None if error is None else f"{error.get('type')}: {error.get('message')}"
 
     @property
     def asking(self) -> list[SeenRequest]:
@@ -208,7 +219,6 @@ class AgentPlayer:
         async with (
             ScriptedClient(config.model.name, script, self._renderers, config.engine.timeout) as client,
             open_queue(f"memory://{uuid.uuid4().hex}") as queue,
-            config.environment_class.admission(config.environment_settings, self._shared_resources),
         ):
             policy = PolicyClient(
                 self._renderers,
@@ -219,7 +229,7 @@ class AgentPlayer:
                 artifacts=artifacts,
             )
             metadata = RunMetadata("doctor", config.run.name, config.model.name, config.policy.version, config.digest())
-            attempt = Attempt(self._order, 1, policy, metadata, queue)
+            attempt = Attempt(self._order, _ATTEMPT, policy, metadata, queue)
             session = attempt.session = ObservedSession(policy, attempt.stream, script)
             began = time.monotonic()
             watch = asyncio.create_task(_watch(attempt, proxy, script, limits))
@@ -252,7 +262,9 @@ class AgentPlayer:
             seconds=end - began,
             called_tools=tuple(script.calls_made),
             is_shown_end=script.answers_after_end is not None,
-            output=_end_of_output(directory),
+            output=_end_of_output(
+                attempt_directory(artifacts, self._order.rollout_id, _ATTEMPT) / OUTPUT_NAME, directory
+            ),
         )
 
     def _new_environment(self) -> Environment:
@@ -324,12 +336,10 @@ async def _listening_at_socket(proxy: AgentProxy, path: Path | None) -> AsyncIte
         yield path
 
 
-def _end_of_output(directory: Path) -> str:
-    """Return the end of what the program printed: the newest file that the environment kept, or else stderr."""
-    artifacts = directory / "artifacts"
-    files = [file for file in artifacts.rglob("*") if file.is_file()] if artifacts.is_dir() else []
-    newest = max(files, key=lambda file: file.stat().st_mtime, default=directory / "stderr.txt")
-    return hide_keys(newest.read_text("utf-8", "replace")[-_OUTPUT_CHARS:].strip())
+def _end_of_output(output: Path, directory: Path) -> str:
+    """Return the end of what the program printed: the output that `Program` kept, or else stderr."""
+    file = output if output.is_file() else directory / "stderr.txt"
+    return hide_keys(file.read_text("utf-8", "replace")[-_OUTPUT_CHARS:].strip())
 
 
 @contextmanager

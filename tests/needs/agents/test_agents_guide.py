@@ -1,6 +1,8 @@
 """The file of docs/agents.md that needs the SDK of a provider, and its table of clients."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from rollout import Task
 from rollout.testing import play
 from rollout.trainer import check
+from tests.conftest import ROOT
 from tests.guide_pages import GuidePage
 from tests.needs.agents.clients import CLIENTS, Client
 
@@ -25,6 +28,17 @@ async def test_the_function_over_the_openai_sdk_plays(tmp_path: Path, monkeypatc
     assert played.reward == 1.0
     assert check(played.trajectory) == []
     assert [step.echo for step in played.trajectory.steps] == [None, "exact"]
+
+
+def test_the_configuration_of_the_function_runs(tmp_path: Path) -> None:
+    for name in ("sums.py", "sums.yaml"):
+        (tmp_path / name).write_text(PAGE.files[name])
+    command = [sys.executable, "-m", "rollout", "run", "sums.yaml"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "16 of 16  (16 ok)" in done.stdout
+    assert "16 reasoning dropped" in done.stdout
 
 
 def test_the_table_has_every_client_that_is_tested_with_its_dialects() -> None:

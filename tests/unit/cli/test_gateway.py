@@ -48,6 +48,7 @@ def test_the_json_has_the_counts_of_what_programs_did(arguments: tuple[str, ...]
         "foreign_reasons": {"message inserted": 4, "tool arguments edited": 4},
         "retries": 4,
         "refusals": 0,
+        "unknown_paths": 0,
         "unreceived": 0,
         "idle_endpoints": 0,
         "ignored_tools": {},
@@ -74,3 +75,42 @@ def test_a_run_without_programs_has_no_line(one_line_environment: Callable[[str]
     result = run_cli("run", path, "--set", f"run.directory={tmp_path / 'runs'}")
     assert result.returncode == 0, result.stderr
     assert "gateway" not in result.stdout
+
+
+DOUBLED_V1 = """
+import os, httpx
+headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
+httpx.post(os.environ["OPENAI_BASE_URL"] + "/v1/chat/completions", headers=headers, json={})
+"""
+SILENT_PROGRAM = """
+environment:
+  class: rollout.environments.program:Program
+  command: ["{python}", "-c", "{task.code}"]
+  score: {command: [echo, "0"]}
+tasks: {source: tasks.jsonl, group_size: 2}
+model: {name: policy, path: builtin:tiny, renderer: qwen3}
+engine: {embedded: {policy: "rollout.serving.arithmetic:ArithmeticPolicy"}}
+run: {name: silent, directory: runs}
+"""
+
+
+@pytest.fixture
+def program_without_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the YAML of a program that sends its request to a wrong path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"code": DOUBLED_V1}) + "\n")
+    (tmp_path / "silent.yaml").write_text(SILENT_PROGRAM)
+    return "silent.yaml"
+
+
+@pytest.mark.parametrize("command", ["run", "launch"])
+def test_the_summary_of_programs_without_a_turn_ends_with_what_to_do(program_without_a_turn: str, command: str) -> None:
+    result = run_cli(command, program_without_a_turn)
+    assert result.returncode == 0, result.stderr
+    assert "\ngateway  0 turns; 2 to unknown paths; 2 endpoints without a turn\n" in result.stdout
+    assert "all checks passed" not in result.stdout
+    assert result.stdout.endswith(
+        "no rollout has a turn, so nothing can train; a program that never asks the policy: "
+        "rollout doctor CONFIG --agent\n"
+    )
+    assert "/v1/v1/chat/completions" in run_cli("logs", "runs", "--level", "warning").stdout

@@ -252,6 +252,16 @@ def test_a_failed_trajectory_is_shown_with_its_error_and_its_turns(inspect: Insp
     assert "answer 1" not in shown
 
 
+def test_an_error_of_several_lines_is_shown_in_full_below_the_conversation(run_directory: Path) -> None:
+    error = {"type": "ProgramFailed", "message": "it ended with 3. Its last lines:\nno file\n  at 7"}
+    failed = replace(anyio.run(read_one, run_directory, "a.1"), error=error)
+    first, *lines = conversation_lines(failed, None, full=False)
+    assert first.endswith("  ProgramFailed: it ended with 3. Its last lines: …")
+    in_full = ["the error in full:", "    ProgramFailed: it ended with 3. Its last lines:", "    no file", "      at 7"]
+    assert lines[-4:] == in_full
+    assert "the error in full:" not in conversation_lines(failed, "Traceback:\n", full=False)
+
+
 def test_one_trajectory_as_json_has_its_nodes_and_samples(inspect: Inspect) -> None:
     shown = json.loads(inspect("b.1", as_json=True))
     assert len(shown["nodes"]) == 10

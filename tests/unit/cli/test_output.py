@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rollout.cli.output import describe_retries, print_table, warn_of_close_failures
+from rollout.cli.output import describe_retries, list_means, print_table, print_wrapped, warn_of_close_failures
 from tests.unit.cli.in_process import run_cli
 from tests.unit.cli.terminal import WIDTH, run_in_terminal
 
@@ -28,9 +28,9 @@ class FakeTerminal(io.StringIO):
         return True
 
 
-def printed(file: io.StringIO) -> list[str]:
+def printed(file: io.StringIO, rows: Sequence[Sequence[str]] = ROWS) -> list[str]:
     console = Console(file=file, width=WIDTH, color_system=None)
-    print_table(console, ROWS)
+    print_table(console, rows)
     return file.getvalue().splitlines()
 
 
@@ -45,6 +45,12 @@ def test_a_path_is_never_broken() -> None:
     lines = printed(FakeTerminal())
     assert f"        {LONG_PATH}" in lines
     assert [line for line in lines if len(line) > WIDTH] == [f"        {LONG_PATH}"]
+
+
+def test_a_path_that_is_wider_than_the_last_column_begins_further_left() -> None:
+    path = "/" + "x" * (WIDTH - 5)
+    assert printed(FakeTerminal(), [("a name", f"in {path} it is")]) == ["a name  in", f"    {path}", "        it is"]
+    assert printed(FakeTerminal(), [("a name", path)]) == ["a name", f"    {path}"]
 
 
 def test_a_table_in_a_pipe_is_a_line_for_each_row() -> None:
@@ -75,7 +81,10 @@ def test_doctor_fits_a_terminal(color_codeword: Sequence[str], variables: dict[s
     last_columns = [match for line in lines if (match := re.search(r"(?<=  )\S+( \S+)*$", line))]
     too_long = [match[0] for match in last_columns if match.end() > WIDTH]
     assert [text for text in too_long if " " in text] == [], "only a path, which is never broken, may be too long"
-    assert len({match.start() for match in last_columns}) == 1, lines
+    moved_left = [match for match in last_columns if " " not in match[0] and match.end() == WIDTH]
+    subject_alone = [match for match in last_columns if re.fullmatch(r"\S+ +\S+", match.string)]
+    aligned = [match for match in last_columns if match not in (*moved_left, *subject_alone)]
+    assert len({match.start() for match in aligned}) == 1, lines
 
 
 def test_the_summary_in_a_pipe_is_plain_if_stderr_is_a_terminal(color_codeword: Sequence[str]) -> None:
@@ -118,3 +127,16 @@ def test_the_warning_for_failed_closes_has_the_command_that_shows_them() -> None
 )
 def test_retries_are_described_with_the_reason_of_an_environment(report: dict[str, Any], text: str) -> None:
     assert describe_retries(report) == text
+
+
+def test_a_mean_that_is_a_whole_number_has_no_decimals() -> None:
+    assert list_means({"exit_code": 0.0, "turns": 3.0, "share": 0.5}) == "  exit_code 0  turns 3  share 0.500"
+
+
+def test_a_warning_is_wrapped_between_words_on_a_terminal_alone() -> None:
+    path = f"/{'x' * 30}"
+    terminal, pipe = FakeTerminal(), io.StringIO()
+    for file in (terminal, pipe):
+        print_wrapped(Console(file=file, width=20, color_system=None), f"it was {path} so do this", "yellow")
+    assert terminal.getvalue() == f"it was\n{path}\nso do this\n"
+    assert pipe.getvalue() == f"it was {path} so do this\n"

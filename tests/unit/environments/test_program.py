@@ -36,6 +36,10 @@ def always(task: Task, work: Path, transcript: Transcript, exit_code: int) -> fl
     return 1.0
 
 
+def key_as_metric(task: Task, work: Path, transcript: Transcript, exit_code: int) -> Score:
+    return Score(1.0, metrics={(work / "key.txt").read_text(): 1})
+
+
 def error_of(played: Any) -> str:
     assert played.trajectory.status is RolloutStatus.FAILED
     return str(played.trajectory.error["message"])
@@ -132,6 +136,20 @@ def test_a_score_command_sees_the_work_but_not_the_key(tmp_path: Path, play_roll
     assert played.trajectory.metrics["m"] == 2
 
 
+def test_a_score_command_does_not_run_with_the_home_of_the_program(play_rollout: PlayRollout) -> None:
+    code = "import os; h = os.environ['HOME']; open(h + '/.settings', 'w'); open(os.environ['TMPDIR'] + '/x', 'w')"
+    left = "import os; print(float(len(os.listdir(os.environ['HOME']) + os.listdir(os.environ['TMPDIR']))))"
+    played = play_rollout(Program, settings=program(code, score={"command": ["{python}", "-c", left]}), answers=[])
+    assert played.reward == 0.0
+
+
+@pytest.mark.parametrize("make", ["os.mkfifo('answer.txt')", "os.symlink('/dev/zero', 'answer.txt')"])
+def test_a_score_function_cannot_be_held_by_what_the_program_left(make: str, play_rollout: PlayRollout) -> None:
+    settings = program(f"import os; {make}", score=f"{THIS}:right_answer")
+    played = play_rollout(Program, TASK, settings=settings, answers=[], timeout=60)
+    assert played.reward == 0.0
+
+
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -202,6 +220,17 @@ def test_a_program_whose_files_are_too_large_to_keep_still_fails_with_its_own_er
     assert "the exit code 3" in error_of(played)
     assert played.artifacts is not None
     assert "'a.log'" in (played.artifacts / "not-kept.txt").read_text()
+
+
+def test_a_program_that_kills_its_guardian_is_one_failed_rollout(play_rollout: PlayRollout) -> None:
+    played = play_rollout(Program, settings=program("import os; os.kill(os.getppid(), 9)"), answers=[])
+    assert "the guardian of the program" in error_of(played)
+
+
+def test_the_name_of_a_metric_has_no_key(play_rollout: PlayRollout) -> None:
+    code = "import os; open('key.txt', 'w').write(os.environ['OPENAI_API_KEY'])"
+    played = play_rollout(Program, settings=program(code, score=f"{THIS}:key_as_metric"), answers=[])
+    assert "a-key-of-the-gateway" in played.trajectory.metrics
 
 
 def failing_score(task: Task, work: Path, transcript: Transcript, exit_code: int) -> float:

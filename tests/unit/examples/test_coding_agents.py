@@ -53,6 +53,12 @@ def test_a_module_that_cannot_be_imported_has_the_score_0(text: str, tmp_path: P
     assert score("slugs", tmp_path / "work", '"""Makes', f'{text}"""Makes') == 0.0
 
 
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "pass"])
+def test_a_module_that_prints_a_score_itself_gains_nothing(end: str, tmp_path: Path) -> None:
+    text = f"import os, sys\nprint('1.0', flush=True)\n{end}\n"
+    assert score("slugs", tmp_path / "work", '"""Makes', f'{text}"""Makes') == 0.0
+
+
 def test_every_task_names_a_repository_and_its_module() -> None:
     assert [task["repository"] for task in TASKS] == list(REPOSITORIES)
     assert all(f"mend the bug in {task['repository']}.py" in task["prompt"] for task in TASKS)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from rollout import Environment, Model, Score, Task
 from rollout.config.gateway import GatewayConfig
@@ -168,6 +169,25 @@ async def test_another_path_or_method_is_refused_with_the_paths_that_exist(
     assert answer.status_code == 404
     assert "POST /v1/chat/completions" in answer.json()["error"]["message"]
     await require_good(opened)
+
+
+async def test_a_doubled_v1_is_refused_with_its_cause(opened: OpenedEndpoint) -> None:
+    answer = await opened.client.post(f"{opened.endpoint.base_url}/v1/chat/completions", json=good_body("chat"))
+    assert answer.status_code == 404
+    assert "OPENAI_BASE_URL already ends in /v1." in answer.json()["error"]["message"]
+
+
+async def test_unknown_paths_of_a_right_key_are_logged_once_without_keys(tmp_path: Path) -> None:
+    async with embedded_policy(tmp_path, gateway=SMALL) as policy:
+        with capture_logs() as logs:
+            async with open_endpoint(policy) as opened:
+                keyed = f"{opened.endpoint.keyed_base_url}/{opened.endpoint.key}"
+                for _ in range(2):
+                    assert (await opened.client.post(keyed)).status_code == 404
+                unknown = {"Authorization": "Bearer sk-unknown"}
+                assert (await opened.client.get("/v2", headers=unknown)).status_code == 404
+    warnings = [line for line in logs if line["event"] == "the program asks for an unknown path of the gateway"]
+    assert [(line["method"], line["path"]) for line in warnings] == [("POST", "/v1/a-key-of-the-gateway")]
 
 
 @pytest.mark.parametrize("with_image", [False, True], ids=["text", "image"])

@@ -7,7 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from rollout.api_keys import new_key
 from rollout.config.image_limits import ENGINE_MAX_PIXELS
 from rollout.errors import ConfigurationError
 from rollout.images import ImageError, ImagePolicy, ImageStoreError, prepare_images
@@ -120,3 +122,13 @@ def test_an_image_directory_that_cannot_be_created_is_a_store_error(encode: Any,
 def test_a_policy_with_more_pixels_than_any_engine_accepts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="the limit of all engines"):
         ImagePolicy(mode="offload", directory=tmp_path, max_pixels=200_000_000)
+
+
+def test_an_image_with_a_key_in_its_metadata_is_refused(offload: ImagePolicy) -> None:
+    metadata = PngInfo()
+    metadata.add_text("comment", new_key())
+    file = BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=metadata)
+    with pytest.raises(ImageError, match="contains the API key of an endpoint"):
+        prepare_images(as_user({"type": "image", "image": file.getvalue()}), offload)
+    assert not list(offload.directory.rglob("*.png"))

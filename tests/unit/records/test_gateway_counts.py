@@ -51,6 +51,11 @@ def test_a_program_whose_requests_were_all_refused_is_shown() -> None:
     assert summarize_gateway({"refusals": 5}) == "0 turns; 5 refused"
 
 
+def test_a_program_with_a_wrong_address_is_shown() -> None:
+    counts = {"unknown paths": 4, "idle endpoints": 4}
+    assert summarize_gateway(counts) == "0 turns; 4 to unknown paths; 4 endpoints without a turn"
+
+
 @pytest.mark.parametrize("counts", [{}, {"turns": 0}])
 def test_without_programs_there_is_neither_line_nor_report(counts: dict[str, int]) -> None:
     assert summarize_gateway(counts) is None
@@ -66,6 +71,7 @@ def test_only_all_turns_are_100_percent_and_only_none_are_0(bridged: int, share:
 
 def test_the_report_has_an_object_for_each_kind_of_count() -> None:
     counts = {**MANY, "retries": 3, "refusals": 1, "unreceived": 2, "idle endpoints": 4, "ignored tools: web_search": 7}
+    counts["unknown paths"] = 5
     assert report_gateway(counts) == {
         "turns": 1250,
         "first": 10,
@@ -74,6 +80,7 @@ def test_the_report_has_an_object_for_each_kind_of_count() -> None:
         "foreign_reasons": {"tool arguments edited": 8, "message inserted": 2},
         "retries": 3,
         "refusals": 1,
+        "unknown_paths": 5,
         "unreceived": 2,
         "idle_endpoints": 4,
         "ignored_tools": {"web_search": 7},

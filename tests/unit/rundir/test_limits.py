@@ -20,7 +20,11 @@ def config(repository: Path) -> Config:
         ({"tokens": 3}, {"ok": 4}, None),
         ({"tokens": 3}, {"ok": 3, "abandoned": 1}, "length limit of an answer: raise engine.sampling.max_tokens (now"),
         ({"turns": 1}, {"ok": 1}, "stopped by the environment's limit of turns"),
-        ({"time": 2}, {"failed": 2}, "a time limit: raise worker.turn_timeout (now 600 s), worker.rollout_timeout"),
+        (
+            {"time": 2},
+            {"failed": 2},
+            "environment.timeout of a program, worker.turn_timeout (now 600 s), worker.rollout_timeout",
+        ),
         ({"tokens": 2, "context": 1}, {"ok": 2, "unscored": 1}, "stopped by a limit: 2 by the length limit"),
     ],
 )

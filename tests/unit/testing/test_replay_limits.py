@@ -181,13 +181,27 @@ async def test_a_configuration_of_another_environment_is_in_the_notes(game: Path
 class KeepsALog(AsksOnce):
     async def run(self, task: Task, model: Model) -> Score:
         score = await super().run(task, model)
-        model.artifacts_directory()
+        (model.artifacts_directory() / "log.txt").write_text("played")
         return score
 
 
-async def test_a_replay_says_that_it_keeps_no_artifacts(tmp_path: Path) -> None:
+async def test_the_artifacts_of_a_replay_are_not_in_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     await record(run, AsksOnce(EnvironmentSettings()), ["moon"])
     write_config(run, KeepsALog)
-    (difference,) = (await replay(run, ROLLOUT)).differences
-    assert "a replay keeps no files" in difference.text
+    assert (await replay(run, ROLLOUT)).same
+    assert not list(run.rglob("log.txt"))
+
+
+class PlaysAProgram(AsksOnce):
+    async def run(self, task: Task, model: Model) -> Score:
+        async with model.endpoint():
+            return Score(1.0)
+
+
+async def test_the_rollout_of_a_program_cannot_be_replayed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    await record(run, AsksOnce(EnvironmentSettings()), ["moon"])
+    write_config(run, PlaysAProgram)
+    with pytest.raises(CannotReplay, match="plays an agent program over HTTP.*rollout run"):
+        await replay(run, ROLLOUT)

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import structlog
+from structlog.testing import capture_logs
 
 from rollout.engine.errors import EngineUnreachable
 from rollout.environments.base import Model, Score
+from rollout.environments.program import Program
 from rollout.log import log_to_json_file
 from rollout.records.task import Task
+from rollout.testing import play
 from tests.unit.worker.harness import QUESTION, WorkerFactory
 
 
@@ -41,3 +44,23 @@ async def test_a_logged_line_names_worker_rollout_attempt_and_turn(workers: Work
         *((event, "0.0", 2, turn) for event, turn in turns),
         ("rollout finished", "0.0", 2, None),
     ]
+
+
+async def test_an_error_that_explains_itself_is_logged_without_a_traceback() -> None:
+    settings = {"command": ["sh", "-c", "echo no file; exit 3"], "score": "program"}
+    with capture_logs() as logs:
+        await play(Program, settings=settings, answers=[])
+    (text,) = [line["exception"] for line in logs if line["event"] == "rollout failed"]
+    assert text.startswith("ProgramFailed: ")
+    assert text.endswith("\nno file")
+
+
+async def test_an_error_of_an_environment_is_logged_with_its_traceback(workers: WorkerFactory) -> None:
+    async def fail(task: Task, model: Model) -> Score:
+        raise ValueError("a bug of its own")
+
+    with capture_logs() as logs:
+        await workers.play_one_task(fail)
+    (text,) = [line["exception"] for line in logs if line["event"] == "rollout failed"]
+    assert "in fail\n" in text
+    assert text.endswith("ValueError: a bug of its own\n")

@@ -3,6 +3,7 @@
 python small_agent.py HABIT…
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -57,7 +58,7 @@ def post(path: str, body: Any, habits: set[str]) -> Any:
         tries += 1
         if "new body at retries" in habits:
             body = {**body, "user": f"try {tries}"}
-        request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + path, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(base_url(habits) + path, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request) as answer:
                 return json.loads(answer.read())
@@ -71,6 +72,14 @@ def post(path: str, body: Any, habits: set[str]) -> Any:
         except (OSError, ValueError, http.client.HTTPException):
             if "retries" not in habits or tries > 2:
                 raise
+
+
+def base_url(habits: set[str]) -> str:
+    """Return the address of the policy, as the program takes it."""
+    address = os.environ["OPENAI_BASE_URL"]
+    if "adds v1" in habits:
+        return f"{address}/v1"
+    return address.removesuffix("/v1") if "removes v1" in habits else address
 
 
 def changed(message: dict[str, Any], habits: set[str]) -> dict[str, Any]:
@@ -100,6 +109,9 @@ def main(habits: set[str]) -> None:
     if "looks at models" in habits:
         headers = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
         urllib.request.urlopen(urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/models", headers=headers))
+    if "tries v1" in habits:
+        with contextlib.suppress(urllib.error.HTTPError):
+            post("/chat/completions", {}, {"adds v1"})
     if "title" in habits:
         ask([{"role": "user", "content": "Say a title."}], habits | {"no tools"})
     system = {"role": "system", "content": "You weigh things."}

@@ -42,6 +42,19 @@ class SmallAgent(Environment):
         return Score(0.0, metrics={"exit_code": code})
 
 
+class SometimesTitle(SmallAgent):
+    """Asks for a title in every second rollout."""
+
+    played = 0
+
+    async def run(self, task: Task, model: Model) -> Score:
+        """Play the program, with or without a title."""
+        if SometimesTitle.played % 2 == 0:
+            self.settings = self.settings.model_copy(update={"habits": ("title",)})
+        SometimesTitle.played += 1
+        return await super().run(task, model)
+
+
 class WrongScore(SmallAgent):
     """Cannot score what the program did."""
 
@@ -49,6 +62,14 @@ class WrongScore(SmallAgent):
         """Play the program, and fail."""
         await super().run(task, model)
         raise ValueError("no such score")
+
+
+class NoEndpoint(Environment):
+    """Fails before it opens an endpoint."""
+
+    async def run(self, task: Task, model: Model) -> Score:
+        """Fail."""
+        raise ValueError("no such file; none at all. Really none")
 
 
 class SocketAgent(Environment):

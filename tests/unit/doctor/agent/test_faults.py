@@ -31,7 +31,11 @@ def test_a_program_that_compacts_once_is_shown(tmp_path: Path) -> None:
 def test_a_program_that_compacts_in_a_loop_can_still_be_trained(tmp_path: Path) -> None:
     checked = check(tmp_path, "compacts", "loop at 400", faults=[Fault.OVERFLOW])
     assert checked.rows["at overflow"].status is CheckStatus.UNKNOWN
-    assert re.match(r"it compacts without end: \d+ times in ", checked.says("at overflow"))
+    assert re.fullmatch(
+        r"it compacts without end: \d+ times in \d+ s; harmless here: instead of this error, the gateway gives a last "
+        "answer that asks the program to stop",
+        checked.says("at overflow"),
+    )
     assert checked.exit_code == 0
 
 
@@ -54,7 +58,8 @@ def test_a_program_that_ends_at_a_lost_connection_is_shown_with_a_fix(tmp_path: 
         CheckStatus.UNKNOWN,
         "asks no more; it ends with the reward 0 (exit_code 1)",
     )
-    assert row.fix == "an option of the agent that asks again after a lost connection"
+    assert row.fix is not None
+    assert row.fix.startswith("in your program, send the same body again after a lost connection (")
 
 
 def test_a_program_that_waits_long_before_it_asks_again_can_be_trained(tmp_path: Path) -> None:
@@ -62,3 +67,14 @@ def test_a_program_that_waits_long_before_it_asks_again_can_be_trained(tmp_path:
     checked = check(tmp_path, "loop at 400", "waits", faults=[Fault.REFUSED], limits=limits)
     assert checked.says("at 400").startswith("it asks again with long pauses: ")
     assert checked.exit_code == 0
+
+
+def test_a_title_that_only_some_plays_ask_for_does_not_hide_that_their_prompts_are_the_same(tmp_path: Path) -> None:
+    checked = check(tmp_path, faults=[Fault.REFUSED], environment="SometimesTitle")
+    assert checked.says("conversations").startswith("1 main, 1 auxiliary; ")
+    assert checked.says("group") == "rollouts of one task begin with the same prompt"
+
+
+def test_prompts_that_differ_between_plays_are_shown(tmp_path: Path) -> None:
+    group = check(tmp_path, "clock", faults=[Fault.REFUSED]).says("group")
+    assert "rollouts of one task begin with different prompts: message 0 (system): '" in group

@@ -157,7 +157,39 @@ def test_the_output_of_a_program_that_asks_nothing_is_shown_without_the_key(tmp_
     assert start.message.endswith("the end of its output: the key is a-key-of-the-gateway")
 
 
-def test_an_error_of_the_environment_is_shown(tmp_path: Path) -> None:
-    end = check(tmp_path, environment="WrongScore").rows["end"]
-    assert end.status is CheckStatus.UNKNOWN
-    assert "it is failed: ValueError: no such score" in end.message
+def test_an_environment_that_fails_after_its_play_cannot_be_trained(tmp_path: Path) -> None:
+    checked = check(tmp_path, environment="WrongScore")
+    end = checked.problem("end")
+    assert end.message == "its own play failed, so it would not train: ValueError: no such score"
+    assert end.fix is not None
+    assert end.fix.startswith("repair run() of tests.unit.doctor.agent.small_environment:WrongScore")
+    assert checked.rows["agent"].message == f"no: end: {end.message}"
+
+
+def test_the_whole_error_of_an_environment_that_asked_nothing_is_the_verdict(tmp_path: Path) -> None:
+    checked = check(tmp_path, environment="NoEndpoint")
+    start = checked.problem("start")
+    assert start.message == (
+        "the program failed before its first request: ValueError: no such file; none at all. Really none"
+    )
+    assert checked.rows["agent"].message == f"no: start: {start.message}"
+
+
+@pytest.mark.parametrize(
+    ("habit", "fix"),
+    [
+        ("adds v1", "OPENAI_BASE_URL already ends in /v1, so the program must not add /v1 to it"),
+        ("removes v1", "OPENAI_BASE_URL ends in /v1, so the program must not remove it"),
+    ],
+)
+def test_a_wrong_address_is_refused_with_the_right_one(tmp_path: Path, habit: str, fix: str) -> None:
+    start = check(tmp_path, habit).problem("start")
+    assert " gets 404: The gateway has no POST /" in start.message
+    assert start.fix == fix
+
+
+def test_a_wrong_address_beside_turns_is_shown_with_a_fix(tmp_path: Path) -> None:
+    checked = check(tmp_path, "tries v1")
+    assert checked.says("requests") == "beside turns: POST /v1/v1/chat/completions (1); refused: 1"
+    assert checked.rows["requests"].status is CheckStatus.UNKNOWN
+    assert checked.rows["requests"].fix == "OPENAI_BASE_URL already ends in /v1, so the program must not add /v1 to it"
