@@ -27,7 +27,7 @@ import structlog
 
 from rollout.environments.base import Environment, Model, Score, change_score
 from rollout.environments.endpoint import Endpoint, EndpointSocket
-from rollout.environments.program_checks import check_program
+from rollout.environments.program_checks import check_program, require_directory
 from rollout.environments.program_errors import (
     ProgramFailed,
     ScoreCommandFailed,
@@ -289,7 +289,7 @@ class _PlayedProgram:
     def _directory(self, key: str, text: str) -> Path:
         """Return the path of a directory of the user; a relative one begins at the directory of the YAML file."""
         assert self._settings.config_dir is not None
-        return self._settings.config_dir / self._texts.fill(key, text)
+        return require_directory(key, self._settings.config_dir / self._texts.fill(key, text))
 
     async def _run(self, key: str, process: ProgramProcess) -> ProgramEnd:
         """Run a program. `key` is the key of its command in the YAML, for errors."""

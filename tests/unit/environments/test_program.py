@@ -288,3 +288,9 @@ def test_a_program_that_cannot_start_is_an_error_with_its_key(
 def test_a_missing_value_of_the_task_is_an_error_with_the_key_that_uses_it(play_rollout: PlayRollout) -> None:
     played = play_rollout(Program, settings=program("", stdin="{task.name}"), answers=[])
     assert error_of(played).startswith("the task has no 'name', which environment.stdin uses; it has id, ")
+
+
+def test_a_template_of_the_task_that_is_missing_is_an_error_with_its_key(play_rollout: PlayRollout) -> None:
+    settings = program("", template="{task.repository}", config_dir="/no")
+    played = play_rollout(Program, {"repository": "such"}, settings=settings, answers=[])
+    assert error_of(played).startswith("environment.template: /no/such is not a directory. Correct the path")
