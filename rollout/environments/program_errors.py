@@ -1,8 +1,6 @@
 """The errors of programs and of the commands that score them."""
 
-import os
-from functools import reduce
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.programs.process import ProgramEnd
@@ -63,11 +61,12 @@ def hide_workspace(error: BaseException, workspace: Workspace) -> None:
     names = {str(workspace.work): "{workdir}", str(workspace.home): "{home}", str(workspace.root): "{workspace}"}
 
     def hide(value: object) -> object:
-        if isinstance(value, str | os.PathLike):
-            text = os.fspath(value)
-            if isinstance(text, str) and str(workspace.root) in text:
-                return reduce(lambda hidden, path: hidden.replace(path, names[path]), names, text)
-        return value
+        if not isinstance(value, str | PurePath):
+            return value
+        text = str(value)
+        for path, name in names.items():
+            text = text.replace(path, name)
+        return text if text != str(value) else value
 
     cause: BaseException | None = error
     for _ in range(_MAX_CAUSES):
