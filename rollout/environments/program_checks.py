@@ -45,7 +45,8 @@ def check_program(settings: ProgramSettings) -> str:
     found_sandbox = sandbox.check()
     for key, template in _templates(settings):
         if not _depends_on_rollout(template):
-            _require_directory(key, template, settings)
+            assert settings.config_dir is not None
+            require_directory(key, settings.config_dir / _fill(template, settings))
     agent = settings.known_agent
     if agent is not None:
         found_program = _find_agent(agent, settings, sandbox)
@@ -55,6 +56,13 @@ def check_program(settings: ProgramSettings) -> str:
     if isinstance(settings.score, ScoreCommand):
         _find_command(SCORE_KEY, settings.score.command, settings, sandbox)
     return "; ".join([found_program, found_sandbox, describe_limits()])
+
+
+def require_directory(key: str, path: Path) -> Path:
+    """Return the path of a template. Raise ProgramMissing if it is no directory; `key` is the key of the template."""
+    if not path.is_dir():
+        raise ProgramMissing(f"{key}: {path} is not a directory. Correct the path, or create the directory.")
+    return path
 
 
 def load_score_function(settings: ProgramSettings) -> ScoreFunction | None:
@@ -81,13 +89,6 @@ def _fill(text: str, settings: ProgramSettings) -> str:
     return text.replace("{python}", sys.executable).replace("{config_dir}", str(settings.config_dir))
 
 
-def _require_directory(key: str, text: str, settings: ProgramSettings) -> None:
-    assert settings.config_dir is not None
-    directory = settings.config_dir / _fill(text, settings)
-    if not directory.is_dir():
-        raise ProgramMissing(f"{key}: {directory} is not a directory. Correct the path, or create the directory.")
-
-
 def _require_named_paths(key: str, arguments: Iterable[str], settings: ProgramSettings) -> None:
     assert settings.config_dir is not None
     for argument in arguments:
@@ -112,6 +113,8 @@ def _find_command(key: str, command: Sequence[str], settings: ProgramSettings, s
         return f"{text} (not checked, because it depends on the task)"
     if "/" in name and not name.startswith("/"):
         return _find_in_work_directory(key, name, settings)
+    if "PATH" in settings.env and "/" not in name:
+        return f"{name} (not checked, because environment.env sets PATH)"
     path = sandbox.find_program(name)
     if path is None:
         raise ProgramMissing(f"{key}: {_explain_missing(name, settings)}")

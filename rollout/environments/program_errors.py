@@ -9,6 +9,10 @@ from rollout.programs.process import ProgramEnd
 from rollout.programs.workspace import Workspace
 from rollout.texts import escape_controls
 
+LAST_LINES = "Its last lines:"
+"""What an error has before the end of what a program printed."""
+ALL_LINES = "All of it: rollout inspect RUN_DIR ROLLOUT --full"
+"""What an error has behind it: no path, because those of two rollouts differ, and equal errors are shown once."""
 _MAX_LINES = 20
 _MAX_LINE_CHARS = 500
 _MAX_CHARS = 5000
@@ -51,8 +55,7 @@ def last_lines(output: Path) -> str:
     lines = [_shorten(escape_controls(line)) for line in text[-_MAX_READ_CHARS:].splitlines()[-_MAX_LINES:]]
     while sum(map(len, lines)) > _MAX_CHARS:
         del lines[0]
-    # No path, because the paths of two rollouts differ, and equal errors are shown once.
-    return "\n".join(["Its last lines:", *lines, "All of it: rollout inspect RUN_DIR ROLLOUT --full"])
+    return "\n".join([LAST_LINES, *lines, ALL_LINES])
 
 
 def hide_workspace(error: BaseException, workspace: Workspace) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from rollout.environments.base import Model, Score, change_score
 from rollout.environments.endpoint import Endpoint, EndpointSocket
+from rollout.environments.program_checks import require_directory
 from rollout.environments.program_errors import (
     ProgramFailed,
     ScoreCommandFailed,
@@ -193,7 +194,7 @@ class PlayedProgram:
     def _directory(self, key: str, text: str) -> Path:
         """Return the path of a directory of the user; a relative one begins at the directory of the YAML file."""
         assert self._settings.config_dir is not None
-        return self._settings.config_dir / self._texts.fill(key, text)
+        return require_directory(key, self._settings.config_dir / self._texts.fill(key, text))
 
     async def _run(self, key: str, process: ProgramProcess) -> ProgramEnd:
         """Run a program. `key` is the key of its command in the YAML, for errors."""

@@ -12,7 +12,7 @@ import anyio.to_thread
 from renderers_adapter.pool import shared_pool
 from renderers_adapter.special_text import SpecialText
 from rollout.config.load import Config
-from rollout.doctor.agent.endings import LAST_LINES, OUTPUT_FOLLOWS
+from rollout.doctor.agent.endings import OUTPUT_FOLLOWS
 from rollout.doctor.agent.fault_findings import describe_fault_play
 from rollout.doctor.agent.faults import Fault
 from rollout.doctor.agent.findings import describe_play
@@ -23,6 +23,7 @@ from rollout.doctor.agent.proxy import SeenRequest
 from rollout.doctor.agent.script import MARK
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.environments.base import QUEUE_SOURCE
+from rollout.environments.program_errors import LAST_LINES
 from rollout.errors import ConfigurationError, RolloutError
 from rollout.log import log_to_json_file
 from rollout.records.conversations import RootKind

@@ -6,12 +6,10 @@ from rollout.config.load import Config
 from rollout.doctor.agent.playing import AgentPlay
 from rollout.doctor.agent.refused_requests import MIN_ERROR_STATUS, error_text, refusal_fix
 from rollout.doctor.results import CheckResult, CheckStatus
-from rollout.environments.program_errors import ProgramFailed
+from rollout.environments.program_errors import ALL_LINES, LAST_LINES, ProgramFailed
 from rollout.environments.program_settings import ProgramSettings
 from rollout.records.endings import RolloutLimit
 
-LAST_LINES = "Its last lines:"
-"""What an error of `Program` has before the end of what the program printed."""
 OUTPUT_FOLLOWS = "; the end of its output:"
 """What a finding has before the end of what the program printed."""
 _MAX_LAST_CHARS = 300
@@ -83,7 +81,7 @@ def _output(play: AgentPlay) -> str:
 def _in_one_line(error: str) -> str:
     """Return an error with its last lines shortened."""
     what, shows_lines, lines = error.partition(LAST_LINES)
-    return " ".join([*what.split(), *([LAST_LINES, _shortened(lines)] if shows_lines else [])])
+    return " ".join([*what.split(), *([LAST_LINES, _shortened(lines.removesuffix(ALL_LINES))] if shows_lines else [])])
 
 
 def _shortened(lines: str) -> str:

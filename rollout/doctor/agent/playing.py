@@ -27,6 +27,7 @@ from rollout.doctor.agent.script import AgentScript
 from rollout.doctor.agent.scripted_client import ScriptedClient
 from rollout.environments.base import Environment
 from rollout.environments.endpoint import Endpoint, EndpointOptions
+from rollout.environments.program_errors import LAST_LINES
 from rollout.errors import RolloutError, error_text
 from rollout.gateway.server import Gateway
 from rollout.images import ImagePolicy
@@ -43,8 +44,6 @@ from transports import QueueError, open_queue
 
 _ATTEMPT = 1
 _ERROR_CHARS = 160
-_OUTPUT_FOLLOWS = " Its last lines:"
-"""The end of the first line of an error of `Program`; what the program printed follows."""
 _OUTPUT_CHARS = 600
 _SPARE_SECONDS = 60.0
 """The watch ends a play in time. The attempt itself gets this much longer."""
@@ -133,7 +132,7 @@ class AgentPlay:
         if finished is None:
             return f"an error: {self.error}"
         if finished.error is not None:
-            message = str(finished.error.get("message")).partition("\n")[0].removesuffix(_OUTPUT_FOLLOWS)
+            message = str(finished.error.get("message")).partition("\n")[0].removesuffix(f" {LAST_LINES}")
             return f"{finished.status}: {finished.error.get('type')}: {textwrap.shorten(message, _ERROR_CHARS)}"
         metrics = ", ".join(f"{name} {value:g}" for name, value in finished.metrics.items())
         reward = "no reward" if finished.reward is None else f"the reward {finished.reward:g}"

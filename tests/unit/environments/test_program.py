@@ -299,3 +299,9 @@ def test_an_argument_that_linux_refuses_is_an_error_with_its_key(play_rollout: P
 def test_a_saved_configuration_is_accepted_again() -> None:
     settings = Program.Settings(command=("ls",), score="program")
     assert Program.Settings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_a_template_of_the_task_that_is_missing_is_an_error_with_its_key(play_rollout: PlayRollout) -> None:
+    settings = program("", template="{task.repository}", config_dir="/no")
+    played = play_rollout(Program, {"repository": "such"}, settings=settings, answers=[])
+    assert error_of(played).startswith("environment.template: /no/such is not a directory. Correct the path")

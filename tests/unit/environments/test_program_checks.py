@@ -116,3 +116,8 @@ def test_a_known_agent_that_is_missing_says_how_to_install_it(directory: Path, m
 def test_a_wrong_path_in_the_arguments_of_an_agent_is_refused(directory: Path) -> None:
     settings = {"agent": "codex", "executable": "{config_dir}/my agent", "arguments": ["{config_dir}/no.md"]}
     assert refused(directory, settings).startswith("environment.arguments: there is no file or directory ")
+
+
+def test_a_program_is_not_searched_in_a_path_of_the_worker_if_it_gets_another_one(directory: Path) -> None:
+    found = check(directory, {"command": ["my-tool"], "env": {"PATH": "{config_dir}/bin"}})
+    assert "my-tool (not checked, because environment.env sets PATH)" in str(found)

@@ -67,7 +67,8 @@ def check_program(
 def test_a_score_function_that_raises_is_no(tmp_path: Path) -> None:
     checked = check_program(tmp_path, ASK, score="scores:broken")
     end = checked.problem("end")
-    error = "its own play failed, so it would not train: ValueError: no answer; none at all. Really none"
+    raised = "ScoreFunctionFailed: the score scores:broken raised ValueError: no answer; none at all. Really none"
+    error = f"its own play failed, so it would not train: {raised}"
     assert end.message == error
     assert end.fix is not None
     assert end.fix.startswith("repair environment.score: ")
