@@ -21,7 +21,7 @@ _BASE_CLASSES = tuple(
     str(_ENVIRONMENTS_DIRECTORY / f"{name}.py")
     for name in (
         *("base", "multi_turn", "tools", "tool_environment", "tool_results", "tool_running", "own_threads"),
-        *("program", "program_checks", "program_scoring", "program_texts"),
+        *("program", "program_checks", "program_playing", "program_scoring", "program_texts"),
     )
 )
 _IMPORT_MACHINERY = ("<frozen importlib", importlib.__file__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollout.environments.program import OUTPUT_NAME, SCORE_OUTPUT_NAME
+from rollout.programs.output import OUTPUT_NAME, SCORE_OUTPUT_NAME
 from rollout.rundir.artifacts import attempt_directory
 from rollout.rundir.directory import RunDirectory
 from rollout.trainer import Trajectory

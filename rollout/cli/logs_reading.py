@@ -15,8 +15,8 @@ from typing import Any
 
 import orjson
 
-from rollout.environments.program import OUTPUT_NAME, SCORE_OUTPUT_NAME
 from rollout.errors import ConfigurationError
+from rollout.programs.output import OUTPUT_NAME, SCORE_OUTPUT_NAME
 from rollout.rundir.artifacts import attempt_directory
 
 LEVELS = ("debug", "info", "warning", "error", "critical")

@@ -127,6 +127,9 @@ def _check_files(files: Mapping[str, str]) -> Mapping[str, str]:
     return files
 
 
+_AGENT_KEYS = ("prompt", "arguments", "executable", "context_tokens")
+
+
 def _check_agent(name: str) -> str:
     find_agent(name)
     return name
@@ -193,11 +196,9 @@ class ProgramSettings(EnvironmentSettings):
             raise ValueError("has both command and agent; leave one out")
         if not self.command and self.agent is None:
             raise ValueError("has neither command nor agent; write command: […], or agent: codex")
-        agent_keys = {"prompt", "arguments", "executable", "context_tokens"} & self.model_fields_set
+        agent_keys = [name for name in _AGENT_KEYS if getattr(self, name) != type(self).model_fields[name].default]
         if self.command and agent_keys:
-            raise ValueError(
-                f"{', '.join(sorted(agent_keys))}: only for a known agent (the key agent), not for command"
-            )
+            raise ValueError(f"{', '.join(agent_keys)}: only for a known agent (the key agent), not for command")
         return self
 
     @property

@@ -12,6 +12,7 @@ from rollout.environments.program_settings import (
     ProgramSettings,
     ScoreCommand,
 )
+from rollout.errors import RolloutError
 from rollout.programs.placeholders import fill_placeholders, placeholder_names
 from rollout.records.task import Task
 
@@ -19,6 +20,13 @@ SCORE_KEY = "environment.score.command"
 """The key of the command that scores."""
 _CONFIG_DIRECTORY = "{config_dir}/"
 _IN_CONFIG_DIRECTORY = re.compile(r"""\{config_dir\}[^\s'",;:]*""")
+
+
+_MAX_ARGUMENT_BYTES = 128 << 10
+
+
+class ArgumentTooLong(RolloutError):
+    """An argument of a program is longer than the system accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,16 @@ class ProgramTexts:
     def _argument(self, key: str, text: str) -> str:
         filled = self.fill(key, text)
         return os.path.normpath(filled) if text.startswith(_CONFIG_DIRECTORY) else filled
+
+
+def require_short_arguments(key: str, argv: Iterable[str]) -> None:
+    """Raise ArgumentTooLong if the system would refuse one of these arguments."""
+    for argument in argv:
+        if (length := len(os.fsencode(argument))) >= _MAX_ARGUMENT_BYTES:
+            raise ArgumentTooLong(
+                f"{key}: the argument {argument[:60]!r}… has {length:,} bytes, and Linux accepts less than "
+                f"{_MAX_ARGUMENT_BYTES:,}. Pass the text by environment.stdin or environment.files."
+            )
 
 
 def program_key(settings: ProgramSettings) -> str:

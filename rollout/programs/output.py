@@ -13,6 +13,10 @@ import os
 
 from rollout.api_keys import KeyHider
 
+OUTPUT_NAME = "output.txt"
+"""The file in the attempt's directory with what the program printed."""
+SCORE_OUTPUT_NAME = "score-output.txt"
+"""The file in the attempt's directory with what the score command printed."""
 HEAD_BYTES = 128 << 10
 """How much of the beginning is kept."""
 TAIL_BYTES = 128 << 10

@@ -4,6 +4,7 @@ The training of the page runs in tests/needs/torch, and the file that needs the 
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -29,6 +30,9 @@ from rollout.programs.agents.registry import AGENTS
 from tests.guide_pages import GuidePage
 from tests.unit.cli.in_process import run_cli
 
+takes_long = pytest.mark.skipif(
+    os.environ.get("ROLLOUT_TESTS") not in ("ci", "full"), reason="it takes long; set ROLLOUT_TESTS=ci"
+)
 PAGE = GuidePage.read("agents.md")
 SECTIONS: dict[str, type[BaseModel]] = {
     "keep": KeptFiles,
@@ -60,6 +64,7 @@ def test_the_first_agent_is_short() -> None:
     assert len(PAGE.files["agent.py"].splitlines()) <= 32
 
 
+@takes_long
 def test_every_command_of_the_page_works(directory: Path) -> None:
     assert len(PAGE.commands) == 7
     for line in PAGE.commands:
@@ -75,6 +80,7 @@ def test_every_command_of_the_page_works(directory: Path) -> None:
             assert done.returncode == 0, done.stdout
 
 
+@takes_long
 def test_branches_cost_what_the_page_says(directory: Path) -> None:
     runs = [line for line in PAGE.commands if "temperature=0" in line]
     rows = PAGE.rows("program")
@@ -110,6 +116,7 @@ def test_the_table_has_every_known_agent_with_its_version() -> None:
         assert rows[name][2:4] == [", ".join(agent.tried_versions), f"`{agent.install}`"]
 
 
+@takes_long
 def test_the_page_explains_every_row_of_doctor(directory: Path) -> None:
     explained = {word for row in PAGE.rows("row") for word in row[0].split(", ")}
     result = run_cli("doctor", "agent.yaml", "--agent")

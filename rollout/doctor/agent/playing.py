@@ -27,12 +27,12 @@ from rollout.doctor.agent.script import AgentScript
 from rollout.doctor.agent.scripted_client import ScriptedClient
 from rollout.environments.base import Environment
 from rollout.environments.endpoint import Endpoint, EndpointOptions
-from rollout.environments.program import OUTPUT_NAME
 from rollout.environments.program_errors import LAST_LINES
 from rollout.errors import RolloutError, error_text
 from rollout.gateway.server import Gateway
 from rollout.images import ImagePolicy
 from rollout.metrics.worker import WorkerMetrics
+from rollout.programs.output import OUTPUT_NAME
 from rollout.records.conversations import RootKind
 from rollout.records.kinds import RolloutFinished
 from rollout.rundir.artifacts import attempt_directory

@@ -290,6 +290,17 @@ def test_a_missing_value_of_the_task_is_an_error_with_the_key_that_uses_it(play_
     assert error_of(played).startswith("the task has no 'name', which environment.stdin uses; it has id, ")
 
 
+def test_an_argument_that_linux_refuses_is_an_error_with_its_key(play_rollout: PlayRollout) -> None:
+    settings = {"command": ["{python}", "-c", "", "{task.text}"], "score": "program"}
+    played = play_rollout(Program, {"text": "x" * 200_000}, settings=settings, answers=[])
+    assert error_of(played).startswith("environment.command: the argument 'xxx")
+
+
+def test_a_saved_configuration_is_accepted_again() -> None:
+    settings = Program.Settings(command=("ls",), score="program")
+    assert Program.Settings.model_validate(settings.model_dump(mode="json")) == settings
+
+
 def test_a_template_of_the_task_that_is_missing_is_an_error_with_its_key(play_rollout: PlayRollout) -> None:
     settings = program("", template="{task.repository}", config_dir="/no")
     played = play_rollout(Program, {"repository": "such"}, settings=settings, answers=[])

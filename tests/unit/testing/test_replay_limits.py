@@ -203,5 +203,5 @@ async def test_the_rollout_of_a_program_cannot_be_replayed(tmp_path: Path) -> No
     run = tmp_path / "run"
     await record(run, AsksOnce(EnvironmentSettings()), ["moon"])
     write_config(run, PlaysAProgram)
-    with pytest.raises(CannotReplay, match="plays an agent program over HTTP.*rollout run"):
+    with pytest.raises(CannotReplay, match=r"plays an agent program over HTTP.*rollout run"):
         await replay(run, ROLLOUT)
