@@ -60,9 +60,13 @@ def artifact_lines(directory: Path, *, full: bool) -> Iterator[str]:
         shown = list(artifacts)[: None if full else _SHOWN_FILES]
         yield ""
         yield f"other files in {directory}:"
-        yield from (f"    {artifacts[name].n_bytes:>12,} bytes  {name}" for name in shown)
+        yield from (f"    {artifacts[name].n_bytes:>12,} bytes  {_in_one_line(name)}" for name in shown)
         if len(shown) < len(artifacts):
             yield f"    … and {len(artifacts) - len(shown)} more files  (--full shows them)"
+
+
+def _in_one_line(name: str) -> str:
+    return name.replace("\n", "\\n")
 
 
 def _list_artifacts(directory: Path) -> list[Artifact]:

@@ -26,7 +26,7 @@ from rollout.programs.file_patterns import check_pattern
 from rollout.programs.placeholders import check_placeholders
 from rollout.programs.sandboxes.base import SandboxOptions
 from rollout.programs.sandboxes.registry import parse_sandbox
-from rollout.programs.workspace import file_name_problem
+from rollout.programs.workspace import VARIABLE, file_name_problem
 
 PLACEHOLDERS = frozenset({"base_url", "anthropic_base_url", "model", "workdir", "home"})
 """The names of the placeholders beside those of the task."""
@@ -127,6 +127,22 @@ def _check_files(files: Mapping[str, str]) -> Mapping[str, str]:
     return files
 
 
+def _check_failures(failures: Any) -> Any:
+    is_list = isinstance(failures, list | tuple) and all(type(code) is int and 0 <= code <= 255 for code in failures)
+    if not is_list and failures not in ("nonzero", "none"):
+        raise ValueError("expected nonzero, none, or a list of exit codes from 0 to 255")
+    return failures
+
+
+def _check_env(env: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"expected names without `=`, and texts without NUL; {name!r} is not possible")
+        if name == VARIABLE:
+            raise ValueError(f"{VARIABLE} is set by the worker, which finds the processes of the program by it")
+    return env
+
+
 _AGENT_KEYS = ("prompt", "arguments", "executable", "context_tokens")
 
 
@@ -163,7 +179,7 @@ class ProgramSettings(EnvironmentSettings):
     """The context that a known agent is told of; engines may have less."""
     stdin: ProgramText = ""
     """The text that the program can read from its standard input."""
-    env: Mapping[str, ProgramText] = Field(default_factory=dict)
+    env: Annotated[Mapping[str, ProgramText], AfterValidator(_check_env)] = Field(default_factory=dict)
     """More environment variables. The score command gets them, too."""
     files: Annotated[Mapping[str, ProgramText], AfterValidator(_check_files)] = Field(default_factory=dict)
     """Text files to write into the work directory, by their relative paths."""
@@ -176,7 +192,7 @@ class ProgramSettings(EnvironmentSettings):
     on_timeout: Literal["fail", "score"] = "fail"
     """What a program that was ended at its timeout means. fail: its rollout fails. score: its work is scored, and the
     rollout has the limit time."""
-    failures: Literal["nonzero", "none"] | tuple[int, ...] = "nonzero"
+    failures: Annotated[Literal["nonzero", "none"] | tuple[int, ...], BeforeValidator(_check_failures)] = "nonzero"
     """The exit codes with which the rollout fails: all but 0, none, or a list. A program that a signal ended fails
     unless it is none."""
     keep: KeptFiles = KeptFiles()

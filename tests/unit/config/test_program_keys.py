@@ -46,6 +46,19 @@ def test_a_wrong_command_shows_what_to_write(tmp_path: Path, key: str, message: 
 
 
 @pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("failures: [300]", "expected nonzero, none, or a list of exit codes from 0 to 255, found [300]."),
+        ("failures: some", "expected nonzero, none, or a list of exit codes from 0 to 255, found 'some'."),
+        ("env: {A=B: x}", "expected names without `=`, and texts without NUL; 'A=B' is not possible."),
+        ("env: {ROLLOUT_WORKSPACE: x}", "ROLLOUT_WORKSPACE is set by the worker, which finds the processes"),
+    ],
+)
+def test_an_exit_code_or_a_variable_that_is_not_possible_is_named(tmp_path: Path, key: str, message: str) -> None:
+    assert message in load_error(tmp_path, COMMAND, SCORE, key)
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ((COMMAND, "agent: codex"), "environment: has both command and agent; leave one out."),
