@@ -19,6 +19,8 @@ _OOM_SCORE = "800"
 """If the machine itself has no memory left, the kernel kills a program rather than the worker."""
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_CHILD_SUBREAPER = 36
+_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_JOIN_SESSION_KEYRING = 1
 
 
 class CannotStart(Exception):
@@ -64,6 +66,7 @@ def become_program(
         if group is not None:
             group.add_this_process()
         _write_oom_score()
+        _leave_session_keyring()  # fails if the kernel has no keyrings, or has too many of this user
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain the key
         step = f"its working directory {job.directory} cannot be entered"
         os.chdir(job.directory)
@@ -113,6 +116,15 @@ def _write_oom_score() -> None:
             file.write(_OOM_SCORE)
     except OSError:  # no Linux, or no /proc
         return
+
+
+def _leave_session_keyring() -> None:
+    """Join a new session keyring, so that the program does not share the keys of the worker's session."""
+    number = _KEYCTL.get(os.uname().machine)
+    if sys.platform == "linux" and number is not None and sys.maxsize > 1 << 32:
+        import ctypes
+
+        ctypes.CDLL(None).syscall(ctypes.c_long(number), ctypes.c_long(_JOIN_SESSION_KEYRING), None)
 
 
 def _prctl(option: int, value: int) -> None:

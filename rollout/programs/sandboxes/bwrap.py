@@ -1,10 +1,12 @@
 """The sandbox `bwrap`: bubblewrap, with nothing but the system, the workspace and the gateway.
 
 Inside, the system is read-only, home directories of this machine are not visible, and there is no network. A relay
-(`rollout.programs.sandboxes.relay`) offers the gateway's unix socket at a port of the sandbox's own loopback.
+(`rollout.programs.sandboxes.relay`) offers the gateway's unix socket at a port of the sandbox's own loopback. A filter
+of system calls refuses what namespaces do not isolate.
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -25,6 +27,7 @@ from rollout.programs.sandboxes.base import (
     WrappedCommand,
 )
 from rollout.programs.sandboxes.mounts import VisibleFiles
+from rollout.programs.sandboxes.system_calls import build_filter
 from rollout.programs.workspace import VARIABLE
 
 _GATEWAY_ADDRESS = "127.0.0.1:61080"
@@ -37,15 +40,28 @@ _ISOLATION = (
 )
 _OWN_USERS = (("--unshare-user", "--disable-userns"), ("--unshare-user",), ())
 """From the best to the weakest: an own user namespace without others inside, an own one, none (only for root)."""
-_IGNORE_SIGNALS = f"""
+_START = f"""
 import os, signal, sys
 for number in {[int(number) for number in relay.PASSED_SIGNALS]}:
     signal.signal(number, signal.SIG_IGN)
-os.execv(sys.argv[1], sys.argv[1:])
+filter, bwrap, *arguments = sys.argv[1:]
+if filter:
+    end, start = os.pipe()
+    os.write(start, bytes.fromhex(filter))
+    os.close(start)
+    os.set_inheritable(end, True)
+    arguments = ["--seccomp", str(end), *arguments]
+os.execv(bwrap, [bwrap, *arguments])
 """
-"""Starts bubblewrap so that signals to its process group end the program, and not bubblewrap first, which kills it."""
+"""Starts bubblewrap so that signals to its process group end the program, and not bubblewrap first, which kills it.
+
+Bubblewrap reads the filter of system calls from a pipe. It filters also the first process inside, which a program can
+trace; so the relay cannot do it.
+"""
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "fs", "acpi", "scsi", "mtrr", "pressure")
 """Files of /proc that root may write without any capability."""
+_KEYS_OF_PROC = ("/proc/keys", "/proc/key-users")
+"""They name the keys of the worker's user. No process can open what covers them, because devices do not work there."""
 _TEMPORARY_BYTES = 1 << 30
 """The limit for each of /tmp, /var/tmp and /dev/shm, which are in memory. The workspace is on the disk."""
 _TRIAL_SECONDS = 30
@@ -91,7 +107,8 @@ class BwrapSandbox(Sandbox):
                 )
         self._try(bwrap)
         version = _run(bwrap, "--version").stdout.split()
-        return f"bwrap {version[-1] if version else '(unknown version)'}{_describe_user(_own_user(bwrap))}"
+        described = _describe_user(_own_user(bwrap)) + _describe_filter()
+        return f"bwrap {version[-1] if version else '(unknown version)'}{described}"
 
     def find_program(self, name: str) -> str | None:
         """Return the path of a program on this machine, which is visible inside at the same path."""
@@ -116,10 +133,9 @@ class BwrapSandbox(Sandbox):
         bwrap = _find_bwrap()
         return WrappedCommand(
             argv=(
-                *(_PYTHON, "-I", "-S", "-c", _IGNORE_SIGNALS),
-                *(bwrap, *_own_user(bwrap), *_ISOLATION, *_in_order(mounts)),
+                *(*_start(bwrap), *_in_order(mounts), "--chdir", str(inside.work)),
                 *("--unsetenv", VARIABLE),  # bwrap itself keeps it; programs print their variables into prompts
-                *("--chdir", str(inside.work), "--", _PYTHON, "-I", "-S", _RELAY, *forward, "--", *command.argv),
+                *("--", _PYTHON, "-I", "-S", _RELAY, *forward, "--", *command.argv),
             ),
             environ=command.environ,
         )
@@ -139,10 +155,16 @@ class BwrapSandbox(Sandbox):
     def _try(self, bwrap: str) -> None:
         files = VisibleFiles()
         self._add_files(files)
-        arguments = (*_own_user(bwrap), *_ISOLATION, *_in_order(_mounts(files)))
-        problem = _problem_of(bwrap, *arguments, "--", _PYTHON, "-I", "-S", _RELAY, "--", "true")
+        arguments = (*_start(bwrap), *_in_order(_mounts(files)))
+        problem = _problem_of(*arguments, "--", _PYTHON, "-I", "-S", _RELAY, "--", "true")
         if problem is not None:
             raise SandboxMissing(f"bwrap cannot run a program: {problem}. {_advise(problem)}")
+
+
+def _start(bwrap: str) -> tuple[str, ...]:
+    """Return the command of bubblewrap, with all its arguments that are the same for each program."""
+    instructions = build_filter() or b""
+    return (_PYTHON, "-I", "-S", "-c", _START, instructions.hex(), bwrap, *_own_user(bwrap), *_ISOLATION)
 
 
 def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
@@ -155,6 +177,8 @@ def _mounts(files: VisibleFiles) -> dict[Path, tuple[str, ...]]:
             for path in ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - these are not the directories of this machine
         },
     }
+    for keys in filter(os.path.exists, _KEYS_OF_PROC):
+        mounts[Path(keys)] = ("--ro-bind", "/dev/null", keys)
     for name in _READ_ONLY_PROC:
         mounts[Path("/proc", name)] = ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
     for path, target in files.visible(replaced=frozenset(mounts)):
@@ -196,6 +220,12 @@ def _describe_user(arguments: Sequence[str]) -> str:
     return "" if "--disable-userns" in arguments else ", in which programs can make user namespaces"
 
 
+def _describe_filter() -> str:
+    if build_filter() is not None:
+        return ""
+    return f", without a filter of system calls on {platform.machine()}: programs reach kernel keyrings and AF_VSOCK"
+
+
 def _problem_of(*command: str) -> str | None:
     """Run a command; return None if it succeeds, else what it printed."""
     try:
@@ -214,6 +244,8 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def _advise(problem: str) -> str:
     """Return what to do about an error of bubblewrap."""
+    if "SECCOMP" in problem:
+        return "Run the worker with a kernel that has CONFIG_SECCOMP_FILTER, or choose another sandbox."
     if "Unknown option" in problem:
         return "Install bubblewrap 0.6 or newer."
     if re.search(r"mount proc", problem):

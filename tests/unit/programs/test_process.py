@@ -1,7 +1,9 @@
 """A program runs in its directory, with its environment and its input, and what it printed is kept."""
 
 import asyncio
+import ctypes
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -163,3 +165,15 @@ async def test_many_programs_leave_no_zombie_and_no_open_file(programs: Programs
     await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # the event loop closes them soon
     assert not has_children()
     programs.assert_nothing_left()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the number of the call is not known")
+async def test_a_program_has_another_session_keyring_than_the_worker(programs: Programs) -> None:
+    number, session = {"x86_64": 250, "aarch64": 219}[platform.machine()], -3
+    arguments = (number, 0, session, 0)  # KEYCTL_GET_KEYRING_ID
+    ours = ctypes.CDLL(None).syscall(*map(ctypes.c_long, arguments))
+    if ours < 0:
+        pytest.skip("this kernel offers no keyrings")
+    await programs.python(f"import ctypes; print(ctypes.CDLL(None).syscall(*map(ctypes.c_long, {arguments})))")
+    assert int(programs.printed()) > 0
+    assert int(programs.printed()) != ours

@@ -44,6 +44,18 @@ def test_check_says_why_user_namespaces_cannot_be_made(world: World) -> None:
     assert "raise user.max_user_namespaces with `sysctl`" in said
 
 
+def test_check_says_that_a_kernel_refuses_the_filter_of_system_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.programs.sandboxes.bwrap.build_filter", lambda: bytes(8))  # no return at its end
+    with pytest.raises(SandboxMissing, match="Run the worker with a kernel that has CONFIG_SECCOMP_FILTER"):
+        open_sandbox(parse_sandbox("bwrap")).check()
+
+
+def test_check_says_that_there_is_no_filter_for_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "filter" not in open_sandbox(parse_sandbox("bwrap")).check()
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert "without a filter of system calls on riscv64" in open_sandbox(parse_sandbox("bwrap")).check()
+
+
 def test_the_program_that_is_found_is_the_one_that_runs(world: World) -> None:
     found = open_sandbox(parse_sandbox("bwrap")).find_program("sh")
     assert found == shutil.which("sh")
