@@ -65,12 +65,15 @@ def _check_agent(config: "Config", exit_code: int, seconds: float) -> "tuple[lis
 
     if exit_code == _BAD_CONFIGURATION:
         return [CheckResult("agent", "not checked: first correct the errors above", CheckStatus.UNKNOWN)], exit_code
-    # SIGTERM ends the check like Ctrl-C: the plays end, and remove what they made.
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # SIGTERM ends the check like Ctrl-C: the plays end, and remove what they made. A shell starts commands in the
+    # background with SIGINT ignored, so it gets its handler back, too.
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
+    terminated = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return check_agent(config, _print_progress, PlayLimits(seconds=seconds))
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, terminated)
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def _print_progress(line: str) -> None:
