@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,6 @@ from pathlib import Path
 import aiohttp
 import orjson
 from aiohttp import hdrs, web
-from multidict import CIMultiDict
-from yarl import URL
 
 from rollout.doctor.agent.faults import DIALECTS, Fault, error_body, split_path
 from rollout.errors import RolloutError
@@ -22,7 +20,8 @@ from rollout.gateway.dialects.base import RequestRefused
 _MAX_LINE_BYTES = 16_384
 _MAX_BODY_BYTES = 1 << 30
 _OWN_HEADERS = frozenset(
-    {
+    name.lower()
+    for name in (
         hdrs.HOST,
         hdrs.CONNECTION,
         hdrs.CONTENT_LENGTH,
@@ -33,7 +32,7 @@ _OWN_HEADERS = frozenset(
         hdrs.TRAILER,
         hdrs.DATE,
         hdrs.SERVER,
-    }
+    )
 )
 """The headers that belong to one connection, so the proxy writes its own."""
 
@@ -197,7 +196,7 @@ class AgentProxy:
     async def _pass_on(
         self, request: web.BaseRequest, body: bytes, seen: SeenRequest, session: aiohttp.ClientSession
     ) -> web.StreamResponse:
-        url = URL.build(scheme="http", host="gateway").join(URL(request.raw_path, encoded=True))
+        url = f"http://gateway{request.raw_path}"
         try:
             async with session.request(
                 request.method, url, headers=_passed_headers(request.headers), data=body or None, allow_redirects=False
@@ -232,11 +231,9 @@ def _cut(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response()
 
 
-def _passed_headers(headers: "aiohttp.typedefs.LooseHeaders") -> CIMultiDict[str]:
-    passed: CIMultiDict[str] = CIMultiDict(headers)
-    for name in _OWN_HEADERS:
-        passed.popall(name, None)
-    return passed
+def _passed_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the headers that are passed on; a header may be there several times."""
+    return [(name, value) for name, value in headers.items() if name.lower() not in _OWN_HEADERS]
 
 
 def _decompressed(request: web.BaseRequest, raw: bytes | bytearray) -> bytes:
