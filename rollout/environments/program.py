@@ -111,11 +111,19 @@ class Program(Environment):
             except Exception as error:
                 hide_workspace(error, workspace)
                 if keep.when != "never":
-                    await run_in_thread(played.keep_files)
+                    await _keep_files(played)
                 raise
             if keep.when == "always":
-                await run_in_thread(played.keep_files)
+                await _keep_files(played)
             return score
+
+
+async def _keep_files(played: PlayedProgram) -> None:
+    """Keep the files of a program. If that fails, as on a full disk, the result of the rollout does not change."""
+    try:
+        await run_in_thread(played.keep_files)
+    except (OSError, WorkspaceError) as error:
+        log.warning("the files of a program cannot be kept", error=str(error))
 
 
 @cache

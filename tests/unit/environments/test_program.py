@@ -9,6 +9,7 @@ import pytest
 from rollout import RolloutLimit, Score, Task
 from rollout.environments.endpoint import Transcript
 from rollout.environments.program import Program
+from rollout.environments.program_playing import PlayedProgram
 from rollout.programs.process import ProgramCannotStart
 from rollout.records.endings import RolloutStatus
 from rollout.testing import Answer, PlayRollout
@@ -305,3 +306,14 @@ def test_a_template_of_the_task_that_is_missing_is_an_error_with_its_key(play_ro
     settings = program("", template="{task.repository}", config_dir="/no")
     played = play_rollout(Program, {"repository": "such"}, settings=settings, answers=[])
     assert error_of(played).startswith("environment.template: /no/such is not a directory. Correct the path")
+
+
+def test_files_that_cannot_be_kept_do_not_replace_the_error_of_the_program(
+    monkeypatch: pytest.MonkeyPatch, play_rollout: PlayRollout
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PlayedProgram, "keep_files", fail)
+    played = play_rollout(Program, settings=program("exit(3)", keep={"files": ["*"]}), answers=[])
+    assert "ended with the exit code 3" in error_of(played)
