@@ -3,15 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from rollout import Environment, EnvironmentSettings, Model, Score, Task
+from rollout import Environment, Model, Score, Task
 from tests.needs.agents.clients import CLIENTS, TASK
 from tests.needs.agents.playing import play
-
-
-class ClientSettings(EnvironmentSettings):
-    """Which client plays."""
-
-    client: str
+from tests.needs.agents.scripted_agent import ClientSettings
 
 
 class AnyAnswer(Environment):

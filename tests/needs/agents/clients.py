@@ -46,6 +46,7 @@ class Client:
         turns: what its model says, from that directory.
         keeps_reasoning: whether it sends the reasoning back.
         shows_pictures: whether one of its tools shows a picture.
+        prints_answer_last: whether it prints nothing behind the answer.
         auxiliary_requests: how many requests it sends beside those of the conversation, such as one for a title.
     """
 
@@ -55,6 +56,7 @@ class Client:
     turns: Callable[[Path], list[Turn]]
     keeps_reasoning: bool = True
     shows_pictures: bool = True
+    prints_answer_last: bool = True
     auxiliary_requests: int = 0
 
 
@@ -136,6 +138,7 @@ CLIENTS = [
         "chat",
         coding_clis.coding_cli("mini-swe-agent", coding_clis.MINI_SWE_AGENT),
         _turns_of_mini_swe_agent,
+        prints_answer_last=False,
         shows_pictures=False,
     ),
 ]

@@ -36,7 +36,8 @@ class PlayClient(Environment):
             home = Path(directory) / "client-home"
             async with model.endpoint() as endpoint:
                 ended = await play(client.command(endpoint, home, TASK), endpoint)
-        if ended.code != 0 or ANSWER not in ended.output:
+        has_answer = ended.output.endswith(ANSWER) if client.prints_answer_last else ANSWER in ended.output
+        if ended.code != 0 or not has_answer:
             raise AssertionError(
                 f"{client.name} ended with {ended.code}:\n{ended.output[-2000:]}\n{ended.errors[-4000:]}"
             )
