@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BAD_CONFIGURATION = 2
 """The exit code for a bad configuration."""
-_STATUS_MARKUP = {"ok": "[green]ok[/green]", "bad": "[red]bad[/red]", "?": "[yellow]?[/yellow]"}
+_STATUS_MARKUP = {"ok": "[green]ok[/green]", "bad": "[red]bad[/red]", "?": "[yellow]?[/yellow]", "-": "[dim]-[/dim]"}
 
 
 def doctor(
@@ -40,21 +40,29 @@ def doctor(
     With --agent, the first task is played five times against a script: once as usual, and with errors and lost
     connections. The last line says yes or no.
 
-    Exits with 0 if all checks pass, 2 if the configuration is bad, and 1 if an engine or the agent is bad.
+    Exits with 0 if every check proved what its line says, and with 2 if the configuration is bad. Exits with 1 if
+    something else is bad, and with 3 if nothing is bad, but a check could not be made.
     """
     from rollout.config.load import load_config
     from rollout.doctor.checks import run_checks
+    from rollout.doctor.results import exit_code
     from rollout.log import log_warnings_to_stderr
 
     report_stream.reserve()
     log_warnings_to_stderr()
     loaded = load_config(config, overrides or [])
-    results, exit_code = run_checks(loaded, live=live)
+    results = run_checks(loaded, live=live)
+    code = exit_code(results)
     if agent:
-        agent_results, agent_code = _check_agent(loaded, exit_code, agent_timeout)
-        results, exit_code = results + agent_results, max(exit_code, agent_code)
+        agent_results, agent_code = _check_agent(loaded, code, agent_timeout)
+        results, code = results + agent_results, _more_serious(code, agent_code)
     _print_results(results)
-    raise typer.Exit(exit_code)
+    raise typer.Exit(code)
+
+
+def _more_serious(*codes: int) -> int:
+    """Return the exit code that says most: 2 before 1, 3 and 0."""
+    return next((code for code in (_BAD_CONFIGURATION, 1, 3) if code in codes), 0)
 
 
 def _check_agent(config: "Config", exit_code: int, seconds: float) -> "tuple[list[CheckResult], int]":

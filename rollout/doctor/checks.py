@@ -13,7 +13,7 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model, written_model_path
-from rollout.doctor.engines import check_engines
+from rollout.doctor.engines.checking import check_engines
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.from_config import api_key_from_config
 from rollout.environments.base import QUEUE_SOURCE, Environment
@@ -34,12 +34,8 @@ _MIN_RECORDS_PER_ROLLOUT, _MIN_BYTES_PER_ROLLOUT = 3, 700
 """A rollout puts at least this on the queue: a started record, one step and a finished record."""
 
 
-def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:
-    """Run the checks that need no engine, and with `live` also the checks of the engines.
-
-    Returns:
-        The results, and the exit code: 0 if nothing is bad, 2 for a bad configuration, 1 for a bad engine.
-    """
+def run_checks(config: Config, *, live: bool) -> list[CheckResult]:
+    """Run the checks that need no engine, and with `live` also the checks of the engines; return the results."""
     results: list[CheckResult] = []
     for subject, check in _CHECKS:
         if subject == "tasks" and _any_bad(results):
@@ -49,11 +45,8 @@ def run_checks(config: Config, *, live: bool) -> tuple[list[CheckResult], int]:
     if _any_bad(results):
         if live:
             results.append(CheckResult("engines", "not checked: first correct the errors above", CheckStatus.UNKNOWN))
-        return results, 2
-    if not live:
-        return results, 0
-    engine_results = anyio.run(_check_engines, config)
-    return results + engine_results, 1 if _any_bad(engine_results) else 0
+        return results
+    return results + anyio.run(_check_engines, config) if live else results
 
 
 def _any_bad(results: list[CheckResult]) -> bool:
@@ -66,7 +59,7 @@ def _run_check(subject: str, check: Callable[[Config], str | None], config: Conf
         finding = check(config)
         return None if finding is None else CheckResult(subject, finding)
     except (RolloutError, AdapterError, QueueError) as error:
-        return CheckResult(subject, str(error), CheckStatus.BAD)
+        return CheckResult(subject, str(error), CheckStatus.BAD, is_configuration_error=True)
 
 
 async def _check_engines(config: Config) -> list[CheckResult]:

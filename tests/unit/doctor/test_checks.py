@@ -6,7 +6,7 @@ import pytest
 
 from rollout.config.load import Config, load_config
 from rollout.doctor.checks import run_checks
-from rollout.doctor.results import CheckStatus
+from rollout.doctor.results import CheckStatus, exit_code
 from tests.unit.doctor.problems import only_problem
 
 
@@ -16,8 +16,8 @@ def config(repository: Path) -> Path:
 
 
 def test_a_good_configuration_has_one_result_for_each_check(config: Path) -> None:
-    results, exit_code = run_checks(load_config(config), live=False)
-    assert exit_code == 0
+    results = run_checks(load_config(config), live=False)
+    assert exit_code(results) == 0
     subjects = ["configuration", "environment", "tasks", "images", "engine", "model", "queue"]
     assert [result.subject for result in results] == subjects
     assert {result.status for result in results} == {CheckStatus.OK}
@@ -38,8 +38,8 @@ def test_a_missing_directory_of_images_is_bad(config: Path, tmp_path: Path) -> N
 
 
 def test_without_engine_urls_the_live_checks_reach_nothing(config: Path) -> None:
-    results, exit_code = run_checks(load_config(config), live=True)
-    assert exit_code == 0
+    results = run_checks(load_config(config), live=True)
+    assert exit_code(results) == 0
     assert "no engine to check" in results[-1].message
 
 
@@ -60,8 +60,8 @@ def test_the_tools_of_an_environment_and_the_forgotten_ones_are_named(tmp_path: 
         f"environment: {{class: '{module}:Desk'}}\n"
         "model: {name: tiny-qwen3-vl, path: builtin:tiny, renderer: qwen3-vl}\n"
     )
-    results, exit_code = run_checks(load_config(config), live=False)
-    assert exit_code == 0
+    results = run_checks(load_config(config), live=False)
+    assert exit_code(results) == 0
     (found,) = [result.message for result in results if result.subject == "environment"]
     assert "; tools look, used; these tools are not used, because `functions` does not name them: forgotten" in found
 
@@ -98,8 +98,8 @@ def checked_config(directory: Path, config: Path, body: str, monkeypatch: pytest
 def test_what_the_environment_found_on_the_machine_is_shown(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, finding: str
 ) -> None:
-    results, exit_code = run_checks(checked_config(tmp_path, config, body, monkeypatch), live=False)
-    assert exit_code == 0
+    results = run_checks(checked_config(tmp_path, config, body, monkeypatch), live=False)
+    assert exit_code(results) == 0
     assert [result.message for result in results if result.subject == "machine"] == [finding]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rollout.doctor.pixels import probe_images
+from rollout.doctor.engines.pixels import probe_images
 from rollout.serving.vllm import SHIM_DIRECTORY
 
 CONFIG = Path(__file__).parents[1] / "world" / "pictures.yaml"
@@ -18,7 +18,7 @@ import anyio, dataclasses, json, sys
 from pathlib import Path
 from renderers_adapter.adapter import load_processor_config
 from rollout.engine.httpx_transport import HttpxTransport
-from rollout.doctor.pixels import compare_pixels
+from rollout.doctor.engines.pixels import compare_pixels
 
 async def main(url, model, key):
     config = load_processor_config(Path(model))

@@ -22,8 +22,10 @@ import numpy.typing as npt
 import orjson
 from PIL import Image
 
+from renderers_adapter.adapter import load_processor_config
 from renderers_adapter.geometry import geometry_for
-from rollout.engine.errors import EngineMismatch
+from rollout.doctor.engines.under_test import CheckNotMade, EngineUnderTest, NothingToCheck
+from rollout.engine.errors import EngineMismatch, EngineNotFound
 from rollout.engine.features import vllm_modality_of
 from rollout.engine.transport import EngineTransport
 from rollout.errors import ConfigurationError
@@ -213,3 +215,33 @@ def _png_probe(name: str, image: Image.Image, **save_options: Any) -> ProbeImage
     file = io.BytesIO()
     image.save(file, "PNG", **save_options)
     return ProbeImage(name, "image/png", file.getvalue())
+
+
+async def check_pixels(engine: EngineUnderTest) -> str:
+    """Check that the trainer sees the same pixels as the engine; return the finding."""
+    geometry = engine.adapter.geometry
+    if geometry is None:
+        raise NothingToCheck("this model takes no images")
+    processor_config = load_processor_config(engine.config.model.path)
+    model = engine.client.model
+    try:
+        comparison = await compare_pixels(
+            engine.transport, engine.url, model=model, config=processor_config, family=geometry.family
+        )
+    except EngineNotFound:
+        raise CheckNotMade("this server has no render route") from None
+    if not comparison.differences:
+        raise CheckNotMade(
+            "transformers is not installed here; install rollout-rl[trainer], or run the check on the trainer's machine"
+        )
+    if comparison.matching_backend is None:
+        raise EngineMismatch(comparison.summary())
+    return comparison.summary()
+
+
+def pixels_fix(engine: EngineUnderTest, error: Exception) -> str:
+    """Return what corrects an error of `check_pixels`."""
+    return (
+        "install the same versions of transformers and torchvision for the trainer and the engine, because otherwise "
+        "they see different pixels; or run the check on the trainer's machine"
+    )

@@ -1,6 +1,6 @@
 """The probe images, and the summary of a comparison of pixels."""
 
-from rollout.doctor.pixels import PixelComparison, PixelDifference, probe_images
+from rollout.doctor.engines.pixels import PixelComparison, PixelDifference, probe_images
 from rollout.images import load_pixels
 
 

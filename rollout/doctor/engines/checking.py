@@ -1,0 +1,97 @@
+"""Makes all checks of each engine, in an order in which each check may rely on the checks before it.
+
+If a check fails, the later checks of the engine are left out, because they would fail, too.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.errors import AdapterError
+from rollout.config.load import Config
+from rollout.doctor.engines.pixels import check_pixels, pixels_fix
+from rollout.doctor.engines.probe_requests import PROBE_SIZES, probe_directory, probe_request
+from rollout.doctor.engines.serving import (
+    check_endpoint,
+    check_images,
+    check_model,
+    check_weights,
+    endpoint_fix,
+    images_fix,
+    model_fix,
+    weights_fix,
+)
+from rollout.doctor.engines.tokenizer import check_tokens, tokens_fix
+from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
+from rollout.doctor.results import CheckResult, CheckStatus
+from rollout.engine.errors import EngineBroken
+from rollout.engine.from_config import api_key_from_config, engine_client_from_config
+from rollout.engine.httpx_transport import HttpxTransport
+from rollout.errors import RolloutError
+from rollout.images import ImagePolicy
+
+_BROKEN_FIX = "read the engine's log, because the engine failed while it handled the request"
+
+EngineCheck = Callable[[EngineUnderTest], Awaitable[str]]
+"""Makes one check and returns the finding. It raises CheckFailed, CheckNotMade, NothingToCheck or a RolloutError."""
+FixFinder = Callable[[EngineUnderTest, Exception], str | None]
+"""Returns what corrects a RolloutError of the check."""
+
+_ENGINE_CHECKS: tuple[tuple[str, EngineCheck, FixFinder], ...] = (
+    ("model", check_model, model_fix),
+    ("weights", check_weights, weights_fix),
+    ("tokens", check_tokens, tokens_fix),
+    ("endpoint", check_endpoint, endpoint_fix),
+    ("images", check_images, images_fix),
+    ("pixels", check_pixels, pixels_fix),
+)
+
+
+async def check_engines(config: Config) -> AsyncIterator[CheckResult]:
+    """Check every configured engine, and yield the result of each check.
+
+    Raises:
+        RolloutError, AdapterError: the configuration is wrong; the checks without `--live` report this.
+    """
+    if not config.engine.urls:
+        yield CheckResult(
+            "engine", "embedded: it starts with the run, so there is no engine to check", CheckStatus.NOTHING
+        )
+        return
+    adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
+    with probe_directory(config.run.directory) as directory:
+        image_policy = ImagePolicy(config.images.mode, directory.images_path)
+        text_request = probe_request(adapter, image_policy, ())
+        image_request = probe_request(adapter, image_policy, PROBE_SIZES if adapter.geometry else ())
+        engine_api_key = api_key_from_config(config)
+        for url in config.engine.urls:
+            async with (
+                HttpxTransport(engine_api_key) as transport,
+                engine_client_from_config(config, [url], adapter.geometry) as client,
+            ):
+                engine = EngineUnderTest(url, config, adapter, transport, client, text_request, image_request)
+                async for result in _check_engine(engine):
+                    yield result
+
+
+async def _check_engine(engine: EngineUnderTest) -> AsyncIterator[CheckResult]:
+    for subject, make_check, fix_for in _ENGINE_CHECKS:
+        result = await _make_check(engine, f"{engine.url} {subject}", make_check, fix_for)
+        yield result
+        if result.status is CheckStatus.BAD:
+            return
+
+
+async def _make_check(
+    engine: EngineUnderTest, subject: str, make_check: EngineCheck, fix_for: FixFinder
+) -> CheckResult:
+    try:
+        return CheckResult(subject, await make_check(engine))
+    except CheckNotMade as reason:
+        return CheckResult(subject, f"not checked: {reason}", CheckStatus.UNKNOWN)
+    except NothingToCheck as reason:
+        return CheckResult(subject, str(reason), CheckStatus.NOTHING)
+    except CheckFailed as failure:
+        return CheckResult(subject, str(failure), CheckStatus.BAD, failure.fix)
+    except (RolloutError, AdapterError) as error:
+        fix = _BROKEN_FIX if isinstance(error, EngineBroken) else fix_for(engine, error)
+        return CheckResult(subject, str(error), CheckStatus.BAD, fix)
