@@ -35,6 +35,7 @@ MODEL = "tiny"
 CONTEXT = 32768  # long enough that an answer still runs when a test looks at it, on any machine
 FLAGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT), "--disable-uvicorn-access-log")
 START_TIMEOUT = 300.0
+OTHER_SIZES = ("--merge-size", "3", "--merges", "600")
 
 Mode = Literal["offload", "inline"]
 PolicyFor = Callable[..., AbstractAsyncContextManager[PolicyClient]]
@@ -87,16 +88,17 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Callable[[str], Path]:
-    """Makes the tiny checkpoint of a family."""
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Callable[..., Path]:
+    """Makes the tiny checkpoint of a family. The Qwen2.5-VL has other sizes and a smaller vocabulary."""
     directory = tmp_path_factory.mktemp("models")
     environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{SHIM_DIRECTORY}"}
 
-    def make(family: str) -> Path:
-        made = directory / family
+    def make(family: str, *, seed: int = 0) -> Path:
+        made = directory / f"{family}-{seed}"
         if not made.exists():
             command = [f"{VENV}/bin/python", "-m", "rollout.serving.tiny_model", str(made), "--family", family]
-            subprocess.run(command, check=True, env=environment)
+            sizes = OTHER_SIZES if family == "qwen2.5-vl" else ()
+            subprocess.run([*command, "--seed", str(seed), *sizes], check=True, env=environment)
         return made
 
     return make
@@ -104,7 +106,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> C
 
 @pytest.fixture(scope="session")
 def fleet(
-    checkpoints: Callable[[str], Path], media: Path, tmp_path_factory: pytest.TempPathFactory
+    checkpoints: Callable[..., Path], media: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, LiveServer]]:
     logs = tmp_path_factory.mktemp("logs")
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "VLLM_NO_USAGE_STATS": "1"}
