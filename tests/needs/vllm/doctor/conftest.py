@@ -7,21 +7,22 @@ from typing import Any
 import pytest
 
 from tests.needs.vllm.doctor.bench import Bench
+from tests.needs.vllm.servers import VENV, LiveServer
+
+collect_ignore_glob = [] if VENV else ["test_*.py"]
 
 
 @pytest.fixture
-def bench_for(
-    fleet: Mapping[str, Any],
+def bench_of(
     media: Path,
     repository: Path,
     checkpoints: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[str], Bench]:
-    """Makes a sound set-up for one of the servers."""
+) -> Callable[[LiveServer], Bench]:
+    """Makes the right configuration for a server."""
 
-    def make(server: str) -> Bench:
-        live = fleet[server]
+    def make(live: LiveServer) -> Bench:
         config = repository / "configs" / "color_codeword.yaml"
         bench = Bench(live, config, {}, media / "runs", tmp_path, monkeypatch, checkpoints)
         bench.set(
@@ -36,3 +37,9 @@ def bench_for(
         return bench
 
     return make
+
+
+@pytest.fixture
+def bench_for(fleet: Mapping[str, Any], bench_of: Callable[[LiveServer], Bench]) -> Callable[[str], Bench]:
+    """Makes the right configuration for a server of the fleet."""
+    return lambda server: bench_of(fleet[server])
