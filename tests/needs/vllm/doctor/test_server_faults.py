@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.needs.vllm.doctor.adapter import write_adapter
 
 from rollout.doctor.results import CheckStatus, exit_code
+from tests.needs.vllm.doctor.adapter import write_adapter
 from tests.needs.vllm.doctor.bench import Bench, problems
 from tests.needs.vllm.servers import LiveServer, ServerStarter
 
