@@ -80,14 +80,19 @@ class ReplicaChecker:
 
 
 def _parse_max_model_len(url: str, models_json: bytes, model: str) -> int | None:
+    """Return the context length of a model. That of an adapter is its parent's, because vLLM reports none for it."""
     try:
-        context_lengths = {entry["id"]: entry.get("max_model_len") for entry in orjson.loads(models_json)["data"]}
-    except (ValueError, KeyError, TypeError):
+        models = {entry["id"]: entry for entry in orjson.loads(models_json)["data"]}
+        if model not in models:
+            raise ModelNotServed(
+                f"{url} does not serve the model {model!r}; it serves {', '.join(sorted(models)) or 'none'}. "
+                "Set model.name to one of these."
+            )
+        name = model
+        while (entry := models.pop(name, None)) is not None:
+            if context_length := entry.get("max_model_len"):
+                return int(context_length)
+            name = entry.get("parent")
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise EngineRefused(f"{url}/v1/models did not return a list of models; is this a vLLM server?") from None
-    if model not in context_lengths:
-        raise ModelNotServed(
-            f"{url} does not serve the model {model!r}; it serves {', '.join(sorted(context_lengths)) or 'none'}. "
-            "Set model.name to one of these."
-        )
-    context_length = context_lengths[model]
-    return int(context_length) if context_length else None
+    return None
