@@ -39,6 +39,7 @@ from rollout.engine.protocol import Generation, decode_response, encode_request
 from rollout.engine.replica_checks import ReplicaChecker
 from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Replica, Router, exponential_pause
+from rollout.engine.seeds import SeedFilter
 from rollout.engine.transport import EngineTransport
 from rollout.records.messages import FinishReason
 from rollout.records.versions import version_satisfies
@@ -48,6 +49,7 @@ log = structlog.get_logger()
 _FIRST_RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 0.25, 8.0
 _RECHECK_TIMEOUT = 5.0
 _STARTUP_CHECK_TIMEOUT = 30.0
+_SEED_TIMEOUT = 30.0
 _ABORT_TIMEOUT = 2.0
 _RETRYABLE_ERRORS = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
@@ -101,6 +103,7 @@ class EngineClient:
         self._engine_sends_experts = False
         self._refuses_bans = False
         self._geometry = geometry if multimodal != "content_parts" else None
+        self._seeds = SeedFilter(self._transport)
         self._checker = ReplicaChecker(self._transport, self._router, model, multimodal, self._geometry)
 
     async def __aenter__(self) -> Self:
@@ -256,6 +259,7 @@ class EngineClient:
         experts_start = request.experts_start if self._engine_sends_experts else None
         if replica.is_unavailable:
             await self._recheck_replica(replica)
+        request = await self._seeds.remove_unsafe_seed(replica.url, request, min(self._try_timeout, _SEED_TIMEOUT))
         geometry = self._geometry if replica.resolves_references else None
         body = encode_request(request, self.model, request_id, experts_start=experts_start, geometry=geometry)
         try:
@@ -306,6 +310,7 @@ class EngineClient:
             await self._checker.check(replica, _RECHECK_TIMEOUT)
         except EngineError as error:
             raise EngineUnavailable(f"{replica.url} was ejected and still cannot be used: {error}") from error
+        self._seeds.forget(replica.url)
         self._router.mark_available(replica)
 
 
