@@ -107,6 +107,8 @@ class RendererAdapter:
         renderer: str,
         template: Mapping[str, Any] | None = None,
         special_text: SpecialText = SpecialText.TEXT,
+        *,
+        tokenizer: FastTokenizer | None = None,
     ) -> "RendererAdapter":
         """Load the tokenizer and the processor configuration of a model, and create its renderer.
 
@@ -115,6 +117,7 @@ class RendererAdapter:
             renderer: the name of the model's family.
             template: arguments of the chat template by name, such as `enable_thinking`.
             special_text: how control tokens in the text of messages are handled.
+            tokenizer: the tokenizer of the directory, if it is loaded already.
 
         Raises:
             UnknownRenderer: no family has this name. The message lists all names.
@@ -124,7 +127,7 @@ class RendererAdapter:
                 argument.
         """
         family = get_family(renderer)
-        tokenizer = load_tokenizer(directory)
+        tokenizer = tokenizer or load_tokenizer(directory)
         geometry = None if family.geometry is None else geometry_for(family.geometry, load_processor_config(directory))
         return cls(
             lambda masking_tokenizer: _create_renderer(family, masking_tokenizer, template or {}),

@@ -54,13 +54,14 @@ async def test_a_good_engine_has_no_problem(config: Path, url: str, runs: Path, 
         "model": "ok",
         "weights": "ok",
         "tokens": "?",
+        "rendering": "-",
         "endpoint": "ok",
         "images": "ok",
         "pixels": "?",
     }
     assert "2048" in found[0].message
     assert "can be replaced" in found[1].message
-    assert ("file://" if mode == "offload" else "data:") in found[4].message
+    assert ("file://" if mode == "offload" else "data:") in found[5].message
     assert os.listdir(runs) == []
 
 
