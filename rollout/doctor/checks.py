@@ -34,8 +34,11 @@ _MIN_RECORDS_PER_ROLLOUT, _MIN_BYTES_PER_ROLLOUT = 3, 700
 """A rollout puts at least this on the queue: a started record, one step and a finished record."""
 
 
-def run_checks(config: Config, *, live: bool) -> list[CheckResult]:
-    """Run the checks that need no engine, and with `live` also the checks of the engines; return the results."""
+def run_checks(config: Config, *, live: bool, forward: bool = False) -> list[CheckResult]:
+    """Run the checks that need no engine, and with `live` also the checks of the engines; return the results.
+
+    With `forward`, the log-probs of each engine are compared with those of the checkpoint, too. This needs `live`.
+    """
     results: list[CheckResult] = []
     for subject, check in _CHECKS:
         if subject == "tasks" and _any_bad(results):
@@ -46,7 +49,7 @@ def run_checks(config: Config, *, live: bool) -> list[CheckResult]:
         if live:
             results.append(CheckResult("engines", "not checked: first correct the errors above", CheckStatus.UNKNOWN))
         return results
-    return results + anyio.run(_check_engines, config) if live else results
+    return results + anyio.run(_check_engines, config, forward) if live else results
 
 
 def _any_bad(results: list[CheckResult]) -> bool:
@@ -62,8 +65,8 @@ def _run_check(subject: str, check: Callable[[Config], str | None], config: Conf
         return CheckResult(subject, str(error), CheckStatus.BAD, is_configuration_error=True)
 
 
-async def _check_engines(config: Config) -> list[CheckResult]:
-    return [result async for result in check_engines(config)]
+async def _check_engines(config: Config, forward: bool) -> list[CheckResult]:
+    return [result async for result in check_engines(config, forward=forward)]
 
 
 def _check_configuration(config: Config) -> str:
