@@ -13,7 +13,7 @@ import pytest
 from rollout.engine.adapters import LOAD_VARIABLE, LORA_FLAG, fetch_adapter_support
 from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.seeds import find_seed_problem
-from tests.needs.vllm.conftest import MODEL
+from tests.needs.vllm.servers import MODEL
 
 
 @pytest.mark.parametrize("name", ["color_codeword", "calculator"])
