@@ -32,6 +32,12 @@ def doctor(
     live: Annotated[
         bool, typer.Option("--live", help="Also check the engines: model, tokens, endpoint, images.")
     ] = False,
+    forward: Annotated[
+        bool,
+        typer.Option(
+            "--forward", help="Also compare the engines' log-probs with those of the checkpoint. With --live."
+        ),
+    ] = False,
     agent: Annotated[
         bool, typer.Option("--agent", help="Also play the agent program, and say whether it can be trained.")
     ] = False,
@@ -59,7 +65,7 @@ def doctor(
     report_stream.reserve()
     log_warnings_to_stderr()
     loaded = load_config(config, overrides or [])
-    results = run_checks(loaded, live=live)
+    results = run_checks(loaded, live=live or forward, forward=forward)
     code = exit_code(results)
     report: dict[str, Any] = {}
     if agent:

@@ -18,9 +18,7 @@ from rollout.doctor.results import CheckResult, CheckStatus, error_result
 from rollout.engine.from_config import api_key_from_config
 from rollout.environments.base import QUEUE_SOURCE, Environment
 from rollout.environments.multi_turn import MultiTurnEnvironment
-from rollout.environments.tool_environment import unused_tools
 from rollout.errors import ConfigurationError, RolloutError
-from rollout.serving.policies import load_policy
 from rollout.tasks.checks import TASKS_OF_DOCTOR, check_tasks
 from rollout.tasks.orders import iter_orders
 from rollout.tasks.sources import count_rows_used
@@ -31,8 +29,11 @@ Finding = str | CheckResult | None
 """What a check found: a message that is proven, or a result with another status. None if there is nothing to say."""
 
 
-def run_checks(config: Config, *, live: bool) -> list[CheckResult]:
-    """Run the checks that need no engine, and with `live` also the checks of the engines; return the results."""
+def run_checks(config: Config, *, live: bool, forward: bool = False) -> list[CheckResult]:
+    """Run the checks that need no engine, and with `live` also the checks of the engines; return the results.
+
+    With `forward`, the log-probs of each engine are compared with those of the checkpoint, too. This needs `live`.
+    """
     results: list[CheckResult] = []
     tasks = _TaskCounter()
     for subject, check in _checks(tasks):
@@ -44,7 +45,7 @@ def run_checks(config: Config, *, live: bool) -> list[CheckResult]:
         return results
     if any(result.is_configuration_error for result in results):
         return [*results, CheckResult("engines", "not checked: first correct the errors above", CheckStatus.UNKNOWN)]
-    return results + anyio.run(_check_engines, config)
+    return results + anyio.run(_check_engines, config, forward)
 
 
 def _any_bad(results: list[CheckResult]) -> bool:
@@ -60,10 +61,10 @@ def _run_check(subject: str, check: Callable[[Config], Finding], config: Config)
         return error_result(subject, error)
 
 
-async def _check_engines(config: Config) -> list[CheckResult]:
+async def _check_engines(config: Config, forward: bool) -> list[CheckResult]:
     from rollout.doctor.engines.checking import check_engines
 
-    return [result async for result in check_engines(config)]
+    return [result async for result in check_engines(config, forward=forward)]
 
 
 def _check_configuration(config: Config) -> str:
@@ -72,6 +73,8 @@ def _check_configuration(config: Config) -> str:
 
 
 def _check_environment(config: Config) -> str:
+    from rollout.environments.tool_environment import unused_tools
+
     require_usable(config.new_environment, config.environment_class_path)
     environment_class = config.environment_class
     tools = environment_class.tools if issubclass(environment_class, MultiTurnEnvironment) else None
@@ -145,6 +148,8 @@ def check_engine_settings(config: Config) -> Finding:
     if config.engine.urls:
         api_key_from_config(config)
         return CheckResult("engine", f"{', '.join(config.engine.urls)}: only --live asks it", CheckStatus.NOTHING)
+    from rollout.serving.policies import load_policy
+
     load_policy(config.engine.embedded.policy)
     return f"embedded, the script {config.engine.embedded.policy}; no neural network"
 

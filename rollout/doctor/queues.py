@@ -20,7 +20,6 @@ from transports.files.directory import open_queue_directory
 from transports.files.queue import parse_file_url
 from transports.redaction import hide_passwords
 from transports.urls import QueueOptions, split_url
-from transports.zeromq.options import parse_zmq_url
 
 _ANSWER_TIMEOUT = 5.0
 _MIN_RECORDS_PER_ROLLOUT = 3
@@ -156,6 +155,8 @@ async def _ask_redis(url: str) -> QueueAnswer:
 
 
 async def _ask_zmq(url: str) -> QueueAnswer:
+    from transports.zeromq.options import parse_zmq_url
+
     host, port, options = parse_zmq_url(url)
     try:
         reader, writer = await asyncio.open_connection(host, port)
