@@ -120,10 +120,11 @@ class _TaskCounter:
             source = "its own tasks()" if config.tasks.source is None else hide_passwords(config.tasks.source)
             raise ConfigurationError(f"there are no tasks: {source} has none. Give a source with rows, or yield tasks.")
         rows = count_rows_used(config.tasks, tasks)
+        is_checked = config.environment_class.check_task is not Environment.check_task
         return (
             f"{tasks} tasks, {config.tasks.group_size} rollouts of each"
             + (f"; {rows}" if rows is not None else "")
-            + (f"; check_task has seen the first {TASKS_OF_DOCTOR:,}" if tasks > TASKS_OF_DOCTOR else "")
+            + (f"; check_task has seen the first {TASKS_OF_DOCTOR:,}" if is_checked and tasks > TASKS_OF_DOCTOR else "")
         )
 
     def check_space(self, config: Config) -> Finding:

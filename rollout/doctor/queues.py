@@ -15,7 +15,7 @@ from rollout.config.queue_urls import fill_queue_url
 from rollout.doctor.disk import MIN_RECORD_BYTES_PER_ROLLOUT, file_system_type, nearest_existing, require_writable
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.errors import ConfigurationError
-from transports import QueueError, QueueStorageError, open_queue
+from transports import QueueError, QueueStorageError, QueueURLError, open_queue
 from transports.files.directory import open_queue_directory
 from transports.files.queue import parse_file_url
 from transports.redaction import hide_passwords
@@ -89,8 +89,10 @@ def _ask(config: Config, key: QueueKey, run_directory: Path) -> QueueAnswer:
     url = fill_queue_url(getattr(config.queue, key), run_directory, config.run.name)
     try:
         return anyio.run(_ask_in_time, url)
+    except QueueURLError as error:
+        raise QueueURLError(f"queue.{key}: {error}") from error
     except QueueError as error:
-        raise type(error)(f"queue.{key}: {error}") from error
+        raise QueueStorageError(f"queue.{key}: {error}") from error
 
 
 async def _ask_in_time(url: str) -> QueueAnswer:

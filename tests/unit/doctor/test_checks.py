@@ -7,6 +7,7 @@ import pytest
 from rollout.config.load import Config, load_config
 from rollout.doctor.checks import run_checks
 from rollout.doctor.results import CheckStatus, exit_code
+from rollout.environments.color_codeword import ColorCodeword
 from tests.unit.doctor.problems import only_problem
 
 
@@ -97,6 +98,16 @@ def test_a_source_without_rows_is_bad(config: Path, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").touch()
     bad = only_problem(load_config(config, [f"tasks.source={tmp_path}/none.jsonl"]))
     assert (bad.subject, bad.message.partition(":")[0]) == ("tasks", "there are no tasks")
+
+
+@pytest.mark.parametrize(("count", "is_said"), [(1000, False), (1001, True)])
+def test_tasks_that_no_check_has_seen_are_not_called_checked(
+    config: Path, monkeypatch: pytest.MonkeyPatch, count: int, *, is_said: bool
+) -> None:
+    monkeypatch.setattr(ColorCodeword, "check_task", lambda self, task: None)
+    results = run_checks(load_config(config, [f"tasks.count={count}"]), live=False)
+    (found,) = [result.message for result in results if result.subject == "tasks"]
+    assert ("; check_task has seen the first 1,000" in found) == is_said
 
 
 MACHINE = """
