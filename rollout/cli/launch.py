@@ -93,6 +93,7 @@ def _prepare_launch(
     from rollout.doctor.before_launch import check_before_launch
     from rollout.errors import ConfigurationError
     from rollout.launch.state import LaunchState
+    from rollout.paths import resolve_path
     from rollout.rundir.manifest import can_resume, load_usable_configs, resume_run, save_run
 
     if bool(paths) == (resume is not None) or (resume is not None and run is not None):
@@ -105,13 +106,13 @@ def _prepare_launch(
     else:
         launch_configs = load_usable_configs(paths, overrides)
     warn_of_passwords([launch_config.config for launch_config in launch_configs])
-    run_path = directory.path if directory is not None else run
+    place = _open_place(on, workers * len(launch_configs))
     has_own_workers = workers > 0 and on == "here"
+    run_path = directory.path if directory is not None else (run and resolve_path(run))
     for warning in check_before_launch(launch_configs, run_path, has_own_workers=has_own_workers):
         sys.stderr.write(f"rollout: {warning}\n")
     if directory is None:
-        directory = save_run(launch_configs, run)
-    place = _open_place(on, workers * len(launch_configs))
+        directory = save_run(launch_configs, run_path)
     return LaunchState(directory, launch_configs, workers, place, is_resumed=resume is not None)
 
 

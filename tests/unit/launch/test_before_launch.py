@@ -54,6 +54,16 @@ def test_a_launch_with_a_dead_queue_creates_no_run(config: Path, tmp_path: Path,
     assert no_run(tmp_path)
 
 
+def test_the_queues_of_a_run_in_a_relative_directory_are_checked(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").touch()
+    code, _, err = launch(config, tmp_path, options=["--run", "mine"])
+    assert code == 1
+    assert f"{tmp_path}/mine cannot be written: Not a directory" in err
+
+
 def test_a_dead_queue_is_the_one_json_object(config: Path, tmp_path: Path, silent_queue: str) -> None:
     code, out, _ = launch(config, tmp_path, f"queue.url={silent_queue}", options=["--json", "--workers", "0"])
     assert code == 1
