@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rollout.serving.vllm import SHIM_DIRECTORY
-from tests.needs.vllm.conftest import VENV, LiveServer
+from tests.needs.vllm.servers import VENV, LiveServer
 from tests.unit.engine.vllm_contract import CONTRACTS, Contract, differences
 
 
