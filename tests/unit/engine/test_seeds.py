@@ -1,4 +1,4 @@
-"""Which engines get the seed of a request: vLLM on a CPU would end. The descriptions are those of a real vLLM 0.32."""
+"""Which engines get the seed of a request: it can end vLLM on a CPU. The descriptions are those of a real vLLM 0.32."""
 
 import asyncio
 from dataclasses import replace
@@ -117,6 +117,14 @@ async def test_an_engine_is_asked_once_for_many_requests_at_the_same_time(seeded
             group.start_soon(client.generate, seeded)
     assert seeds(engine) == [None] * 20
     assert engine.paths.count("/version") == 1
+
+
+async def test_the_first_requests_are_spread_over_the_engines(seeded: GenerateRequest) -> None:
+    first, second = vllm(device="cpu"), vllm(device="cpu")
+    async with client_of(first, second) as client, anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(client.generate, seeded)
+    assert (len(first.generated), len(second.generated)) == (10, 10)
 
 
 async def test_each_engine_of_a_client_is_asked(seeded: GenerateRequest) -> None:
