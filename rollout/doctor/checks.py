@@ -14,6 +14,7 @@ from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model, written_model_path
 from rollout.doctor.engines.checking import check_engines
+from rollout.doctor.model_type import check_model_type
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.from_config import api_key_from_config
 from rollout.environments.base import QUEUE_SOURCE, Environment
@@ -133,7 +134,7 @@ def _check_model(config: Config) -> str:
     image_support = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
     return (
         f"{written_model_path(config.model.path)}: vocabulary of {adapter.tokenizer.vocab_size:,} tokens, "
-        f"renderer {config.model.renderer}{image_support}"
+        f"renderer {config.model.renderer}{image_support}; {check_model_type(config)}"
     )
 
 
