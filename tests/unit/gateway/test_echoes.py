@@ -7,7 +7,7 @@ import pytest
 from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.echoes import EchoMode
 from rollout.records.conversations import Echo
-from tests.unit.gateway.client_messages import Client, assistant, is_same, result, session_message, user
+from tests.unit.gateway.client_messages import Client, assistant, is_same, result, user
 
 ASKED = user("What is in é.png?")
 ANSWER = assistant(
@@ -333,7 +333,7 @@ def test_a_text_of_the_gateway_is_known_but_no_turn() -> None:
     client = Client()
     sent = assistant("The limit is reached.")
     for _ in range(2):
-        client.tree.add_answer(client.send(ASKED), sent, session_message(sent), None)
+        client.tree.add_answer(client.send(ASKED), sent, dict(sent.message), None)
     resolved = client.send(ASKED, sent, user("Go on."))
     assert (resolved.echo, resolved.echoed_turns) == (Echo.EXACT, ())
 
