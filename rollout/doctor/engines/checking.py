@@ -10,6 +10,7 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
 from rollout.doctor.engines.pixels import check_pixels, pixels_fix
 from rollout.doctor.engines.probe_requests import PROBE_SIZES, probe_directory, probe_request
+from rollout.doctor.engines.rendering import check_rendering, rendering_fix
 from rollout.doctor.engines.serving import (
     check_endpoint,
     check_images,
@@ -42,6 +43,7 @@ _ENGINE_CHECKS: tuple[NamedEngineCheck, ...] = (
     ("model", check_model, model_fix),
     ("weights", check_weights, weights_fix),
     ("tokens", check_tokens, tokens_fix),
+    ("rendering", check_rendering, rendering_fix),
     ("endpoint", check_endpoint, endpoint_fix),
     ("images", check_images, images_fix),
     ("pixels", check_pixels, pixels_fix),

@@ -185,6 +185,31 @@ async def test_after_reasoning_without_an_end_the_prompt_is_rendered_whole(think
     assert check(await thinking.in_process.finish()) == []
 
 
+async def test_after_another_end_token_the_prompt_is_rendered_as_the_template_closes_the_answer(
+    script: ScriptedRollout,
+) -> None:
+    messages = [user("Colour?")]
+    reply = await script.answer(messages, "red<|endoftext|>", closed=False)
+    assert reply.message == {"role": "assistant", "content": "red"}
+    messages.append(user("Sure?"))
+    rendered = await script.pool.render(messages, None)
+    await script.answer(messages, "yes")
+    prompt = script.in_process.engine.turns[1].logical
+    assert prompt == (*(token for part in rendered.segments for token in part.ids), *rendered.generation_prompt)
+    assert "red<|im_end|>\n<|im_start|>user\nSure?" in script.pool.tokenizer.decode(prompt)
+    messages.append(user("Really?"))
+    await script.answer(messages, "Yes.")
+    assert script.sources == ["first", "end_token", "bridge"]
+    assert script.follows(2, 1)
+    assert summarize_prompt_sources(script.in_process.session.counters.prompt_sources) == (
+        "1 bridged, 2 rendered in full: 1 first of a rollout, 1 other end token"
+    )
+    trajectory = await script.in_process.finish()
+    assert check(trajectory) == []
+    end = script.pool.tokenizer.token_id("<|endoftext|>")
+    assert [int((sample.token_ids[sample.mask] == end).sum()) for sample in samples(trajectory)] == [1, 0]
+
+
 async def test_an_empty_answer_is_an_answer(script: ScriptedRollout) -> None:
     messages = [user("Say nothing.")]
     reply = await script.answer(messages, "")

@@ -18,6 +18,7 @@ from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import EngineState, NotUpdatable
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+from tests.unit.engine.vllm_contract import VERSIONS, Contract
 
 
 @pytest.fixture
@@ -53,13 +54,14 @@ async def test_a_good_engine_has_no_problem(config: Path, url: str, runs: Path, 
         "model": "ok",
         "weights": "ok",
         "tokens": "?",
+        "rendering": "-",
         "endpoint": "ok",
         "images": "ok",
         "pixels": "?",
     }
     assert "2048" in found[0].message
     assert "can be replaced" in found[1].message
-    assert ("file://" if mode == "offload" else "data:") in found[4].message
+    assert ("file://" if mode == "offload" else "data:") in found[5].message
     assert os.listdir(runs) == []
 
 
@@ -117,6 +119,23 @@ async def test_a_tokenizer_with_an_answer_in_an_unknown_form_is_a_problem(
     *_, found = await findings(config, url, runs)
     assert verdicts([found]) == {"tokens": "bad"}
     assert "/tokenize answers in an unknown form" in found.message
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_every_vllm_knows_the_prompt_that_is_sent_to_its_tokenizer(
+    config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    post, sent = HttpxTransport.post, {}
+
+    async def record(self: HttpxTransport, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
+        sent[url.rpartition("/")[2]] = body
+        return await post(self, url, body, session_id=session_id)
+
+    monkeypatch.setattr(HttpxTransport, "post", record)
+    await findings(config, url, runs)
+    contract = Contract.of_version(version)
+    model = contract.model_of("POST /tokenize", "request")
+    assert list(contract.problems(json.loads(sent["tokenize"]), model)) == []
 
 
 async def test_image_files_that_the_engine_may_not_read_are_a_problem(config: Path, url: str, tmp_path: Path) -> None:

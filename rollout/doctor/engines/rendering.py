@@ -1,0 +1,119 @@
+"""Checks that our prompts of conversations are those of the server's own chat template."""
+
+from collections.abc import Mapping, Sequence
+
+from rollout.doctor.engines.comparison import Comparison, Difference, ServerPrompt, compare_prompts
+from rollout.doctor.engines.conversations import Conversation, prepare_conversations
+from rollout.doctor.engines.own_engine import is_own_engine
+from rollout.doctor.engines.own_prompts import OwnRenderer
+from rollout.doctor.engines.probe_requests import probe_directory
+from rollout.doctor.engines.renderer_advice import advise
+from rollout.doctor.engines.server_prompts import ServerPrompts
+from rollout.doctor.engines.text_difference import describe_difference
+from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
+from rollout.engine.errors import EngineMisconfigured, EngineRefused
+from rollout.images import ImagePolicy
+
+_LAST_RESORT = (
+    "the server uses another chat template than the renderer {renderer}: serve the checkpoint with its own template, "
+    "or start the server with --chat-template and the template that this renderer writes"
+)
+
+
+async def check_rendering(engine: EngineUnderTest) -> str:
+    """Check that our prompts are those of the server's template, rendered and bridged; return the finding."""
+    if await is_own_engine(engine):
+        raise NothingToCheck("this engine takes tokens only, and has no chat template")
+    end_token = engine.adapter.tokenizer.decode([engine.adapter.stop_token_ids[0]])
+    with probe_directory(engine.config.run.directory) as directory:
+        conversations = await prepare_conversations(
+            ImagePolicy(engine.config.images.mode, directory.images_path),
+            with_images=engine.adapter.geometry is not None,
+            end_token=end_token,
+        )
+        server = await ServerPrompts.find_route(engine, conversations[0])
+        server_prompts, refused = await _fetch_prompts(server, conversations)
+    renderer = OwnRenderer(engine.config.model, engine.adapter.tokenizer, expands_images=server.expands_images)
+    comparison = await compare_prompts(renderer, server_prompts)
+    if comparison.differences:
+        advice = await advise(renderer, server_prompts)
+        fix = advice.fix if advice else _LAST_RESORT.format(renderer=renderer.model.renderer)
+        raise CheckFailed(_describe_differences(renderer, comparison), fix)
+    if not comparison.equal:
+        raise CheckNotMade(f"no conversation was rendered by both sides: {_list_reasons(comparison, refused)}")
+    if comparison.unsupported:
+        await _refuse_better_renderer(renderer, comparison, server_prompts)
+    return _describe_success(comparison, refused, server)
+
+
+async def _fetch_prompts(
+    server: ServerPrompts, conversations: Sequence[Conversation]
+) -> tuple[list[ServerPrompt], dict[str, str]]:
+    """Return the server's prompts, and for each conversation that it refuses its name and the reason."""
+    prompts, refused = [], {}
+    for conversation in conversations:
+        try:
+            prompts.append(ServerPrompt(conversation, await server.render(conversation)))
+        except EngineMisconfigured:
+            raise
+        except EngineRefused as error:
+            refused[conversation.name] = str(error)
+    return prompts, refused
+
+
+async def _refuse_better_renderer(
+    renderer: OwnRenderer, comparison: Comparison, server_prompts: Sequence[ServerPrompt]
+) -> None:
+    """Raise CheckFailed if another renderer writes more of the server's prompts than ours, which supports only some."""
+    advice = await advise(renderer, server_prompts)
+    if advice is None or advice.equal <= comparison.equal or advice.renderer == renderer.model.renderer:
+        return
+    raise CheckFailed(
+        f"the server renders all {advice.equal} conversations as the renderer {advice.renderer} does. "
+        f"{len(comparison.unsupported)} of them are not supported by {renderer.model.renderer}: "
+        f"{', '.join(comparison.unsupported)}.",
+        advice.fix,
+    )
+
+
+def _describe_differences(renderer: OwnRenderer, comparison: Comparison) -> str:
+    first: Difference = comparison.differences[0]
+    conversation = first.server_prompt.conversation
+    kind = "our bridged prompt" if first.is_bridged else "our prompt"
+    count = len(comparison.differences)
+    others = ", ".join(difference.server_prompt.conversation.name for difference in comparison.differences[1:])
+    lines = describe_difference(first.own_ids, first.server_prompt.ids, renderer.tokenizer, renderer.pad_id)
+    return (
+        f"{count} of {count + comparison.equal} conversations are rendered differently. "
+        f"In {conversation.name!r}, {kind} differs from the server's:\n{lines}"
+        + (f"\nalso in: {others}" if others else "")
+    )
+
+
+def _describe_success(comparison: Comparison, refused: Mapping[str, str], server: ServerPrompts) -> str:
+    parts = [
+        f"the server renders {comparison.equal} conversations as we do; {comparison.bridged} of them also if the last "
+        "turn is bridged"
+    ]
+    if comparison.known:
+        parts.append("known differences: " + ", ".join(f"{known} ({name})" for known, name in comparison.known.items()))
+    if comparison.unsupported or refused:
+        parts.append(f"not compared: {_list_reasons(comparison, refused)}")
+    if not server.expands_images:
+        parts.append("compared by /tokenize, with one token for each image, because there is no render route")
+    return "; ".join(parts)
+
+
+def _list_reasons(comparison: Comparison, refused: Mapping[str, str]) -> str:
+    """Return the names of the conversations that were not compared, once for each reason."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in comparison.unsupported.items():
+        names_by_reason.setdefault(reason, []).append(name)
+    for name, reason in refused.items():
+        names_by_reason.setdefault(f"the server refuses: {reason}", []).append(name)
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+
+
+def rendering_fix(engine: EngineUnderTest, error: Exception) -> str | None:
+    """Return what corrects an error of `check_rendering`. A difference brings its own fix."""
+    return None
