@@ -81,9 +81,9 @@ async def check_engines(config: Config, *, forward: bool = False) -> AsyncIterat
 
 
 def _forward_check(image_policy: ImagePolicy) -> tuple[NamedEngineCheck, ...]:
-    from rollout.doctor.engines.forward.checking import ForwardCheck, forward_fix
+    from rollout.doctor.engines.forward.checking import ForwardCheck
 
-    return (("forward", ForwardCheck(image_policy).check, forward_fix),)
+    return (("forward", ForwardCheck(image_policy).check, lambda engine, error: None),)  # its errors say what to do
 
 
 async def _check_engine(engine: EngineUnderTest, checks: tuple[NamedEngineCheck, ...]) -> AsyncIterator[CheckResult]:
