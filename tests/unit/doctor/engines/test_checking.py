@@ -53,11 +53,11 @@ async def test_a_good_engine_has_no_problem(config: Path, url: str, runs: Path, 
     assert verdicts(found) == {
         "model": "ok",
         "weights": "ok",
-        "tokens": "?",
-        "rendering": "-",
+        "tokens": "unknown",
+        "rendering": "nothing",
         "endpoint": "ok",
         "images": "ok",
-        "pixels": "?",
+        "pixels": "unknown",
     }
     assert "2048" in found[0].message
     assert "can be replaced" in found[1].message
