@@ -186,5 +186,5 @@ async def test_an_engine_that_fails_is_reported_with_its_own_text(config: Path, 
 async def test_a_model_without_weights_has_no_forward_pass(config: Path, url: str, runs: Path) -> None:
     keys = [f'engine.urls=["{url}"]', f"run.directory={runs}"]
     *_, found = [finding async for finding in check_engines(load_config(config, keys), forward=True)]
-    assert verdicts([found]) == {"forward": "-"}
+    assert verdicts([found]) == {"forward": "nothing"}
     assert "has no weights" in found.message
