@@ -13,6 +13,7 @@ from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model, written_model_path
 from rollout.doctor.disk import PlannedRollouts, check_disk
+from rollout.doctor.model_type import check_model_type
 from rollout.doctor.queues import check_other_queue, check_trajectories_queue
 from rollout.doctor.results import CheckResult, CheckStatus, error_result
 from rollout.engine.from_config import api_key_from_config
@@ -161,7 +162,7 @@ def _check_model(config: Config) -> str:
     image_support = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
     return (
         f"{written_model_path(config.model.path)}: vocabulary of {adapter.tokenizer.vocab_size:,} tokens, "
-        f"renderer {config.model.renderer}{image_support}"
+        f"renderer {config.model.renderer}{image_support}; {check_model_type(config)}"
     )
 
 

@@ -43,9 +43,9 @@ _ENGINE_CHECKS: tuple[NamedEngineCheck, ...] = (
     ("model", check_model, model_fix),
     ("weights", check_weights, weights_fix),
     ("tokens", check_tokens, tokens_fix),
-    ("rendering", check_rendering, rendering_fix),
     ("endpoint", check_endpoint, endpoint_fix),
     ("images", check_images, images_fix),
+    ("rendering", check_rendering, rendering_fix),
     ("pixels", check_pixels, pixels_fix),
 )
 
@@ -81,9 +81,9 @@ async def check_engines(config: Config, *, forward: bool = False) -> AsyncIterat
 
 
 def _forward_check(image_policy: ImagePolicy) -> tuple[NamedEngineCheck, ...]:
-    from rollout.doctor.engines.forward.checking import ForwardCheck, forward_fix
+    from rollout.doctor.engines.forward.checking import ForwardCheck
 
-    return (("forward", ForwardCheck(image_policy).check, forward_fix),)
+    return (("forward", ForwardCheck(image_policy).check, lambda engine, error: None),)  # its errors say what to do
 
 
 async def _check_engine(engine: EngineUnderTest, checks: tuple[NamedEngineCheck, ...]) -> AsyncIterator[CheckResult]:

@@ -71,8 +71,3 @@ class ForwardCheck:
             family=geometry.family if geometry else None,
             logprobs_mode=precision.logprobs_mode,
         )
-
-
-def forward_fix(engine: EngineUnderTest, error: Exception) -> str | None:
-    """Return what corrects an error of the check: nothing more than what the error says."""
-    return None

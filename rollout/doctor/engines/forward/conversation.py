@@ -90,7 +90,7 @@ async def play_conversation(engine: EngineUnderTest, image_policy: ImagePolicy) 
     if trajectory.error is not None:
         raise CheckFailed(f"the conversation failed: {trajectory.error.get('type')}: {trajectory.error.get('message')}")
     if violations := check(trajectory):
-        raise CheckFailed(f"the record of the conversation has an error: {violations[0]}")
+        raise CheckFailed(f"the record of the conversation has an error: {violations[0].where}: {violations[0].detail}")
     played = PlayedConversation(
         samples=tuple(samples(trajectory)),
         turns=len(trajectory.steps),
@@ -113,7 +113,8 @@ class _Pictures(Environment):
         self._has_images = has_images
 
     async def run(self, task: Task, model: Model) -> Score:
-        messages: list[Message] = []
+        # Some templates add a system message by themselves, and refuse a conversation without one.
+        messages: list[Message] = [{"role": "system", "content": "You answer in long sentences."}]
         for question in self._questions():
             messages.append({"role": "user", "content": question})
             messages.append((await model.chat(messages)).message)

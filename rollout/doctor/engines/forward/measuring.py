@@ -1,5 +1,6 @@
 """Measures how far the engine's log-probs differ from those of the checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -43,24 +44,31 @@ def measure(
     passes = {backend: (batch, network.logprobs(batch)) for backend, batch in batches.items()}
     if not passes:
         return Measurement(unavailable_backends=unavailable)
-    after_ban, before_ban = (
-        {backend: _difference(batch, logprobs[at]) for backend, (batch, logprobs) in passes.items()} for at in range(2)
-    )
-    smallest = [min(found.values(), key=_mean) for found in (after_ban, before_ban)]
-    mode = logprobs_mode or ("raw_logprobs" if _mean(smallest[1]) < _mean(smallest[0]) else "processed_logprobs")
+    first_batch, first_logprobs = next(iter(passes.values()))
+    text_differences = [_difference(_text_turns(first_batch, family), logprobs) for logprobs in first_logprobs]
+    mode = logprobs_mode or _better_mode(*text_differences)
     at = 1 if mode == "raw_logprobs" else 0
-    by_backend = (after_ban, before_ban)[at]
-    best = min(by_backend, key=lambda backend: _mean(by_backend[backend]))
-    batch, logprobs = passes[best]
     return Measurement(
-        by_backend=by_backend,
+        text=text_differences[at],
+        by_backend={
+            backend: _difference(_image_turns(batch), logprobs[at])
+            for backend, (batch, logprobs) in passes.items()
+            if backend is not None
+        },
         unavailable_backends=unavailable,
         default_backend=None if family is None else installed_backend(),
-        before_images=_difference(_first_turn(batch), logprobs[at]),
-        controls=_controls(network, batch, logprobs[at], at, checkpoint),
+        mistakes=(
+            {"each log-prob one token too late": _difference(first_batch, first_logprobs[at].roll(1, dims=1))}
+            if family is None
+            else _wrong_normalisations(network, tuple(batches.values()), at, checkpoint)
+        ),
         logprobs_mode=mode,
-        effect_of_ban=float((logprobs[0] - logprobs[1])[batch.mask].abs().max()),
+        effect_of_ban=float((first_logprobs[0] - first_logprobs[1])[first_batch.mask].abs().max()),
     )
+
+
+def _better_mode(after_ban: Difference, before_ban: Difference) -> str:
+    return "raw_logprobs" if before_ban.order < after_ban.order else "processed_logprobs"
 
 
 def _batches(
@@ -85,8 +93,13 @@ def _comparable(batch: Batch) -> Batch:
     return replace(batch, versions=(_COMPARED_VERSION,), version_index=torch.zeros_like(batch.version_index))
 
 
-def _first_turn(batch: Batch) -> Batch:
-    return replace(batch, mask=batch.mask & (batch.turn_index == 0))
+def _text_turns(batch: Batch, family: str | None) -> Batch:
+    """Return the batch with only those tokens trained that no image precedes."""
+    return batch if family is None else replace(batch, mask=batch.mask & (batch.turn_index == 0))
+
+
+def _image_turns(batch: Batch) -> Batch:
+    return replace(batch, mask=batch.mask & (batch.turn_index > 0))
 
 
 def _difference(batch: Batch, logprobs: torch.Tensor) -> Difference:
@@ -99,23 +112,19 @@ def _difference(batch: Batch, logprobs: torch.Tensor) -> Difference:
     )
 
 
-def _mean(difference: Difference) -> float:
-    """Return the mean to sort by; a NaN would be neither smaller nor larger than others."""
-    return difference.mean if difference.is_finite else float("inf")
-
-
-def _controls(
-    network: CheckpointNetwork, batch: Batch, logprobs: torch.Tensor, at: int, checkpoint: Path
+def _wrong_normalisations(
+    network: CheckpointNetwork, batches: Sequence[Batch], at: int, checkpoint: Path
 ) -> dict[str, Difference]:
-    """Return the differences that known mistakes would make, by what is wrong in them."""
-    if "pixel_values" not in batch.pixels:
-        return {"each log-prob one token too late": _difference(batch, logprobs.roll(1, dims=1))}
+    """Return the smallest difference of all resize backends for each normalisation of other checkpoints."""
     own = Normalisation.of(load_processor_config(checkpoint))
-    pixels = batch.pixels["pixel_values"]
-    return {
-        str(other): _difference(
-            batch,
-            network.logprobs(replace(batch, pixels={**batch.pixels, "pixel_values": own.change(pixels, other)}))[at],
+    differences = {}
+    for other in own.others():
+        changed = [
+            replace(batch, pixels={**batch.pixels, "pixel_values": own.change(batch.pixels["pixel_values"], other)})
+            for batch in batches
+        ]
+        differences[str(other)] = min(
+            (_difference(_image_turns(batch), network.logprobs(batch)[at]) for batch in changed),
+            key=lambda difference: difference.order,
         )
-        for other in own.others()
-    }
+    return differences

@@ -33,9 +33,11 @@ class CheckpointNetwork:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         sys.stderr.write(f"rollout: load {directory} in {dtype} on {self._device}, for a forward pass\n")
         sys.stderr.flush()
-        automatic = transformers.AutoModelForImageTextToText if has_images else transformers.AutoModelForCausalLM
         with _named_memory_errors(self._device), _quiet_transformers():
             try:
+                automatic = (
+                    transformers.AutoModelForImageTextToText if has_images else transformers.AutoModelForCausalLM
+                )
                 model, loading = automatic.from_pretrained(
                     directory, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
                 )

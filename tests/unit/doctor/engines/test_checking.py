@@ -181,3 +181,10 @@ async def test_an_engine_that_fails_is_reported_with_its_own_text(config: Path, 
     )
     assert "ValueError: no colours left" in found[-1].message
     assert found[-1].fix == "read the engine's log, because the engine failed while it handled the request"
+
+
+async def test_a_model_without_weights_has_no_forward_pass(config: Path, url: str, runs: Path) -> None:
+    keys = [f'engine.urls=["{url}"]', f"run.directory={runs}"]
+    *_, found = [finding async for finding in check_engines(load_config(config, keys), forward=True)]
+    assert verdicts([found]) == {"forward": "nothing"}
+    assert "has no weights" in found.message
