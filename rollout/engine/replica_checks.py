@@ -84,9 +84,11 @@ def _parse_max_model_len(url: str, models_json: bytes, model: str) -> int | None
     try:
         models = {entry["id"]: entry for entry in orjson.loads(models_json)["data"]}
         if model not in models:
+            served = tuple(sorted(models))
             raise ModelNotServed(
-                f"{url} does not serve the model {model!r}; it serves {', '.join(sorted(models)) or 'none'}. "
-                "Set model.name to one of these."
+                f"{url} does not serve the model {model!r}; it serves {', '.join(served) or 'none'}. "
+                "Set model.name to one of these.",
+                served,
             )
         name = model
         while (entry := models.pop(name, None)) is not None:

@@ -3,7 +3,7 @@
 from rollout.config.model_directory import BUILTIN_MODELS, written_model_path
 from rollout.doctor.engines.under_test import EngineUnderTest, NothingToCheck
 from rollout.engine.adapters import fetch_adapter_support
-from rollout.engine.errors import EngineMismatch, EngineRefused, EngineUnavailable
+from rollout.engine.errors import EngineMismatch, EngineRefused, EngineUnavailable, ModelNotServed
 from rollout.engine.weight_updates import NotUpdatable, fetch_engine_state
 
 _ADAPTERS = {
@@ -61,6 +61,8 @@ async def check_images(engine: EngineUnderTest) -> str:
 
 def model_fix(engine: EngineUnderTest, error: Exception) -> str | None:
     """Return what corrects an error of `check_model`."""
+    if isinstance(error, ModelNotServed) and error.served:
+        return f"set model.name to {' or '.join(error.served)}"
     if isinstance(error, EngineRefused):
         return None
     if written_model_path(engine.config.model.path) in BUILTIN_MODELS:

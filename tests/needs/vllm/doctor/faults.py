@@ -92,9 +92,9 @@ def _swap_merges(tokenizer: Any) -> None:
     merges[0], merges[-1] = merges[-1], merges[0]
 
 
-def _split_words_at_apostrophes(tokenizer: Any) -> None:
+def _divide_words_from_spaces(tokenizer: Any) -> None:
     pattern = tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]
-    pattern["Regex"] = "'[a-z]+|" + pattern["Regex"]
+    pattern["Regex"] = "\\p{L}+|" + pattern["Regex"].replace("[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|", "")
 
 
 def _normalise(tokenizer: Any) -> None:
@@ -219,7 +219,7 @@ FAULTS = (
         "a missing token",
         _tokenizer(_remove_added_token("<|quad_end|>")),
         "tokens",
-        "<|quad_end|>",
+        "tokenizer",
         _CHECKPOINT_FIX,
         _use_checkpoint,
     ),
@@ -227,7 +227,7 @@ FAULTS = (
     Fault("merges in another order", _tokenizer(_swap_merges), "tokens", "tokenizer", _CHECKPOINT_FIX, _use_checkpoint),
     Fault(
         "another division into words",
-        _tokenizer(_split_words_at_apostrophes),
+        _tokenizer(_divide_words_from_spaces),
         "tokens",
         "tokenizer",
         _CHECKPOINT_FIX,
@@ -255,7 +255,12 @@ FAULTS = (
         _use_original_processor,
     ),
     Fault(
-        "another resampling", _processor(resample=2), "pixels", "pixels", "preprocessor_config", _use_original_processor
+        "another resampling",
+        _processor(resample=2),
+        "pixels",
+        "pixels",
+        "preprocessor_config.json",
+        _use_original_processor,
     ),
     Fault(
         "another normalisation of pixels",
@@ -282,8 +287,8 @@ FAULTS = (
     Fault(
         "a URL with /v1",
         lambda bench: bench.set(engine__urls=[f"{bench.live.url}/v1"]),
-        "model",
-        "404",
+        "file",
+        "engine.urls.0",
         "without /v1",
         _use_the_server,
     ),
@@ -291,10 +296,17 @@ FAULTS = (
         "runs where the server may not read",
         _runs_elsewhere,
         "images",
-        "elsewhere",
+        "finds no file",
         "--allowed-local-media-path",
         _runs_where_the_server_reads,
     ),
     Fault("a high water below two batches", _high_water, "queue", "two batches", "Raise high_water", _raise_high_water),
-    Fault("a Redis that does not answer", _dead_redis, "queue", "does not answer", "redis", _use_a_file_queue),
+    Fault(
+        "a Redis that does not answer",
+        _dead_redis,
+        "queue",
+        "no server listens",
+        "Start the Redis server",
+        _use_a_file_queue,
+    ),
 )
