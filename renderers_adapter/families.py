@@ -36,6 +36,8 @@ class RendererFamily:
         vocabulary_file: a file that the renderer needs in addition to the tokenizer, and downloads if it is missing;
             None if the renderer does not need one.
         encodes_messages_as_text: whether the renderer itself encodes control tokens in messages as text.
+        model_types: the values of `model_type` in the config.json of the family's checkpoints. Values that checkpoints
+            with many different chat formats have, such as `llama`, are left out.
     """
 
     name: str
@@ -49,16 +51,17 @@ class RendererFamily:
     requires_tool_names: bool = False
     vocabulary_file: str | None = None
     encodes_messages_as_text: bool = False
+    model_types: tuple[str, ...] = ()
 
 
 _QWEN_OTHER_MEDIA = ("<|video_pad|>", "<|vision_pad|>")
 
 
-def _qwen_vl(name: str) -> RendererFamily:
-    return RendererFamily(name, name, "qwen_vl", "<|image_pad|>", _QWEN_OTHER_MEDIA)
+def _qwen_vl(name: str, *model_types: str) -> RendererFamily:
+    return RendererFamily(name, name, "qwen_vl", "<|image_pad|>", _QWEN_OTHER_MEDIA, model_types=model_types)
 
 
-def _qwen2_vl(name: str) -> RendererFamily:
+def _qwen2_vl(name: str, model_type: str) -> RendererFamily:
     # With a system message, the template of Qwen2-VL writes the same text as Qwen3-VL's, but it does not support tools.
     missing_tokens = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "</think>")
     return RendererFamily(
@@ -70,30 +73,50 @@ def _qwen2_vl(name: str) -> RendererFamily:
         missing_tokens,
         requires_system_message=True,
         supports_tools=False,
+        model_types=(model_type,),
     )
 
 
-_TEXT_ONLY = (
-    *("deepseek-r1", "deepseek-v3", "deepseek-v4", "gemma4", "glm-4.5", "glm-5", "glm-5.1", "glm-5.3"),
-    *("hy3", "inkling", "kimi-k2", "laguna-m.1", "laguna-s-2.1", "laguna-xs-2.1", "laguna-xs.2", "llama-3"),
-    *("minimax-m2", "nemotron-3", "nemotron-3-ultra", "nemotron-3.5", "prime-qwen3", "qwen3"),
-)
+_QWEN3_5_TYPES = ("qwen3_5", "qwen3_5_moe")
+_QWEN3_TYPES = ("qwen3", "qwen3_moe")
+_TEXT_ONLY: Mapping[str, tuple[str, ...]] = {
+    "deepseek-r1": (),
+    "deepseek-v3": (),
+    "deepseek-v4": ("deepseek_v4",),
+    "gemma4": (),
+    "glm-4.5": ("glm4_moe",),
+    "glm-5": ("glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+    "glm-5.1": ("glm_moe_dsa",),
+    "glm-5.3": ("glm_moe_dsa",),
+    "hy3": ("hy_v3",),
+    "inkling": (),
+    "kimi-k2": (),
+    **dict.fromkeys(("laguna-m.1", "laguna-s-2.1", "laguna-xs-2.1", "laguna-xs.2"), ("laguna",)),
+    "llama-3": (),
+    "minimax-m2": ("minimax_m2",),
+    **dict.fromkeys(("nemotron-3", "nemotron-3-ultra", "nemotron-3.5"), ("nemotron_h",)),
+    "prime-qwen3": _QWEN3_TYPES,
+    "qwen3": _QWEN3_TYPES,
+}
 
 FAMILIES: Mapping[str, RendererFamily] = MappingProxyType(
     {
         family.name: family
         for family in (
-            *(_qwen_vl(name) for name in ("qwen3-vl", "qwen3.5", "qwen3.6", "qwen3.8")),
-            *(_qwen2_vl(name) for name in ("qwen2-vl", "qwen2.5-vl")),
-            RendererFamily("kimi-k2.5", "kimi-k2.5", "kimi_k25", "<|media_pad|>"),
+            _qwen_vl("qwen3-vl", "qwen3_vl", "qwen3_vl_moe"),
+            *(_qwen_vl(name, *_QWEN3_5_TYPES) for name in ("qwen3.5", "qwen3.6", "qwen3.8")),
+            _qwen2_vl("qwen2-vl", "qwen2_vl"),
+            _qwen2_vl("qwen2.5-vl", "qwen2_5_vl"),
+            RendererFamily("kimi-k2.5", "kimi-k2.5", "kimi_k25", "<|media_pad|>", model_types=("kimi_k25",)),
             RendererFamily(
                 "gpt-oss",
                 "gpt-oss",
                 requires_tool_names=True,
                 vocabulary_file="o200k_base.tiktoken",
                 encodes_messages_as_text=True,
+                model_types=("gpt_oss",),
             ),
-            *(RendererFamily(name, name) for name in _TEXT_ONLY),
+            *(RendererFamily(name, name, model_types=types) for name, types in _TEXT_ONLY.items()),
         )
     }
 )

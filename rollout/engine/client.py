@@ -259,7 +259,7 @@ class EngineClient:
         experts_start = request.experts_start if self._engine_sends_experts else None
         if replica.is_unavailable:
             await self._recheck_replica(replica)
-        request = await self._seeds.remove_unsafe_seed(replica.url, request, min(self._try_timeout, _SEED_TIMEOUT))
+        request = await self._remove_unsafe_seed(replica, request)
         geometry = self._geometry if replica.resolves_references else None
         body = encode_request(request, self.model, request_id, experts_start=experts_start, geometry=geometry)
         try:
@@ -277,6 +277,14 @@ class EngineClient:
         except (anyio.get_cancelled_exc_class(), EngineTimeout):
             await self._abort(replica, request_id)
             raise
+
+    async def _remove_unsafe_seed(self, replica: Replica, request: GenerateRequest) -> GenerateRequest:
+        # A request that waits here counts as in flight. Otherwise, all first requests would choose the same engine.
+        replica.in_flight += 1
+        try:
+            return await self._seeds.remove_unsafe_seed(replica.url, request, min(self._try_timeout, _SEED_TIMEOUT))
+        finally:
+            replica.in_flight -= 1
 
     @contextmanager
     def _track_request(self, replica: Replica) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Leaves the seed out of requests to vLLM on a CPU, which a seed would end.
+"""Leaves the seed out of requests to vLLM on a CPU, because such an engine ends at some requests with a seed.
 
 vLLM 0.32 draws the tokens of a seeded request with a `torch.Generator`. If it computes a prompt in parts, it sets the
 generator back after each part. A generator on a CPU cannot be set back, so the engine ends with all of its requests.
@@ -55,15 +55,8 @@ class SeedFilter:
         """
         if request.sampling.get("seed") is None:
             return request
-        with anyio.move_on_after(timeout) as deadline:
-            async with self._locks[url]:
-                if url not in self._problems:
-                    self._problems[url] = await find_seed_problem(self._transport, url)
-        if deadline.cancelled_caught:
-            raise EngineTimeout(
-                f"{url} did not say within {timeout:g} s whether it runs on a CPU, where a seed would end it. If this "
-                "stays so, leave out engine.sampling.seed."
-            )
+        if url not in self._problems:
+            await self._ask(url, timeout)
         problem = self._problems[url]
         if problem is None:
             return request
@@ -74,11 +67,23 @@ class SeedFilter:
         """Ask this engine again before its next request with a seed, because it may have been restarted."""
         self._problems.pop(url, None)
 
+    async def _ask(self, url: str, timeout: float) -> None:
+        """Find out whether an engine may get a seed. If several requests need the answer, only one of them asks."""
+        with anyio.move_on_after(timeout):
+            async with self._locks[url]:
+                if url not in self._problems:
+                    self._problems[url] = await find_seed_problem(self._transport, url)
+                return
+        raise EngineTimeout(
+            f"{url} did not say within {timeout:g} s whether it runs on a CPU, where a seed can end it. If this stays "
+            "so, leave out engine.sampling.seed."
+        )
+
     def _warn_once(self, url: str, problem: str) -> None:
         if not self._has_warned:
             self._has_warned = True
             log.warning(
-                "requests are sent without their seed: vLLM on a CPU ends at a request with a seed",
+                "requests are sent without their seed, which can end vLLM on a CPU",
                 engine=url,
                 because=problem,
                 fix="leave out engine.sampling.seed and the seed of chat(sampling=…), or run vLLM on a GPU. If this "

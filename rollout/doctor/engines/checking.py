@@ -43,9 +43,9 @@ _ENGINE_CHECKS: tuple[NamedEngineCheck, ...] = (
     ("model", check_model, model_fix),
     ("weights", check_weights, weights_fix),
     ("tokens", check_tokens, tokens_fix),
-    ("rendering", check_rendering, rendering_fix),
     ("endpoint", check_endpoint, endpoint_fix),
     ("images", check_images, images_fix),
+    ("rendering", check_rendering, rendering_fix),
     ("pixels", check_pixels, pixels_fix),
 )
 

@@ -39,10 +39,23 @@ async def advise(renderer: OwnRenderer, server_prompts: Sequence[ServerPrompt]) 
             other = renderer.with_settings(**settings)
         except AdapterError:  # this family does not fit the tokenizer
             continue
-        comparison = await compare_prompts(other, server_prompts)
-        if not comparison.differences and comparison.equal > (best.equal if best else 0):
-            best = Advice(_describe(renderer.model, settings), other.model.renderer, comparison.equal)
+        equal = await _count_equal(other, server_prompts)
+        if equal > (best.equal if best else 0):
+            best = Advice(_describe(renderer.model, settings), other.model.renderer, equal)
+        if equal == len(server_prompts):
+            break
     return best
+
+
+async def _count_equal(renderer: OwnRenderer, server_prompts: Sequence[ServerPrompt]) -> int:
+    """Return the number of conversations whose prompts are equal; 0 if one is different."""
+    equal = 0
+    for server_prompt in server_prompts:
+        comparison = await compare_prompts(renderer, [server_prompt])
+        if comparison.differences:
+            return 0
+        equal += comparison.equal
+    return equal
 
 
 def _settings(model: ModelConfig) -> Iterator[dict[str, Any]]:

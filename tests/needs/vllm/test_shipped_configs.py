@@ -1,4 +1,4 @@
-"""The shipped configurations play against vLLM on a CPU, although they have a seed, which would end it."""
+"""The shipped configurations play against vLLM on a CPU, although they have a seed, which can end it."""
 
 import json
 import shutil

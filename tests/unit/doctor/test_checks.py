@@ -18,7 +18,7 @@ def config(repository: Path) -> Path:
 def test_a_good_configuration_has_one_result_for_each_check(config: Path) -> None:
     results = run_checks(load_config(config), live=False)
     assert exit_code(results) == 0
-    subjects = ["configuration", "environment", "tasks", "images", "engine", "model", "queue"]
+    subjects = ["configuration", "environment", "tasks", "images", "engine", "model", "queue", "disk"]
     assert [result.subject for result in results] == subjects
     assert {result.status for result in results} == {CheckStatus.OK}
 
@@ -64,6 +64,33 @@ def test_the_tools_of_an_environment_and_the_forgotten_ones_are_named(tmp_path: 
     assert exit_code(results) == 0
     (found,) = [result.message for result in results if result.subject == "environment"]
     assert "; tools look, used; these tools are not used, because `functions` does not name them: forgotten" in found
+
+
+def test_what_was_not_asked_for_is_not_ok(config: Path) -> None:
+    settings = ["engine.urls=['http://127.0.0.1:1']", "tasks.source=queue"]
+    results = run_checks(load_config(config, settings), live=False)
+    assert exit_code(results) == 0
+    nothing = {result.subject: result.message for result in results if result.status is CheckStatus.NOTHING}
+    assert nothing == {
+        "engine": "http://127.0.0.1:1: only --live asks it",
+        "tasks": "another program puts the orders on file://{run_dir}/tasks/{environment}",
+    }
+
+
+def test_a_directory_of_images_that_cannot_be_read_is_bad(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_config(config, [f"images.allow=[{tmp_path}]"])
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    bad = only_problem(loaded)
+    assert (bad.subject, bad.message) == ("images", f"images.allow: this user may not read {tmp_path}.")
+
+
+def test_an_error_that_is_not_in_the_configuration_has_another_exit_code(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    results = run_checks(load_config(config, [f"run.directory={tmp_path}/runs"]), live=False)
+    assert exit_code(results) == 1
+    assert [result.subject for result in results if result.status is CheckStatus.BAD] == ["queue", "disk"]
 
 
 def test_a_source_without_rows_is_bad(config: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which engines get the seed of a request: vLLM on a CPU would end. The descriptions are those of a real vLLM 0.32."""
+"""Which engines get the seed of a request: it can end vLLM on a CPU. The descriptions are those of a real vLLM 0.32."""
 
 import asyncio
 from dataclasses import replace
@@ -17,8 +17,8 @@ from tests.unit.engine.faulty import Answer, FaultyEngine, client_of, close, suc
 RECORDED: dict[str, Any] = orjson.loads((Path(__file__).parent / "recorded" / "descriptions.json").read_bytes())
 SERVER_INFO = "/server_info?config_format=json"
 METRICS: str = RECORDED["metrics"]
-GPU_METRICS = METRICS.replace(' block_size="128"', ' block_size="16"').replace(',block_size="128"', ',block_size="16"')
-GPU_METRICS = GPU_METRICS.replace('kv_cache_memory_bytes="1073741824"', 'kv_cache_memory_bytes="None"')
+SMALL_BLOCK_METRICS = METRICS.replace(',block_size="128"', ',block_size="16"')
+GPU_METRICS = SMALL_BLOCK_METRICS.replace('kv_cache_memory_bytes="1073741824"', 'kv_cache_memory_bytes="None"')
 LARGE_BLOCK_METRICS = METRICS.replace('kv_cache_memory_bytes="1073741824"', 'kv_cache_memory_bytes="None"')
 CHOSEN_BLOCK_METRICS = METRICS.replace('user_specified_block_size="False"', 'user_specified_block_size="True"')
 UNKNOWN_METRICS = CHOSEN_BLOCK_METRICS.replace("1073741824", "None")
@@ -59,6 +59,7 @@ async def sent_seed(engine: FaultyEngine, request: GenerateRequest) -> int | Non
         pytest.param(lambda: vllm(version="0.32.0+cpu", metrics=None), id="a build for CPUs"),
         pytest.param(lambda: vllm(metrics=LARGE_BLOCK_METRICS), id="the block size of a CPU"),
         pytest.param(lambda: vllm(metrics=CHOSEN_BLOCK_METRICS), id="a cache of whole GiB"),
+        pytest.param(lambda: vllm(metrics=SMALL_BLOCK_METRICS), id="a cache of whole GiB with the block size of a GPU"),
         pytest.param(lambda: vllm(metrics=GPU_METRICS + METRICS), id="one of several caches"),
     ],
 )
@@ -70,7 +71,7 @@ async def test_vllm_on_a_cpu_gets_no_seed(seeded: GenerateRequest, engine: Any) 
     "engine",
     [
         pytest.param(lambda: vllm(metrics=GPU_METRICS), id="the block size of a GPU"),
-        pytest.param(lambda: vllm(device="cuda"), id="the device is reported"),
+        pytest.param(lambda: vllm(metrics=METRICS, device="cuda"), id="the device is reported, despite all marks"),
         pytest.param(lambda: vllm(version="0.32.0+cu130", metrics=None), id="a build for GPUs without metrics"),
         pytest.param(lambda: vllm(metrics=UNKNOWN_METRICS), id="a block size that the user chose"),
         pytest.param(lambda: vllm(metrics="<html>"), id="a page in the place of metrics"),
@@ -117,6 +118,14 @@ async def test_an_engine_is_asked_once_for_many_requests_at_the_same_time(seeded
             group.start_soon(client.generate, seeded)
     assert seeds(engine) == [None] * 20
     assert engine.paths.count("/version") == 1
+
+
+async def test_the_first_requests_are_spread_over_the_engines(seeded: GenerateRequest) -> None:
+    first, second = vllm(device="cpu"), vllm(device="cpu")
+    async with client_of(first, second) as client, anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(client.generate, seeded)
+    assert (len(first.generated), len(second.generated)) == (10, 10)
 
 
 async def test_each_engine_of_a_client_is_asked(seeded: GenerateRequest) -> None:

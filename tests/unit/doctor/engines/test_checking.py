@@ -53,11 +53,11 @@ async def test_a_good_engine_has_no_problem(config: Path, url: str, runs: Path, 
     assert verdicts(found) == {
         "model": "ok",
         "weights": "ok",
-        "tokens": "?",
-        "rendering": "-",
+        "tokens": "unknown",
+        "rendering": "nothing",
         "endpoint": "ok",
         "images": "ok",
-        "pixels": "?",
+        "pixels": "unknown",
     }
     assert "2048" in found[0].message
     assert "can be replaced" in found[1].message
@@ -186,5 +186,5 @@ async def test_an_engine_that_fails_is_reported_with_its_own_text(config: Path, 
 async def test_a_model_without_weights_has_no_forward_pass(config: Path, url: str, runs: Path) -> None:
     keys = [f'engine.urls=["{url}"]', f"run.directory={runs}"]
     *_, found = [finding async for finding in check_engines(load_config(config, keys), forward=True)]
-    assert verdicts([found]) == {"forward": "-"}
+    assert verdicts([found]) == {"forward": "nothing"}
     assert "has no weights" in found.message

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from rollout.doctor.engines.pixels import PixelComparison, PixelDifference, compare_pixels, probe_images
+from rollout.doctor.engines.pixels import PixelComparison, PixelDifference, ProbeImage, compare_pixels, probe_images
 from rollout.engine.errors import EngineRefused
 from rollout.engine.stand_in import StandInEngine
 from rollout.images import load_pixels
@@ -71,6 +71,7 @@ async def test_every_vllm_knows_the_request_for_the_pixels_of_a_probe(
     processor = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
     without_torch = SimpleNamespace(process=lambda _: None)
     monkeypatch.setattr("rollout.doctor.engines.pixels.image_processor_for", lambda *_, **__: without_torch)
+    monkeypatch.setattr("rollout.doctor.engines.pixels.probe_images", lambda: [ProbeImage("a", "image/png", b"png")])
     with pytest.raises(EngineRefused):
         await compare_pixels(StandInEngine(refuse), "http://engine", model="tiny", config=processor, family="qwen_vl")
     contract = Contract.of_version(version)

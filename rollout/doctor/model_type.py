@@ -1,0 +1,51 @@
+"""Compares the renderer of a configuration with the `model_type` in the checkpoint's config.json."""
+
+import json
+from pathlib import Path
+
+from renderers_adapter.families import FAMILIES, get_family
+from rollout.config.load import Config
+from rollout.errors import ConfigurationError
+
+_CONFIG_FILE = "config.json"
+
+
+def check_model_type(config: Config) -> str:
+    """Check that the renderer belongs to the checkpoint's model, and return the finding.
+
+    Only a model that takes images names its chat format by its `model_type`. Text models of one type have many chat
+    formats, so another text renderer is no error.
+
+    Raises:
+        ConfigurationError: the renderer belongs to another model, or config.json is not JSON.
+    """
+    path = config.model.path / _CONFIG_FILE
+    if not path.is_file():
+        return f"no {_CONFIG_FILE}, so its model_type was not compared"
+    model_type = _read_model_type(path)
+    fitting = [family for family in FAMILIES.values() if model_type in family.model_types]
+    family = get_family(config.model.renderer)
+    if not fitting:
+        return f"model_type {model_type!r} does not say which renderer fits"
+    if family in fitting:
+        return f"model_type {model_type} fits"
+    names = " or ".join(fitting_family.name for fitting_family in fitting)
+    if family.geometry is None and all(fitting_family.geometry is None for fitting_family in fitting):
+        return f"model_type {model_type} usually has the renderer {names}"
+    raise ConfigurationError(
+        f"{path} has the model_type {model_type}, but the renderer {family.name} belongs to "
+        f"{_describe_models(family.model_types)}. Set model.renderer to {names}, or model.path to another checkpoint."
+    )
+
+
+def _read_model_type(path: Path) -> str | None:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}). Copy it from the checkpoint again.") from None
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    return model_type if isinstance(model_type, str) else None
+
+
+def _describe_models(model_types: tuple[str, ...]) -> str:
+    return f"models of the type {' or '.join(model_types)}" if model_types else "text models"
