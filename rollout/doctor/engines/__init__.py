@@ -6,4 +6,5 @@ probe_requests.py  requests with new images
 serving.py         the checks of the server: model, weights, endpoint, images
 tokenizer.py       the check that both sides have the same tokenizer
 pixels.py          the check that the trainer sees the same pixels as the engine
+forward/           the check that a forward pass of the checkpoint gives the engine's log-probs
 """

@@ -35,6 +35,12 @@ def test_doctor_asks_the_engines_only_if_the_run_could_begin(color_codeword: Seq
     assert "?  engines  not checked" in wrong.stdout
 
 
+def test_forward_makes_the_live_checks_too(color_codeword: Sequence[str]) -> None:
+    result = run_cli("doctor", *color_codeword, "--forward")  # the engine is embedded, so there is nothing to ask
+    assert result.returncode == 0, result.stdout
+    assert "there is no engine to check" in result.stdout
+
+
 def test_doctor_shows_an_error_in_init_once_with_its_line(
     one_line_environment: Callable[[str], str],
 ) -> None:

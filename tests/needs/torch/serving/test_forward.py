@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from renderers_adapter.tokens import ExpandedIds, Logprobs
+from renderers_adapter.tokens import ExpandedIds
 from rollout.config.load import load_config
 from rollout.doctor.engines.checking import check_engines
 from rollout.doctor.engines.forward.conversation import PlayedConversation
@@ -64,6 +64,18 @@ async def test_other_constants_of_normalisation_are_found(
     result = await forward(other)
     assert result.status.value == "bad", result.message
     assert "With image_mean [0.5, 0.5, 0.5] and image_std [0.5, 0.5, 0.5]" in result.message
+
+
+async def test_a_checkpoint_in_bfloat16_is_compared_in_bfloat16(
+    forward: Any, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    coarse = shutil.copytree(checkpoint(), tmp_path / "coarse")
+    path = coarse / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
+    result = await forward(coarse)
+    assert result.status.value == "ok", result.message
+    assert "the checkpoint is bfloat16" in result.message
+    assert "the line `pixels` names the engine's" in result.message
 
 
 async def test_the_name_of_a_pushed_version_excuses_other_weights(
@@ -127,7 +139,7 @@ def text_sample(directory: Path) -> TrainingSample:
         reward=0.0,
         token_ids=ExpandedIds(ids.astype(np.int32)),
         mask=mask,
-        logprobs=Logprobs(np.where(mask, of_tokens, 0).astype(np.float32)),
+        logprobs=np.where(mask, of_tokens, 0).astype(np.float32),
         token_types=np.zeros(48, np.uint8),
         version_index=np.full(48, -1, np.int32),
         versions=(),
