@@ -8,6 +8,7 @@ from renderers_adapter.errors import AdapterError
 from renderers_adapter.families import FAMILIES
 from rollout.config.sections import ModelConfig
 from rollout.doctor.engines.comparison import ServerPrompt, compare_prompts
+from rollout.doctor.engines.known_differences import KnownDifference
 from rollout.doctor.engines.own_prompts import OwnRenderer
 
 _SWITCH = "enable_thinking"
@@ -52,7 +53,7 @@ async def _count_equal(renderer: OwnRenderer, server_prompts: Sequence[ServerPro
     equal = 0
     for server_prompt in server_prompts:
         comparison = await compare_prompts(renderer, [server_prompt])
-        if comparison.differences:
+        if comparison.differences or KnownDifference.UNWRITTEN_REASONING in comparison.known:
             return 0
         equal += comparison.equal
     return equal

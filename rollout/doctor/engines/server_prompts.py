@@ -45,6 +45,10 @@ class ServerPrompts:
                 await prompts.render(conversation)
             except EngineNotFound:
                 continue
+            except EngineMisconfigured:
+                raise
+            except EngineRefused:
+                pass  # the server has the route, but its template cannot write this conversation
             return prompts
         raise CheckNotMade(
             f"this server has neither {_RENDER_ROUTE} nor {_TOKENIZE_ROUTE}; vLLM has them with --enable-scale-out"
