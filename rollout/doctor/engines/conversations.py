@@ -12,6 +12,8 @@ from rollout.records.messages import CanonicalMessage, Message, canonicalise
 
 Tools = Sequence[Mapping[str, Any]]
 
+MODE_CONVERSATIONS = ("several turns", "reasoning before a tool's result")
+"""The names of conversations that are also rendered in the other reasoning mode."""
 _TOOLS: Tools = (
     {
         "type": "function",

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+from renderers_adapter.errors import AdapterError
 from rollout.doctor.engines.comparison import Comparison, Difference, ServerPrompt, compare_prompts
-from rollout.doctor.engines.conversations import Conversation, prepare_conversations
+from rollout.doctor.engines.conversations import MODE_CONVERSATIONS, Conversation, prepare_conversations
 from rollout.doctor.engines.known_differences import KnownDifference, join_tokens
 from rollout.doctor.engines.own_engine import is_own_engine
 from rollout.doctor.engines.own_prompts import OwnRenderer
 from rollout.doctor.engines.probe_requests import probe_directory
-from rollout.doctor.engines.renderer_advice import advise
+from rollout.doctor.engines.renderer_advice import THINKING_SWITCH, advise
 from rollout.doctor.engines.server_prompts import ServerPrompts
 from rollout.doctor.engines.text_difference import describe_difference
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
@@ -46,17 +47,18 @@ async def check_rendering(engine: EngineUnderTest) -> str:
         raise CheckNotMade(f"no conversation was rendered by both sides: {_list_reasons(comparison, refused)}")
     if comparison.unsupported or KnownDifference.UNWRITTEN_REASONING in comparison.known:
         await _refuse_better_renderer(renderer, comparison, server_prompts)
-    return _describe_success(comparison, refused, server)
+    other_modes = await _compare_other_modes(renderer, server, conversations)
+    return "; ".join([_describe_success(comparison, refused, server), *other_modes])
 
 
 async def _fetch_prompts(
-    server: ServerPrompts, conversations: Sequence[Conversation]
+    server: ServerPrompts, conversations: Sequence[Conversation], **template: bool
 ) -> tuple[list[ServerPrompt], dict[str, str]]:
     """Return the server's prompts, and for each conversation that it refuses its name and the reason."""
     prompts, refused = [], {}
     for conversation in conversations:
         try:
-            prompts.append(ServerPrompt(conversation, await server.render(conversation)))
+            prompts.append(ServerPrompt(conversation, await server.render(conversation, **template)))
         except EngineMisconfigured:
             raise
         except EngineRefused as error:
@@ -89,6 +91,28 @@ async def _refuse_better_renderer(
         f"{renderer.model.renderer} {'; it '.join(misfits)}{shown}",
         advice.fix,
     )
+
+
+async def _compare_other_modes(
+    renderer: OwnRenderer, server: ServerPrompts, conversations: Sequence[Conversation]
+) -> list[str]:
+    """Compare with reasoning on and off, and return the findings. The run has another mode, so nothing is an error."""
+    findings = []
+    for is_on in (True, False):
+        template = {**renderer.model.template, THINKING_SWITCH: is_on}
+        if template == renderer.model.template:
+            continue
+        try:
+            other = renderer.with_settings(template=template)
+        except AdapterError:  # the renderer does not have this argument
+            return []
+        prompts, refused = await _fetch_prompts(
+            server, [one for one in conversations if one.name in MODE_CONVERSATIONS], **{THINKING_SWITCH: is_on}
+        )
+        fits = not refused and not (await compare_prompts(other, prompts)).differences
+        mode = f"{THINKING_SWITCH}: {str(is_on).lower()}"
+        findings.append(f"also with {mode}" if fits else f"but not with {mode}, which this configuration does not set")
+    return findings
 
 
 def _describe_differences(renderer: OwnRenderer, comparison: Comparison) -> str:

@@ -150,6 +150,27 @@ async def test_a_template_argument_that_the_server_sets_gets_the_argument_as_a_f
     assert "earlier answers keep the empty reasoning block of enable_thinking: false (several turns," in found
 
 
+async def test_a_reasoning_mode_that_is_not_used_is_only_reported(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    both = await check(serve(templates["qwen3"], contents_are_texts=True), "qwen3")
+    assert both.endswith("; also with enable_thinking: true; also with enable_thinking: false")
+    without_switch = templates["qwen3"].replace("enable_thinking is defined and not enable_thinking", "false")
+    found = await check(serve(without_switch, contents_are_texts=True), "qwen3")
+    assert found.endswith("; but not with enable_thinking: false, which this configuration does not set")
+
+
+async def test_a_text_model_whose_template_writes_no_reasoning_is_no_problem(
+    check: Check, serve: Any, templates: dict[str, str], model: Path
+) -> None:
+    server = serve(templates["qwen3-vl"])
+    (model / "preprocessor_config.json").unlink()  # so that no family with images fits
+    found = await check(server, "qwen3")
+    assert (
+        "the server writes no reasoning, so this model must not sample any (reasoning before a tool's result)" in found
+    )
+
+
 async def test_a_bridge_keeps_reasoning_that_the_template_leaves_out(
     check: Check, serve: Any, templates: dict[str, str]
 ) -> None:
