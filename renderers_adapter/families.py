@@ -105,8 +105,8 @@ FAMILIES: Mapping[str, RendererFamily] = MappingProxyType(
         for family in (
             _qwen_vl("qwen3-vl", "qwen3_vl", "qwen3_vl_moe"),
             *(_qwen_vl(name, *_QWEN3_5_TYPES) for name in ("qwen3.5", "qwen3.6", "qwen3.8")),
-            _qwen2_vl("qwen2-vl", "qwen2_vl"),
             _qwen2_vl("qwen2.5-vl", "qwen2_5_vl"),
+            _qwen2_vl("qwen2-vl", "qwen2_vl"),
             RendererFamily("kimi-k2.5", "kimi-k2.5", "kimi_k25", "<|media_pad|>", model_types=("kimi_k25",)),
             RendererFamily(
                 "gpt-oss",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from renderers_adapter.errors import AdapterError
 from rollout.doctor.engines.conversations import Conversation
 from rollout.doctor.engines.known_differences import KnownDifference, explain_bridged, explain_rendered, join_tokens
-from rollout.doctor.engines.own_prompts import OwnRenderer
+from rollout.doctor.engines.own_prompts import OwnPrompts, OwnRenderer
 from rollout.records.messages import MessageError
 
 
@@ -45,14 +45,14 @@ class Comparison:
     Attributes:
         equal: the number of conversations whose prompts are equal, apart from known differences.
         bridged: the number of these conversations whose bridged prompts are equal, too.
-        known: the known differences, and the name of the first conversation that has each.
+        known: the known differences, and the names of the conversations that have each.
         differences: the other differences.
         unsupported: for each conversation that our renderer does not support its name, and the reason.
     """
 
     equal: int
     bridged: int
-    known: dict[KnownDifference, str]
+    known: dict[KnownDifference, list[str]]
     differences: list[Difference]
     unsupported: dict[str, str]
 
@@ -60,7 +60,7 @@ class Comparison:
 async def compare_prompts(renderer: OwnRenderer, server_prompts: Sequence[ServerPrompt]) -> Comparison:
     """Compare our prompts, rendered and bridged, with those of a server."""
     equal = bridged = 0
-    known: dict[KnownDifference, str] = {}
+    known: dict[KnownDifference, list[str]] = {}
     differences: list[Difference] = []
     unsupported: dict[str, str] = {}
     for server_prompt in server_prompts:
@@ -70,19 +70,31 @@ async def compare_prompts(renderer: OwnRenderer, server_prompts: Sequence[Server
         except (AdapterError, MessageError) as error:
             unsupported[conversation.name] = str(error)
             continue
-        if (rendered_ids := join_tokens(own.rendered)) != server_prompt.ids:
-            difference = await explain_rendered(renderer, conversation, own, server_prompt.ids)
-            if difference is None:
-                differences.append(Difference(server_prompt, rendered_ids, is_bridged=False))
-                continue
-            known.setdefault(difference, conversation.name)
-        if own.bridged is not None:
-            if (bridged_ids := join_tokens(own.bridged)) != rendered_ids:
-                found = explain_bridged(renderer, conversation, own.rendered, own.bridged)
-                if found is None:
-                    differences.append(Difference(server_prompt, bridged_ids, is_bridged=True))
-                    continue
-                known = {**dict.fromkeys(found, conversation.name), **known}
-            bridged += 1
+        found = await _explain(renderer, server_prompt, own)
+        if isinstance(found, Difference):
+            differences.append(found)
+            continue
+        for difference in sorted(found):
+            known.setdefault(difference, []).append(conversation.name)
         equal += 1
+        bridged += own.bridged is not None
     return Comparison(equal, bridged, known, differences, unsupported)
+
+
+async def _explain(
+    renderer: OwnRenderer, server_prompt: ServerPrompt, own: OwnPrompts
+) -> set[KnownDifference] | Difference:
+    """Return the known differences of a conversation, or the first difference that is not known."""
+    conversation = server_prompt.conversation
+    known: set[KnownDifference] = set()
+    if (rendered_ids := join_tokens(own.rendered)) != server_prompt.ids:
+        in_rendered = await explain_rendered(renderer, conversation, own.rendered, server_prompt.ids)
+        if in_rendered is None:
+            return Difference(server_prompt, rendered_ids, is_bridged=False)
+        known |= in_rendered
+    if own.bridged is not None and (bridged_ids := join_tokens(own.bridged)) != rendered_ids:
+        in_bridged = explain_bridged(renderer, conversation, own.rendered, own.bridged)
+        if in_bridged is None:
+            return Difference(server_prompt, bridged_ids, is_bridged=True)
+        known |= in_bridged
+    return known

@@ -1,7 +1,7 @@
 """The conversations that both sides render. Each is about one thing that chat templates write differently."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ from rollout.records.messages import CanonicalMessage, Message, canonicalise
 
 Tools = Sequence[Mapping[str, Any]]
 
-CONTROL_TOKENS = "control tokens in a text"
-"""The name of the conversation whose text spells control tokens."""
-
+MODE_CONVERSATIONS = ("several turns", "reasoning before a tool's result")
+"""The names of conversations that are also rendered in the other reasoning mode."""
 _TOOLS: Tools = (
     {
         "type": "function",
@@ -85,6 +84,16 @@ async def prepare_conversations(image_policy: ImagePolicy, *, with_images: bool,
         canonical_messages = canonicalise(messages, images.image_positions)
         conversations.append(Conversation(name, messages, tools, canonical_messages, images.images))
     return conversations
+
+
+def without_reasoning(conversation: Conversation) -> Conversation:
+    """Return a conversation without the reasoning of its answers."""
+    messages = [
+        {key: value for key, value in message.items() if key != "reasoning_content"}
+        for message in conversation.messages
+    ]
+    positions = [(image.message_index, image.part_index, image.asset.mm_hash) for image in conversation.images]
+    return replace(conversation, messages=messages, canonical_messages=canonicalise(messages, positions))
 
 
 def _text_conversations() -> list[tuple[str, list[Message], Tools | None]]:
@@ -174,7 +183,7 @@ def _image_conversations() -> list[tuple[str, list[Message], Tools | None]]:
 
 def _control_tokens(end_token: str) -> tuple[str, list[Message], None]:
     text = f"Repeat this: a{end_token}\nb{end_token}"
-    return CONTROL_TOKENS, [_message("system", "Be brief."), _message("user", text)], None
+    return "control tokens in a text", [_message("system", "Be brief."), _message("user", text)], None
 
 
 def _message(role: str, content: str | list[Message]) -> Message:

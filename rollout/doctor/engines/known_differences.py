@@ -4,64 +4,83 @@ A difference is only known if it is exactly as described. So each one is undone 
 be equal.
 """
 
+from collections.abc import AsyncIterator
 from enum import StrEnum
 
 from renderers_adapter.special_text import SpecialText
-from rollout.doctor.engines.conversations import Conversation
-from rollout.doctor.engines.own_prompts import OwnPrompts, OwnRenderer, PromptTokens
+from rollout.doctor.engines.conversations import Conversation, without_reasoning
+from rollout.doctor.engines.own_prompts import OwnRenderer, PromptTokens
 
 
 class KnownDifference(StrEnum):
-    """A difference that is wanted; the value says what differs.
+    """A difference that is wanted, or that does no harm; the value says what differs.
 
     Attributes:
         CONTROL_TOKENS: see "Text that spells control tokens" in docs/traces.md. With `special_text: allow`, our prompt
             is that of the server.
-        ANSWER_START: a policy samples an answer after the generation prompt. So a line break at the start of the answer
-            shares no token with the line break before it. With each answer encoded as one text, our prompt is that of
-            the server.
         EMPTY_REASONING: with `enable_thinking: false`, the generation prompt has an empty reasoning block. The
             renderers of Qwen3 and Qwen3.5 write it before earlier answers, too, but the template does not. With
             `enable_thinking: true` and the same generation prompt, our prompt is that of the server.
+        UNWRITTEN_REASONING: Qwen3-Instruct-2507 has the renderer `qwen3`, but its template writes no reasoning, and the
+            model samples none. Without the reasoning in the messages, our prompt is that of the server.
+        PARTS: the text of both sides is the same. A renderer encodes some parts of it separately, such as an answer and
+            the template's text before it. With the whole text encoded at once, our prompt is that of the server.
         SAMPLED_REASONING: a bridge keeps earlier answers as they were sampled, but the template leaves out their
             reasoning. Without one block of tokens in these answers, the bridged prompt is the rendered one.
         LINE_BREAK: the bridges of two families leave out the line break after an answer. With this line break, the
             bridged prompt is the rendered one.
     """
 
-    CONTROL_TOKENS = "control tokens in a text stay text (model.special_text)"
-    ANSWER_START = "line breaks at the start of an answer are tokens of their own"
+    CONTROL_TOKENS = "control tokens in a text stay text, as model.special_text says"
     EMPTY_REASONING = "earlier answers keep the empty reasoning block of enable_thinking: false"
+    UNWRITTEN_REASONING = "the server writes no reasoning, so this model must not sample any"
+    PARTS = "the same text has other tokens, because its parts are encoded separately"
     SAMPLED_REASONING = "a bridge keeps the reasoning of earlier answers"
     LINE_BREAK = "a bridge leaves out the line break after an answer"
 
 
 _RENDERERS_WITH_EMPTY_REASONING = ("qwen3", "qwen3.5", "qwen3.6", "qwen3.8")
+_RENDERERS_WITH_UNWRITTEN_REASONING = ("qwen3",)
 _RENDERERS_WITHOUT_LINE_BREAK = ("laguna-m.1", "laguna-xs.2")
 
 
 async def explain_rendered(
-    renderer: OwnRenderer, conversation: Conversation, prompts: OwnPrompts, server_ids: list[int]
-) -> KnownDifference | None:
-    """Return the known difference between our rendered prompt and the server's; None if there is no such difference."""
-    model, tokenizer = renderer.model, renderer.tokenizer
-    roles = [message["role"] for message in conversation.messages]
-    encoded_again = [
-        tokenizer.encode(tokenizer.decode(ids)) if role == "assistant" else ids
-        for role, ids in zip([*roles, None], prompts.rendered, strict=True)
-    ]
-    if join_tokens(encoded_again) == server_ids:
-        return KnownDifference.ANSWER_START
+    renderer: OwnRenderer, conversation: Conversation, rendered: PromptTokens, server_ids: list[int]
+) -> set[KnownDifference] | None:
+    """Return the known differences between our rendered prompt and the server's; None if there is another one."""
+    own_ids = join_tokens(rendered)
+    async for difference, undone in _undo(renderer, conversation, rendered):
+        if undone == own_ids:  # this prompt does not have the difference
+            continue
+        if undone == server_ids:
+            return {difference}
+        if _is_same_text(renderer, undone, server_ids):
+            return {difference, KnownDifference.PARTS}
+    return {KnownDifference.PARTS} if _is_same_text(renderer, own_ids, server_ids) else None
+
+
+async def _undo(
+    renderer: OwnRenderer, conversation: Conversation, rendered: PromptTokens
+) -> AsyncIterator[tuple[KnownDifference, list[int]]]:
+    """Yield each difference that our rendered prompt may have, and the prompt without it."""
+    model = renderer.model
     if SpecialText(model.special_text) is SpecialText.TEXT:
-        allowing = await renderer.with_settings(special_text=SpecialText.ALLOW.value).make_prompts(conversation)
-        if join_tokens(allowing.rendered) == server_ids:
-            return KnownDifference.CONTROL_TOKENS
+        allowing = renderer.with_settings(special_text=SpecialText.ALLOW.value)
+        yield KnownDifference.CONTROL_TOKENS, join_tokens(await allowing.render(conversation))
     if model.renderer in _RENDERERS_WITH_EMPTY_REASONING and model.template.get("enable_thinking") is False:
-        template = {**model.template, "enable_thinking": True}
-        thinking = await renderer.with_settings(template=template).make_prompts(conversation)
-        if join_tokens([*thinking.rendered[:-1], prompts.rendered[-1]]) == server_ids:
-            return KnownDifference.EMPTY_REASONING
-    return None
+        thinking = renderer.with_settings(template={**model.template, "enable_thinking": True})
+        messages = (await thinking.render(conversation))[:-1]
+        yield KnownDifference.EMPTY_REASONING, join_tokens([*messages, rendered[-1]])
+    if model.renderer in _RENDERERS_WITH_UNWRITTEN_REASONING:
+        unwritten = await renderer.render(without_reasoning(conversation))
+        yield KnownDifference.UNWRITTEN_REASONING, join_tokens(unwritten)
+
+
+def _is_same_text(renderer: OwnRenderer, own_ids: list[int], server_ids: list[int]) -> bool:
+    """Whether the server encoded our text at once, and both prompts have the same control tokens."""
+    tokenizer = renderer.tokenizer
+    own_control, server_control = ([i for i in ids if i in tokenizer.control_ids] for ids in (own_ids, server_ids))
+    return own_control == server_control and tokenizer.encode(tokenizer.decode(own_ids)) == server_ids
 
 
 def explain_bridged(

@@ -79,7 +79,7 @@ class OwnRenderer:
             AdapterError, MessageError: the family does not support this conversation.
         """
         messages = conversation.canonical_messages
-        rendered = self._tokens(await _Player(self._pool, conversation).build_prompt(messages))
+        rendered = await self.render(conversation)
         answered = [at for at, message in enumerate(messages) if message.role == "assistant"]
         player = _Player(self._pool, conversation)
         for at in answered:
@@ -87,6 +87,10 @@ class OwnRenderer:
                 return OwnPrompts(rendered, None)
         prompt = await player.build_prompt(messages)
         return OwnPrompts(rendered, self._tokens(prompt) if prompt.source is PromptSource.BRIDGE else None)
+
+    async def render(self, conversation: Conversation) -> PromptTokens:
+        """Return the prompt of a conversation that is rendered at once. The errors are those of `make_prompts`."""
+        return self._tokens(await _Player(self._pool, conversation).build_prompt(conversation.canonical_messages))
 
     def _tokens(self, prompt: Prompt) -> PromptTokens:
         path = prompt.full_path.expanded

@@ -8,9 +8,11 @@ from renderers_adapter.errors import AdapterError
 from renderers_adapter.families import FAMILIES
 from rollout.config.sections import ModelConfig
 from rollout.doctor.engines.comparison import ServerPrompt, compare_prompts
+from rollout.doctor.engines.known_differences import KnownDifference
 from rollout.doctor.engines.own_prompts import OwnRenderer
 
-_SWITCH = "enable_thinking"
+THINKING_SWITCH = "enable_thinking"
+"""The argument of templates that switches reasoning on and off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ async def _count_equal(renderer: OwnRenderer, server_prompts: Sequence[ServerPro
     equal = 0
     for server_prompt in server_prompts:
         comparison = await compare_prompts(renderer, [server_prompt])
-        if comparison.differences:
+        if comparison.differences or KnownDifference.UNWRITTEN_REASONING in comparison.known:
             return 0
         equal += comparison.equal
     return equal
@@ -60,8 +62,13 @@ async def _count_equal(renderer: OwnRenderer, server_prompts: Sequence[ServerPro
 
 def _settings(model: ModelConfig) -> Iterator[dict[str, Any]]:
     """Yield the settings to try: first other arguments of the template, and then other families."""
-    without_switch = {name: value for name, value in model.template.items() if name != _SWITCH}
-    templates = [model.template, {**model.template, _SWITCH: True}, {**model.template, _SWITCH: False}, without_switch]
+    without_switch = {name: value for name, value in model.template.items() if name != THINKING_SWITCH}
+    templates = [
+        model.template,
+        {**model.template, THINKING_SWITCH: True},
+        {**model.template, THINKING_SWITCH: False},
+        without_switch,
+    ]
     # A family with a vocabulary of its own would download it.
     others = [name for name, family in FAMILIES.items() if name != model.renderer and family.vocabulary_file is None]
     for name in (model.renderer, *others):
@@ -74,10 +81,10 @@ def _describe(model: ModelConfig, settings: dict[str, Any]) -> str:
     if settings["renderer"] != model.renderer:
         changes.append(f"set model.renderer to {settings['renderer']}")
     if settings["template"] != model.template:
-        value = settings["template"].get(_SWITCH)
+        value = settings["template"].get(THINKING_SWITCH)
         changes.append(
-            f"remove {_SWITCH} from model.template"
+            f"remove {THINKING_SWITCH} from model.template"
             if value is None
-            else f"set model.template.{_SWITCH} to {str(value).lower()}"
+            else f"set model.template.{THINKING_SWITCH} to {str(value).lower()}"
         )
     return " and ".join(changes)

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+from renderers_adapter.errors import AdapterError
 from rollout.doctor.engines.comparison import Comparison, Difference, ServerPrompt, compare_prompts
-from rollout.doctor.engines.conversations import Conversation, prepare_conversations
+from rollout.doctor.engines.conversations import MODE_CONVERSATIONS, Conversation, prepare_conversations
+from rollout.doctor.engines.known_differences import KnownDifference, join_tokens
 from rollout.doctor.engines.own_engine import is_own_engine
 from rollout.doctor.engines.own_prompts import OwnRenderer
 from rollout.doctor.engines.probe_requests import probe_directory
-from rollout.doctor.engines.renderer_advice import advise
+from rollout.doctor.engines.renderer_advice import THINKING_SWITCH, advise
 from rollout.doctor.engines.server_prompts import ServerPrompts
 from rollout.doctor.engines.text_difference import describe_difference
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
@@ -18,6 +20,8 @@ _LAST_RESORT = (
     "the server uses another chat template than the renderer {renderer}: serve the checkpoint with its own template, "
     "or start the server with --chat-template and the template that this renderer writes"
 )
+
+_SHOWN_NAMES = 4
 
 
 async def check_rendering(engine: EngineUnderTest) -> str:
@@ -41,19 +45,20 @@ async def check_rendering(engine: EngineUnderTest) -> str:
         raise CheckFailed(_describe_differences(renderer, comparison), fix)
     if not comparison.equal:
         raise CheckNotMade(f"no conversation was rendered by both sides: {_list_reasons(comparison, refused)}")
-    if comparison.unsupported:
+    if comparison.unsupported or KnownDifference.UNWRITTEN_REASONING in comparison.known:
         await _refuse_better_renderer(renderer, comparison, server_prompts)
-    return _describe_success(comparison, refused, server)
+    other_modes = await _compare_other_modes(renderer, server, conversations)
+    return "; ".join([_describe_success(comparison, refused, server), *other_modes])
 
 
 async def _fetch_prompts(
-    server: ServerPrompts, conversations: Sequence[Conversation]
+    server: ServerPrompts, conversations: Sequence[Conversation], **template: bool
 ) -> tuple[list[ServerPrompt], dict[str, str]]:
     """Return the server's prompts, and for each conversation that it refuses its name and the reason."""
     prompts, refused = [], {}
     for conversation in conversations:
         try:
-            prompts.append(ServerPrompt(conversation, await server.render(conversation)))
+            prompts.append(ServerPrompt(conversation, await server.render(conversation, **template)))
         except EngineMisconfigured:
             raise
         except EngineRefused as error:
@@ -64,16 +69,50 @@ async def _fetch_prompts(
 async def _refuse_better_renderer(
     renderer: OwnRenderer, comparison: Comparison, server_prompts: Sequence[ServerPrompt]
 ) -> None:
-    """Raise CheckFailed if another renderer writes more of the server's prompts than ours, which supports only some."""
+    """Raise CheckFailed if another renderer fits better: it writes more of the server's prompts, or their reasoning."""
     advice = await advise(renderer, server_prompts)
-    if advice is None or advice.equal <= comparison.equal or advice.renderer == renderer.model.renderer:
+    unwritten = comparison.known.get(KnownDifference.UNWRITTEN_REASONING, [])
+    if advice is None or advice.renderer == renderer.model.renderer:
         return
+    if advice.equal <= comparison.equal and not unwritten:
+        return
+    misfits = []
+    if comparison.unsupported:
+        misfits.append(f"does not support: {_join_first(list(comparison.unsupported))}")
+    if unwritten:
+        misfits.append(f"writes reasoning that the server leaves out, in: {_join_first(unwritten)}")
+    shown = ""
+    for server_prompt in server_prompts:
+        if server_prompt.conversation.name in unwritten[:1]:
+            own_ids = join_tokens(await renderer.render(server_prompt.conversation))
+            shown = "\n" + describe_difference(own_ids, server_prompt.ids, renderer.tokenizer, renderer.pad_id)
     raise CheckFailed(
-        f"the server renders all {advice.equal} conversations as the renderer {advice.renderer} does. "
-        f"{len(comparison.unsupported)} of them are not supported by {renderer.model.renderer}: "
-        f"{', '.join(comparison.unsupported)}.",
+        f"the server renders all {advice.equal} conversations as the renderer {advice.renderer} does, but "
+        f"{renderer.model.renderer} {'; it '.join(misfits)}{shown}",
         advice.fix,
     )
+
+
+async def _compare_other_modes(
+    renderer: OwnRenderer, server: ServerPrompts, conversations: Sequence[Conversation]
+) -> list[str]:
+    """Compare with reasoning on and off, and return the findings. The run has another mode, so nothing is an error."""
+    findings = []
+    for is_on in (True, False):
+        template = {**renderer.model.template, THINKING_SWITCH: is_on}
+        if template == renderer.model.template:
+            continue
+        try:
+            other = renderer.with_settings(template=template)
+        except AdapterError:  # the renderer does not have this argument
+            return []
+        prompts, refused = await _fetch_prompts(
+            server, [one for one in conversations if one.name in MODE_CONVERSATIONS], **{THINKING_SWITCH: is_on}
+        )
+        fits = not refused and not (await compare_prompts(other, prompts)).differences
+        mode = f"{THINKING_SWITCH}: {str(is_on).lower()}"
+        findings.append(f"also with {mode}" if fits else f"but not with {mode}, which this configuration does not set")
+    return findings
 
 
 def _describe_differences(renderer: OwnRenderer, comparison: Comparison) -> str:
@@ -81,12 +120,12 @@ def _describe_differences(renderer: OwnRenderer, comparison: Comparison) -> str:
     conversation = first.server_prompt.conversation
     kind = "our bridged prompt" if first.is_bridged else "our prompt"
     count = len(comparison.differences)
-    others = ", ".join(difference.server_prompt.conversation.name for difference in comparison.differences[1:])
+    others = [difference.server_prompt.conversation.name for difference in comparison.differences[1:]]
     lines = describe_difference(first.own_ids, first.server_prompt.ids, renderer.tokenizer, renderer.pad_id)
     return (
         f"{count} of {count + comparison.equal} conversations are rendered differently. "
         f"In {conversation.name!r}, {kind} differs from the server's:\n{lines}"
-        + (f"\nalso in: {others}" if others else "")
+        + (f"\nalso in: {_join_first(others)}" if others else "")
     )
 
 
@@ -96,12 +135,19 @@ def _describe_success(comparison: Comparison, refused: Mapping[str, str], server
         "turn is bridged"
     ]
     if comparison.known:
-        parts.append("known differences: " + ", ".join(f"{known} ({name})" for known, name in comparison.known.items()))
+        known = (f"{difference} ({_join_first(names)})" for difference, names in comparison.known.items())
+        parts.append(f"known differences: {', '.join(known)}")
     if comparison.unsupported or refused:
         parts.append(f"not compared: {_list_reasons(comparison, refused)}")
     if not server.expands_images:
         parts.append("compared by /tokenize, with one token for each image, because there is no render route")
     return "; ".join(parts)
+
+
+def _join_first(names: Sequence[str]) -> str:
+    """Return the first few names, and the number of the others."""
+    others = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {others} more" if others > 0 else "")
 
 
 def _list_reasons(comparison: Comparison, refused: Mapping[str, str]) -> str:
@@ -111,7 +157,7 @@ def _list_reasons(comparison: Comparison, refused: Mapping[str, str]) -> str:
         names_by_reason.setdefault(reason, []).append(name)
     for name, reason in refused.items():
         names_by_reason.setdefault(f"the server refuses: {reason}", []).append(name)
-    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+    return "; ".join(f"{_join_first(names)} ({reason.rstrip('.')})" for reason, names in names_by_reason.items())
 
 
 def rendering_fix(engine: EngineUnderTest, error: Exception) -> str | None:

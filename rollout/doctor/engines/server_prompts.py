@@ -45,22 +45,33 @@ class ServerPrompts:
                 await prompts.render(conversation)
             except EngineNotFound:
                 continue
+            except EngineMisconfigured:
+                raise
+            except EngineRefused:
+                pass  # the server has the route, but its template cannot write this conversation
             return prompts
         raise CheckNotMade(
             f"this server has neither {_RENDER_ROUTE} nor {_TOKENIZE_ROUTE}; vLLM has them with --enable-scale-out"
         )
 
-    async def render(self, conversation: Conversation) -> list[int]:
+    async def render(self, conversation: Conversation, **template: Any) -> list[int]:
         """Return the tokens that the server makes of a conversation.
+
+        Args:
+            conversation: the conversation.
+            template: arguments of the template, in addition to those of the configuration.
 
         Raises:
             EngineRefused: the server refuses the conversation.
             EngineError: the server gives no usable answer.
         """
+        arguments = {**self._engine.config.model.template, **template}
+        fields: dict[str, Any] = {"chat_template_kwargs": arguments} if arguments else {}
         if not conversation.tools:
-            return await self._post(conversation, {})
+            return await self._post(conversation, fields)
+        fields["tools"] = conversation.tools
         try:
-            return await self._post(conversation, {"tools": conversation.tools, **self._tool_fields})
+            return await self._post(conversation, {**fields, **self._tool_fields})
         except EngineMisconfigured:
             raise
         except EngineRefused:
@@ -68,16 +79,14 @@ class ServerPrompts:
                 raise
         # vLLM refuses tools if it was started without a parser of calls, unless the model must not call them.
         self._tool_fields = {"tool_choice": "none"}
-        return await self._post(conversation, {"tools": conversation.tools, **self._tool_fields})
+        return await self._post(conversation, {**fields, **self._tool_fields})
 
-    async def _post(self, conversation: Conversation, tool_fields: Mapping[str, Any]) -> list[int]:
-        body: dict[str, Any] = {
+    async def _post(self, conversation: Conversation, fields: Mapping[str, Any]) -> list[int]:
+        body = {
             "model": self._engine.model,
             "messages": [_openai_message(message) for message in conversation.messages],
-            **tool_fields,
+            **fields,
         }
-        if self._engine.config.model.template:
-            body["chat_template_kwargs"] = self._engine.config.model.template
         url = f"{self._engine.url}{self._route}"
         with anyio.move_on_after(_TIMEOUT_SECONDS):
             answer = await self._engine.transport.post(url, orjson.dumps(body))

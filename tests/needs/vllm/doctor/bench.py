@@ -86,10 +86,10 @@ class Bench:
         return run_checks(config, live=True, forward=forward)
 
     def follow(self, fix: str) -> None:
-        """Set the key that a fix names, to the value that it names."""
-        named = _SET_KEY.search(fix)
+        """Set the key that a fix names last, to the value that it names."""
+        named = list(_SET_KEY.finditer(fix))
         assert named, f"this fix names no key and value: {fix}"
-        self.settings[named["key"]] = named["value"]
+        self.settings[named[-1]["key"]] = named[-1]["value"]
 
 
 def problems(results: Sequence[CheckResult]) -> list[CheckResult]:

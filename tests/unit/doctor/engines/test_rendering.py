@@ -1,0 +1,221 @@
+"""The check `rendering`, with servers that render with right and wrong chat templates."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from renderers_adapter.adapter import RendererAdapter
+from rollout.config.load import load_config
+from rollout.config.model_directory import BUILTIN_MODELS
+from rollout.doctor.engines.rendering import check_rendering
+from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
+from rollout.engine.client import EngineClient
+from rollout.engine.errors import EngineMisconfigured
+from tests.unit.doctor.engines.template_server import TemplateServer
+
+_TEMPLATES = Path("rollout/serving/tiny_model/templates")
+_URL = "http://engine"
+
+Check = Callable[..., Any]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the small model, so that a test can add files."""
+    return shutil.copytree(BUILTIN_MODELS["builtin:tiny"], tmp_path / "model")
+
+
+@pytest.fixture
+def templates(repository: Path, model: Path) -> dict[str, str]:
+    return {
+        "qwen3-vl": (model / "chat_template.jinja").read_text("utf-8"),
+        "qwen2.5-vl": (repository / _TEMPLATES / "qwen2_5_vl.jinja").read_text("utf-8"),
+        "qwen3": (repository / _TEMPLATES / "qwen3.jinja").read_text("utf-8"),
+    }
+
+
+@pytest.fixture
+def serve(model: Path) -> Callable[..., TemplateServer]:
+    def start(template: str, **options: Any) -> TemplateServer:
+        return TemplateServer(template, RendererAdapter.open(model, "qwen3-vl"), **options)
+
+    return start
+
+
+@pytest.fixture
+def check(repository: Path, model: Path, tmp_path: Path) -> Check:
+    async def run(server: TemplateServer, renderer: str, *overrides: str) -> str:
+        keys = ["model.name=tiny", f"model.path={model}", f"model.renderer={renderer}", f"run.directory={tmp_path}"]
+        config = load_config(repository / "configs" / "color_codeword.yaml", [*keys, *overrides])
+        adapter = RendererAdapter.open(model, renderer, config.model.template)
+        async with EngineClient([_URL], "tiny", timeout=5, transport=server) as client:
+            unused: Any = None
+            return await check_rendering(EngineUnderTest(_URL, config, adapter, server, client, unused, unused))
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["offload", "inline"])
+async def test_the_template_of_the_family_is_no_problem(
+    check: Check, serve: Any, templates: dict[str, str], mode: str
+) -> None:
+    server = serve(templates["qwen3-vl"])
+    found = await check(server, "qwen3-vl", f"images.mode={mode}")
+    assert found.startswith("the server renders 18 conversations as we do; 12 of them also if the last turn is bridged")
+    assert "encoded separately (white space around contents), control tokens in a text stay text" in found
+    assert found.endswith("as model.special_text says (control tokens in a text)")
+    assert "not compared" not in found
+    assert len(server.requests) <= 30
+
+
+async def test_conversations_that_a_family_does_not_support_are_named(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    found = await check(serve(templates["qwen2.5-vl"]), "qwen2.5-vl")
+    assert found.startswith("the server renders 8 conversations as we do; 5 of them also")
+    assert "not compared: a question, tools without a system message (the template of qwen2.5-vl would add" in found
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions/render", "/tokenize"])
+async def test_each_route_alone_is_enough(check: Check, serve: Any, templates: dict[str, str], route: str) -> None:
+    found = await check(serve(templates["qwen3-vl"], routes=(route,)), "qwen3-vl")
+    assert found.startswith("the server renders 18 conversations as we do")
+    assert ("compared by /tokenize" in found) == (route == "/tokenize")
+
+
+async def test_a_server_without_both_routes_cannot_be_checked(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    with pytest.raises(CheckNotMade, match="neither /v1/chat/completions/render nor /tokenize"):
+        await check(serve(templates["qwen3-vl"], routes=()), "qwen3-vl")
+
+
+async def test_our_own_engines_have_nothing_to_check(check: Check, serve: Any, templates: dict[str, str]) -> None:
+    server = serve(templates["qwen3-vl"], owner="rollout")
+    with pytest.raises(NothingToCheck, match="takes tokens only"):
+        await check(server, "qwen3-vl")
+    assert server.requests == ["/v1/models"]
+
+
+async def test_a_server_without_a_parser_of_calls_still_renders_tools(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    server = serve(templates["qwen3-vl"], has_call_parser=False)
+    assert (await check(server, "qwen3-vl")).startswith("the server renders 18 conversations as we do")
+    assert len(server.requests) <= 30
+
+
+async def test_a_server_that_refuses_every_conversation_cannot_be_checked(check: Check, serve: Any) -> None:
+    with pytest.raises(CheckNotMade, match=r"no conversation was rendered by both sides: a question, .*: no\)"):
+        await check(serve("{{ raise_exception('no.') }}"), "qwen3-vl")
+
+
+@pytest.mark.parametrize("renderer", ["qwen3.5", "qwen3", "qwen2.5-vl"])
+async def test_the_renderer_of_another_family_gets_the_renderer_that_fits(
+    check: Check, serve: Any, templates: dict[str, str], renderer: str
+) -> None:
+    with pytest.raises(CheckFailed) as failure:
+        await check(serve(templates["qwen3-vl"]), renderer)
+    assert failure.value.fix == "set model.renderer to qwen3-vl"
+    assert (await check(serve(templates["qwen3-vl"]), "qwen3-vl")).startswith("the server renders 18")
+
+
+async def test_the_first_difference_is_shown_with_its_surroundings(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    with pytest.raises(CheckFailed) as failure:
+        await check(serve(templates["qwen3-vl"]), "qwen3.5")
+    assert str(failure.value).splitlines() == [
+        "18 of 18 conversations are rendered differently. In 'a question', our prompt differs from the server's:",
+        "after:   …nWhich colour is the sky?<|im_end|>\\n<|im_start|>assistant\\n",
+        "ours:    «<think>\\n»",
+        "server:  «»",
+        "also in: a system message, several turns, reasoning before a new question, tools without a system message and "
+        "13 more",
+    ]
+
+
+async def test_a_template_argument_that_the_server_sets_gets_the_argument_as_a_fix(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    server = serve(templates["qwen3"], template_arguments={"enable_thinking": False}, contents_are_texts=True)
+    with pytest.raises(CheckFailed) as failure:
+        await check(server, "qwen3")
+    assert failure.value.fix == "set model.template.enable_thinking to false"
+    found = await check(server, "qwen3", "model.template.enable_thinking=false")
+    assert found.startswith("the server renders 15 conversations as we do; 7 of them also")
+    assert "earlier answers keep the empty reasoning block of enable_thinking: false (several turns," in found
+
+
+async def test_a_reasoning_mode_that_is_not_used_is_only_reported(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    both = await check(serve(templates["qwen3"], contents_are_texts=True), "qwen3")
+    assert both.endswith("; also with enable_thinking: true; also with enable_thinking: false")
+    without_switch = templates["qwen3"].replace("enable_thinking is defined and not enable_thinking", "false")
+    found = await check(serve(without_switch, contents_are_texts=True), "qwen3")
+    assert found.endswith("; but not with enable_thinking: false, which this configuration does not set")
+
+
+async def test_a_text_model_whose_template_writes_no_reasoning_is_no_problem(
+    check: Check, serve: Any, templates: dict[str, str], model: Path
+) -> None:
+    server = serve(templates["qwen3-vl"])
+    (model / "preprocessor_config.json").unlink()  # so that no family with images fits
+    found = await check(server, "qwen3")
+    assert (
+        "the server writes no reasoning, so this model must not sample any (reasoning before a tool's result)" in found
+    )
+
+
+async def test_a_bridge_keeps_reasoning_that_the_template_leaves_out(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    found = await check(serve(templates["qwen3"], contents_are_texts=True), "qwen3")
+    assert "a bridge keeps the reasoning of earlier answers (a call and its result," in found
+
+
+async def test_a_template_that_no_family_writes_gets_the_last_resort(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    with pytest.raises(CheckFailed, match=r"(?s)server: .*«Today is Monday\.»") as failure:
+        await check(
+            serve(templates["qwen3-vl"].replace("'<|im_start|>user\\n'", "'<|im_start|>user\\nToday is Monday.'")),
+            "qwen3-vl",
+        )
+    assert failure.value.fix is not None
+    assert "start the server with --chat-template" in failure.value.fix
+
+
+async def test_control_tokens_that_the_configuration_allows_are_no_difference(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    found = await check(serve(templates["qwen3-vl"]), "qwen3-vl", "model.special_text=allow")
+    assert "control tokens in a text" not in found
+
+
+async def test_control_tokens_that_the_configuration_refuses_are_not_compared(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    found = await check(serve(templates["qwen3-vl"]), "qwen3-vl", "model.special_text=refuse")
+    assert "not compared: control tokens in a text (" in found
+
+
+async def test_a_server_that_refuses_the_key_is_not_a_server_that_refuses_a_conversation(
+    check: Check, serve: Any, templates: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(templates["qwen3-vl"])
+    answer = server.send
+
+    async def refuse(method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
+        if url.endswith("/render"):
+            return 401, b"{}"
+        status: tuple[int, bytes] = await answer(method, url, body)
+        return status
+
+    monkeypatch.setattr(server, "send", refuse)
+    with pytest.raises(EngineMisconfigured):
+        await check(server, "qwen3-vl")
