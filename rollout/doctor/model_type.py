@@ -17,14 +17,15 @@ def check_model_type(config: Config) -> str:
     formats, so another text renderer is no error.
 
     Raises:
+        UnknownRenderer: no family has the renderer's name.
         ConfigurationError: the renderer belongs to another model, or config.json is not JSON.
     """
+    family = get_family(config.model.renderer)
     path = config.model.path / _CONFIG_FILE
     if not path.is_file():
         return f"no {_CONFIG_FILE}, so its model_type was not compared"
     model_type = _read_model_type(path)
     fitting = [family for family in FAMILIES.values() if model_type in family.model_types]
-    family = get_family(config.model.renderer)
     if not fitting:
         return f"model_type {model_type!r} does not say which renderer fits"
     if family in fitting:

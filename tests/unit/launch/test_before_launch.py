@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,3 +126,21 @@ def test_a_launch_whose_rollouts_do_not_fit_on_the_disk_starts_no_worker(
     assert code == 1
     assert "4 rollouts write at least 19.2 kB and 8 files" in err
     assert list((tmp_path / "runs").glob("*/workers/*")) == []
+
+
+def test_a_launch_with_an_unknown_renderer_creates_no_run(config: Path, tmp_path: Path) -> None:
+    code, out, err = launch(config, tmp_path, "model.renderer=qwen3-vll")
+    assert (code, out) == (2, "")
+    assert "Did you mean 'qwen3-vl'?" in err
+    assert no_run(tmp_path)
+
+
+def test_a_launch_with_the_renderer_of_another_model_creates_no_run(
+    config: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    checkpoint = shutil.copytree(tiny_model, tmp_path / "checkpoint")
+    (checkpoint / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    code, out, err = launch(config, tmp_path, "model.renderer=qwen3", f"model.path={checkpoint}")
+    assert (code, out) == (2, "")
+    assert "Set model.renderer to qwen3-vl" in err
+    assert no_run(tmp_path)
