@@ -5,11 +5,13 @@ to 504. It is also sent again if the engine aborted it for new weights, or answe
 Before each retry there is a pause, which grows and has jitter. A retry goes to another engine if there is one. Every
 other error is final.
 
+If an engine refuses a request because it is paused for new weights, this is no failure and no retry. Another engine is
+asked if there is one. Otherwise, the engines are asked again until one answers or the time for the answer is over.
+
 A caller gets one answer, even if its request was sent several times. If the caller is cancelled, its request is aborted
 on the server.
 """
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,15 +32,17 @@ from rollout.engine.errors import (
     EngineBroken,
     EngineError,
     EngineMisconfigured,
+    EnginePaused,
     EngineTimeout,
     EngineUnavailable,
     EngineUnreachable,
     LogitBiasRefused,
 )
 from rollout.engine.protocol import Generation, decode_response, encode_request
+from rollout.engine.refusals import PauseRefusals, jittered_pause
 from rollout.engine.replica_checks import ReplicaChecker
 from rollout.engine.request import GenerateRequest
-from rollout.engine.routing import Replica, Router, exponential_pause
+from rollout.engine.routing import Replica, Router
 from rollout.engine.seeds import SeedFilter
 from rollout.engine.transport import EngineTransport
 from rollout.records.messages import FinishReason
@@ -189,29 +193,50 @@ class EngineClient:
         self._router.require_version(request.required_version)
         last_error: EngineError | None = None
         failed_replicas: list[Replica] = []
-        with anyio.move_on_after(self._answer_timeout):
+        refusals = PauseRefusals()
+        with anyio.move_on_after(self._answer_timeout) as deadline:
             for try_number in range(self._max_tries):
+                refusals = PauseRefusals()
                 if try_number:
                     self.retry_count += 1
                     request.on_retry()
                     await anyio.sleep(_retry_pause(try_number))
-                replica = self._router.choose(session_id=request.session_id, avoid=failed_replicas)
                 try:
-                    return await self._generate_once(replica, request, try_number)
-                except (EngineBroken, EngineMisconfigured):
-                    # An engine that fails at once always has the least load. So it must be ejected.
-                    self._router.record_failure(replica)
-                    raise
-                except EngineAborted as error:
-                    # The engine did not fail: new weights came. So the next try may go to any engine, also to this one.
+                    return await self._generate_when_resumed(request, try_number, failed_replicas, refusals)
+                except (EngineAborted, *_RETRYABLE_ERRORS) as error:
+                    # An engine that aborted the request for new weights did not fail, so it may be the next one, too.
                     last_error = error
-                except _RETRYABLE_ERRORS as error:
-                    self._router.record_failure(replica)
-                    failed_replicas.append(replica)
-                    last_error = error
+        if deadline.cancelled_caught and refusals:
+            raise refusals.timeout_error(request.request_id, self._answer_timeout)
         raise last_error or EngineTimeout(
             f"{request.request_id}: no answer within {self._answer_timeout:g} s (engine.timeout)."
         )
+
+    async def _generate_when_resumed(
+        self, request: GenerateRequest, try_number: int, failed_replicas: list[Replica], refusals: PauseRefusals
+    ) -> Generation:
+        """Send the request to the best engine. While all are paused, ask again; add an engine that fails to the list.
+
+        The caller sets the deadline. An engine that refused the request does not work on it, so the request keeps its
+        id.
+        """
+        while True:
+            replica = self._router.choose(session_id=request.session_id, avoid=failed_replicas)
+            try:
+                return await self._generate_once(replica, request, try_number)
+            except EnginePaused:
+                self._router.mark_paused(replica)
+                refusals.record(replica.url)
+                if self._router.all_are_paused(avoid=failed_replicas):
+                    await anyio.sleep(refusals.next_wait())
+            except (EngineBroken, EngineMisconfigured):
+                # An engine that fails at once always has the least load. So it must be ejected.
+                self._router.record_failure(replica)
+                raise
+            except _RETRYABLE_ERRORS:
+                self._router.record_failure(replica)
+                failed_replicas.append(replica)
+                raise
 
     async def _generate_once(self, replica: Replica, request: GenerateRequest, try_number: int) -> Generation:
         """Send the request once; return an answer that is complete and was sampled by the required weights."""
@@ -323,6 +348,4 @@ class EngineClient:
 
 
 def _retry_pause(try_number: int) -> float:
-    return exponential_pause(
-        _FIRST_RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS, doublings=try_number - 1
-    ) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+    return jittered_pause(_FIRST_RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS, doublings=try_number - 1)

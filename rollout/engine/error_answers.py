@@ -10,6 +10,7 @@ from rollout.engine.errors import (
     EngineBroken,
     EngineMisconfigured,
     EngineNotFound,
+    EnginePaused,
     EngineRefused,
     EngineUnavailable,
     EngineUnreachable,
@@ -49,7 +50,8 @@ def require_success(url: str, status: int, content: bytes) -> bytes:
             )
         raise (LogitBiasRefused if names_logit_bias(content) else EngineRefused)(message)
     if status in _UNAVAILABLE_STATUSES:
-        raise EngineUnavailable(message)
+        is_paused = status == 503 and _says_generation_is_paused(content)
+        raise (EnginePaused if is_paused else EngineUnavailable)(message)
     if status in _FIX_BY_STATUS:
         raise (EngineNotFound if status == 404 else EngineMisconfigured)(message)
     if status >= 500:
@@ -90,6 +92,18 @@ def names_logit_bias(content: bytes) -> bool:
     """Whether an engine's reason names `logit_bias`, alone or among other keys."""
     message, parameter = _read_error(content)
     return "logit_bias" in f"{message} {parameter}"
+
+
+def _says_generation_is_paused(content: bytes) -> bool:
+    """Whether an answer is the one of vLLM 0.33 to a new request during a pause with `wait` or `abort`."""
+    try:
+        answer = orjson.loads(content)
+    except ValueError:
+        return False
+    match answer:
+        case {"error": {"type": "ServiceUnavailableError", "message": str(message)}}:
+            return message.startswith("Generation is paused.")
+    return False
 
 
 def _read_error(content: bytes) -> tuple[str | None, str]:

@@ -28,6 +28,10 @@ class EngineUnavailable(EngineError):
     infrastructure = True
 
 
+class EnginePaused(EngineUnavailable):
+    """The engine is paused for new weights, and refuses new requests until it resumes (503, from vLLM 0.33)."""
+
+
 class EngineBehind(EngineUnavailable):
     """The engine does not have the weights that the trainer requires; it is not used until it has them."""
 

@@ -7,6 +7,9 @@ An engine that failed several times in a row is *ejected*: it gets no requests f
 After that time, `choose` returns the engine to one caller, while its `is_unavailable` is still true. This caller must
 check whether the engine works again, and then call `mark_available`. Meanwhile, all other callers get healthy engines.
 
+An engine that refused a request because it is *paused* for new weights has not failed. For a short time, `choose`
+returns it only if all other engines are paused or not healthy, too.
+
 `require_version` sets the version of the weights that a trainer has pushed. From then on, every engine that is not
 known to have that version or a newer one is unavailable in the same way.
 """
@@ -24,6 +27,8 @@ log = structlog.get_logger()
 
 _FAILURES_BEFORE_EJECTION = 3
 _MIN_EJECTION_SECONDS, _MAX_EJECTION_SECONDS = 1.0, 30.0
+_PAUSED_SECONDS = 2.0
+"""How long other engines are preferred to one that refused a request because it is paused."""
 _MAX_LOAD_RATIO = 1.25
 """With affinity, a session uses another engine if the load of its usual engine exceeds the mean load this much."""
 
@@ -40,6 +45,8 @@ class Replica:
         consecutive_ejections: how many times it was ejected, or checked again, since it was last available.
         total_ejections: the number of times that the engine was ejected.
         unavailable_until: the time when the engine is checked again, by the router's clock; None: it is available.
+        paused_until: the time until which other engines are preferred, by the router's clock, because this one refused
+            a request while it was paused; None: it has refused none.
         version: the version of the weights that the engine last reported.
         max_model_len: the context length in tokens; None if the engine reported none.
         resolves_references: whether the engine has our plugin with the same layout; images are then sent as references.
@@ -52,6 +59,7 @@ class Replica:
     consecutive_ejections: int = 0
     total_ejections: int = 0
     unavailable_until: float | None = None
+    paused_until: float | None = None
     version: str | None = None
     max_model_len: int | None = None
     resolves_references: bool = False
@@ -89,7 +97,10 @@ class Router:
         return self.required_version is None or version_satisfies(version, self.required_version)
 
     def choose(self, *, session_id: str, avoid: Collection[Replica] = ()) -> Replica:
-        """Return the engine for the next request. Return an engine in `avoid` only if no other one is healthy."""
+        """Return the engine for the next request.
+
+        Return an engine in `avoid` only if no other one is healthy, and a paused one only if all others are, too.
+        """
         now = self._clock()
         due_for_recheck = next(
             (
@@ -107,8 +118,18 @@ class Router:
         healthy = [engine for engine in self.replicas if not engine.is_unavailable]
         if not healthy:
             return min(self.replicas, key=lambda engine: engine.unavailable_until or now)
-        untried = [engine for engine in healthy if engine not in avoid] or healthy
-        return self._choose_by_affinity(session_id, untried) if self._affinity else min(untried, key=_load_order)
+        untried = _without(healthy, avoid)
+        running = [engine for engine in untried if not self._is_paused(engine)] or untried
+        return self._choose_by_affinity(session_id, running) if self._affinity else min(running, key=_load_order)
+
+    def all_are_paused(self, *, avoid: Collection[Replica] = ()) -> bool:
+        """Whether all engines that `choose` would return now have refused a request, because they are paused."""
+        healthy = [engine for engine in self.replicas if not engine.is_unavailable]
+        return all(self._is_paused(engine) for engine in _without(healthy, avoid))
+
+    def mark_paused(self, replica: Replica) -> None:
+        """Record that an engine refused a request, because it is paused for new weights."""
+        replica.paused_until = self._clock() + _PAUSED_SECONDS
 
     def record_answer(self, replica: Replica) -> None:
         """Record that an engine answered a request."""
@@ -141,11 +162,19 @@ class Router:
         replica.consecutive_failures = replica.consecutive_ejections = 0
         replica.unavailable_until = None
 
+    def _is_paused(self, replica: Replica) -> bool:
+        return replica.paused_until is not None and self._clock() < replica.paused_until
+
     def _choose_by_affinity(self, session_id: str, replicas: Sequence[Replica]) -> Replica:
         """Return an engine by rendezvous hashing with bounded loads: if an engine fails, only its sessions move."""
         max_in_flight = 1 + _MAX_LOAD_RATIO * sum(replica.in_flight for replica in replicas) / len(replicas)
         ranked = sorted(replicas, key=lambda engine: _affinity_hash(session_id, engine.url))
         return next(engine for engine in ranked if engine.in_flight <= max_in_flight)
+
+
+def _without(replicas: list[Replica], avoid: Collection[Replica]) -> list[Replica]:
+    """Return the engines that are not in `avoid`; if there are none, all."""
+    return [replica for replica in replicas if replica not in avoid] or replicas
 
 
 def _load_order(replica: Replica) -> tuple[int, int]:

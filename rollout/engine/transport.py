@@ -45,6 +45,7 @@ class EngineTransport(ABC):
 
         Raises:
             EngineUnreachable: there is no connection, it broke, or the answer is not HTTP.
+            EnginePaused: the engine refuses new requests, because it is paused for new weights (503).
             EngineUnavailable: the engine, or a proxy before it, is busy or not available (429, 502, 503, 504).
             EngineBroken: the engine failed (any other 5xx).
             LogitBiasRefused, EngineRefused: the engine refuses this request (4xx).

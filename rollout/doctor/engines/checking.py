@@ -19,18 +19,18 @@ from rollout.doctor.engines.serving import (
     endpoint_fix,
     images_fix,
     model_fix,
-    weights_fix,
 )
 from rollout.doctor.engines.tokenizer import check_tokens, tokens_fix
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
 from rollout.doctor.results import CheckResult, CheckStatus
-from rollout.engine.errors import EngineBroken
+from rollout.engine.errors import EngineBroken, EnginePaused
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
 from rollout.engine.httpx_transport import HttpxTransport
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
 
 _BROKEN_FIX = "read the engine's log, because the engine failed while it handled the request"
+_PAUSED_FIX = "if no trainer is updating the engine now: rollout policy push CONFIG --run RUN_DIR"
 
 EngineCheck = Callable[[EngineUnderTest], Awaitable[str]]
 """Makes one check and returns the finding. It raises CheckFailed, CheckNotMade, NothingToCheck or a RolloutError."""
@@ -41,7 +41,7 @@ NamedEngineCheck = tuple[str, EngineCheck, FixFinder]
 
 _ENGINE_CHECKS: tuple[NamedEngineCheck, ...] = (
     ("model", check_model, model_fix),
-    ("weights", check_weights, weights_fix),
+    ("weights", check_weights, lambda engine, error: None),
     ("tokens", check_tokens, tokens_fix),
     ("endpoint", check_endpoint, endpoint_fix),
     ("images", check_images, images_fix),
@@ -106,5 +106,13 @@ async def _make_check(
     except CheckFailed as failure:
         return CheckResult(subject, str(failure), CheckStatus.BAD, failure.fix)
     except (RolloutError, AdapterError) as error:
-        fix = _BROKEN_FIX if isinstance(error, EngineBroken) else fix_for(engine, error)
-        return CheckResult(subject, str(error), CheckStatus.BAD, fix)
+        return CheckResult(subject, str(error), CheckStatus.BAD, _find_fix(engine, error, fix_for))
+
+
+def _find_fix(engine: EngineUnderTest, error: RolloutError | AdapterError, fix_for: FixFinder) -> str | None:
+    match error:
+        case EngineBroken():
+            return _BROKEN_FIX
+        case EnginePaused():
+            return _PAUSED_FIX
+    return fix_for(engine, error)

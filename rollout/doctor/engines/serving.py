@@ -3,7 +3,7 @@
 from rollout.config.model_directory import BUILTIN_MODELS, written_model_path
 from rollout.doctor.engines.under_test import EngineUnderTest, NothingToCheck
 from rollout.engine.adapters import fetch_adapter_support
-from rollout.engine.errors import EngineMismatch, EngineRefused, EngineUnavailable, ModelNotServed
+from rollout.engine.errors import EngineMismatch, EnginePaused, EngineRefused, ModelNotServed
 from rollout.engine.weight_updates import NotUpdatable, fetch_engine_state
 
 _ADAPTERS = {
@@ -36,7 +36,7 @@ async def check_weights(engine: EngineUnderTest) -> str:
             f"no update is needed (policy.max_staleness is not set), and none is possible: {reason}. {about_adapters}"
         )
     if state.paused:
-        raise EngineUnavailable("the engine is paused for new weights that never came, so it answers no request.")
+        raise EnginePaused("the engine is paused for new weights, so it answers no request.")
     return f"version {state.version}; the weights can be replaced. {about_adapters}"
 
 
@@ -68,11 +68,6 @@ def model_fix(engine: EngineUnderTest, error: Exception) -> str | None:
     if written_model_path(engine.config.model.path) in BUILTIN_MODELS:
         return f"start it: rollout serve embedded --name {engine.config.model.name}"
     return f"start it: rollout serve vllm {engine.config.model.path} --name {engine.config.model.name}"
-
-
-def weights_fix(engine: EngineUnderTest, error: Exception) -> str | None:
-    """Return what corrects an error of `check_weights`."""
-    return "rollout policy push CONFIG --run RUN_DIR" if isinstance(error, EngineUnavailable) else None
 
 
 def endpoint_fix(engine: EngineUnderTest, error: Exception) -> str:

@@ -21,3 +21,5 @@ def pictures() -> GenerateRequest:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.engine.client._FIRST_RETRY_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("rollout.engine.refusals._FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("rollout.engine.refusals._MAX_WAIT_SECONDS", 0.01)

@@ -20,6 +20,13 @@ Behaviour = Callable[[dict[str, Any]], Awaitable[Answer | None]]
 """Takes the body of a request for a completion. Bytes are the whole answer of a server, which then closes the
 connection; None closes it without an answer."""
 
+REFUSED_DURING_PAUSE = (
+    503,
+    b'{"error":{"message":"Generation is paused. Please retry after it resumes.","type":"ServiceUnavailableError",'
+    b'"param":null,"code":503}}',
+)
+"""The answer of vLLM 0.33 to a new request during a pause with `wait` or `abort`."""
+
 _numbers = itertools.count()
 
 
@@ -130,6 +137,18 @@ def fail_with(status: int, times: int) -> Behaviour:
         if left >= 0:
             return status, orjson.dumps({"error": {"message": f"test error {status}"}})
         return completed(body)
+
+    return behave
+
+
+def paused_for(times: int, then: Behaviour = succeed) -> Behaviour:
+    """Refuse so many requests as a paused vLLM 0.33 does, and then behave as `then`."""
+    left = times
+
+    async def behave(body: dict[str, Any]) -> Answer | None:
+        nonlocal left
+        left -= 1
+        return REFUSED_DURING_PAUSE if left >= 0 else await then(body)
 
     return behave
 

@@ -5,10 +5,10 @@ from typing import Any
 import orjson
 import pytest
 
-from rollout.engine.error_answers import error_message, refused_sampling_key
-from rollout.engine.errors import EngineRefused
+from rollout.engine.error_answers import error_message, refused_sampling_key, require_success
+from rollout.engine.errors import EngineBroken, EngineError, EnginePaused, EngineRefused, EngineUnavailable
 from rollout.engine.request import GenerateRequest
-from tests.unit.engine.faulty import FaultyEngine, client_of
+from tests.unit.engine.faulty import REFUSED_DURING_PAUSE, FaultyEngine, client_of
 
 
 def answer(message: str, param: str | None = None) -> bytes:
@@ -83,3 +83,26 @@ async def test_the_error_of_a_refused_sampling_key_begins_with_the_key(text: Gen
         f"min_p: min_p must be in [0, 1], got 2.0. The engine at {engine.url}/inference/v1/generate refused this key "
         "of engine.sampling or chat(sampling=…) with status 400."
     )
+
+
+def test_a_refusal_during_a_pause_is_an_error_of_its_own() -> None:
+    with pytest.raises(EnginePaused, match="with status 503: Generation is paused"):
+        require_success("http://a", *REFUSED_DURING_PAUSE)
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "error"),
+    [
+        (503, REFUSED_DURING_PAUSE[1].replace(b"Generation is paused", b"The engine is busy"), EngineUnavailable),
+        (503, REFUSED_DURING_PAUSE[1].replace(b"ServiceUnavailableError", b"Service Unavailable"), EngineUnavailable),
+        (503, b"Generation is paused.", EngineUnavailable),
+        (503, b'["Generation is paused."]', EngineUnavailable),
+        (503, b"", EngineUnavailable),
+        (429, REFUSED_DURING_PAUSE[1], EngineUnavailable),
+        (500, REFUSED_DURING_PAUSE[1], EngineBroken),
+    ],
+)
+def test_another_answer_is_not_taken_for_a_pause(status: int, content: bytes, error: type[EngineError]) -> None:
+    with pytest.raises(error) as raised:
+        require_success("http://a", status, content)
+    assert type(raised.value) is error

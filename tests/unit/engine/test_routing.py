@@ -151,3 +151,28 @@ def test_there_is_always_an_engine(events: list[str], affinity: bool) -> None:
             case _:
                 clock.now += 0.7
     assert router.choose(session_id="s") in router.replicas
+
+
+def test_a_paused_engine_gets_no_request_for_a_short_time(router: Router, clock: Clock) -> None:
+    paused, *running = router.replicas
+    router.mark_paused(paused)
+    assert {router.choose(session_id="s") for _ in range(9)} <= set(running)
+    assert not router.all_are_paused()
+    clock.now += 2.0
+    assert router.choose(session_id="s") is paused
+
+
+def test_paused_engines_are_chosen_if_all_are_paused(router: Router) -> None:
+    for engine in router.replicas:
+        router.mark_paused(engine)
+    assert router.all_are_paused()
+    assert router.choose(session_id="s") in router.replicas
+
+
+def test_a_paused_engine_is_chosen_before_one_that_failed_this_request(router: Router) -> None:
+    paused, failed, ejected = router.replicas
+    router.mark_paused(paused)
+    eject(router, ejected)
+    assert router.choose(session_id="s", avoid=[failed]) is paused
+    assert router.all_are_paused(avoid=[failed])
+    assert not router.all_are_paused()
