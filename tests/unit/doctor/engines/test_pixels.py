@@ -1,6 +1,6 @@
 """The probe images, and the summary of a comparison of pixels."""
 
-from rollout.doctor.engines.pixels import PixelComparison, PixelDifference, probe_images
+from rollout.doctor.engines.pixel_comparison import PixelComparison, PixelDifference, probe_images
 from rollout.images import load_pixels
 
 
@@ -29,8 +29,10 @@ def test_a_backend_without_differences_matches() -> None:
     comparison = PixelComparison((difference("pil", differing=3), difference("torchvision")), {})
     assert comparison.matching_backend == "torchvision"
     assert comparison.summary().splitlines() == [
-        "the engine and torchvision give the same pixels, bit for bit",
-        "pil gives other pixels for odd. The largest difference is 3 of 255, in odd, where 3 of 100 values differ",
+        "the engine and torchvision make the same patches of 1 probe images: 8-bit values before normalisation, equal "
+        "bit for bit",
+        "the normalisation and what the network makes of it were not compared; --forward compares them",
+        "pil makes other patches of odd. The largest difference is 3 of 255, in odd, where 3 of 100 values differ",
     ]
 
 
@@ -40,7 +42,7 @@ def test_a_backend_with_one_different_probe_does_not_match() -> None:
     )
     assert comparison.matching_backend is None
     assert comparison.summary().splitlines() == [
-        "pil gives other pixels for RGBA. The largest difference is 1 of 255, in RGBA, where 1 of 100 values differ",
+        "pil makes other patches of RGBA. The largest difference is 1 of 255, in RGBA, where 1 of 100 values differ",
         "torchvision was not compared: it is not installed",
     ]
 
