@@ -19,8 +19,8 @@ async def check_pixels(engine: EngineUnderTest) -> str:
         )
     except EngineNotFound:
         raise CheckNotMade("this server has no render route") from None
-    except NormalisedPatches as reason:
-        raise CheckNotMade(str(reason)) from None
+    except NormalisedPatches as error:
+        raise CheckNotMade(str(error)) from None
     if not comparison.differences:
         reason, *_ = comparison.unavailable_backends.values()
         raise CheckNotMade(f"{reason}, or run the check on the trainer's machine")

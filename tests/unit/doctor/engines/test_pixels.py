@@ -1,6 +1,20 @@
 """The probe images, and the summary of a comparison of pixels."""
 
-from rollout.doctor.engines.pixel_comparison import PixelComparison, PixelDifference, probe_images
+import base64
+
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
+import orjson
+import pytest
+
+from rollout.doctor.engines.pixel_comparison import (
+    NormalisedPatches,
+    PixelComparison,
+    PixelDifference,
+    compare_pixels,
+    probe_images,
+)
+from rollout.engine.transport import EngineTransport
 from rollout.images import load_pixels
 
 
@@ -49,3 +63,23 @@ def test_a_backend_with_one_different_probe_does_not_match() -> None:
 
 def test_no_backend_matches_if_none_was_compared() -> None:
     assert PixelComparison((), {"pil": "it is not installed"}).matching_backend is None
+
+
+class _NormalisingEngine(EngineTransport):
+    async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
+        values = msgpack.ExtType(1, np.zeros((4, 4), np.float32).tobytes())
+        item = base64.b64encode(msgpack.packb({"pixel_values": {"data": ["float32", [4, 4], values]}})).decode()
+        return 200, orjson.dumps({"features": {"kwargs_data": {"image": [item]}}})
+
+
+async def test_normalised_patches_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.doctor.engines.pixel_comparison.image_processor_for", lambda *_, **__: _AnyProcessor())
+    monkeypatch.setattr("rollout.doctor.engines.pixel_comparison.geometry_for", lambda *_: None)
+    monkeypatch.setattr("rollout.doctor.engines.pixel_comparison.vllm_modality_of", lambda _: "image")
+    with pytest.raises(NormalisedPatches, match="renders float32 values, which are normalised already"):
+        await compare_pixels(_NormalisingEngine(), "http://engine", model="tiny", config={}, family="qwen_vl")
+
+
+class _AnyProcessor:
+    def process(self, image: object) -> None:
+        pass
