@@ -1,7 +1,7 @@
 # The images of rollout, from a checkout:
 #
 #   docker build --target worker --tag rollout-worker .       the default: workers, launches, engines without a network
-#   docker build --target trainer --tag rollout-trainer .     the same, and torch and transformers
+#   docker build --target trainer --tag rollout-trainer .     the same, and torch, torchvision and transformers
 #
 # docs/operations.md says how to run them, and how to add an environment.
 

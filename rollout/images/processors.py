@@ -272,7 +272,8 @@ def installed_backend() -> ResizeBackend:
     except (ImportError, RuntimeError) as error:
         raise ConfigurationError(
             f"torchvision is installed, but cannot be imported ({str(error).strip()[:200]}). Install the version that "
-            "belongs to your torch, or name the backend that the engine uses, such as backend='pil'."
+            "belongs to your torch, from the same index, or name the backend that the engine uses, such as "
+            "backend='pil'."
         ) from error
     return "torchvision"
 
@@ -292,8 +293,7 @@ def import_trainer_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigurationError(
-            f"{module} cannot be imported ({str(error).strip()[:200]}). Install it: pip install 'rollout-rl[trainer]', "
-            "and torchvision for the torchvision backend."
+            f"{module} cannot be imported ({str(error).strip()[:200]}). Install it: pip install 'rollout-rl[trainer]'"
         ) from error
 
 
@@ -303,5 +303,6 @@ def _load_transformers_processor(module: str, class_name: str, config: Mapping[s
         return getattr(transformers_module, class_name).from_dict(dict(config))
     except ImportError as error:  # transformers raises it only here if the backend of the class is not installed
         raise ConfigurationError(
-            f"the image processor {class_name} cannot be created: {str(error).strip()[:300]}"
+            f"the image processor {class_name} cannot be created ({str(error).strip()[:200]}). Install what it needs: "
+            "pip install 'rollout-rl[trainer]'"
         ) from error

@@ -9,7 +9,7 @@ _SHOWN_IDS = 6
 _SHOWN_CHARACTERS = 40
 _CHARACTERS_AROUND = 15
 _SEARCHED_IDS = 64
-_EQUAL_IDS_AFTER = 2
+_EQUAL_IDS_AFTER_A_REPLACEMENT, _EQUAL_IDS_AFTER_OTHER_DIFFERENCES = 2, 5
 """A difference ends where as many ids are equal again."""
 
 
@@ -69,8 +69,9 @@ def _lengths_of_difference(own_ids: Sequence[int], server_ids: Sequence[int]) ->
     for length in range(1, len(own_ids) + len(server_ids)):
         for own_length in range(max(0, length - len(server_ids)), min(length, len(own_ids)) + 1):
             server_length = length - own_length
-            own_after = own_ids[own_length : own_length + _EQUAL_IDS_AFTER]
-            if own_after == server_ids[server_length : server_length + _EQUAL_IDS_AFTER]:
+            is_replacement = own_length == server_length == 1
+            equal = _EQUAL_IDS_AFTER_A_REPLACEMENT if is_replacement else _EQUAL_IDS_AFTER_OTHER_DIFFERENCES
+            if own_ids[own_length:][:equal] == server_ids[server_length:][:equal]:
                 return own_length, server_length
     return len(own_ids), len(server_ids)
 

@@ -3,15 +3,17 @@
     probes = make_probes(adapter.tokenizer, bytes_of_a_text=1 << 19)
     probes.ids_of_texts              # the ids that the other tokenizer must give for each text
 
-Four kinds of text are made: every added token in several surroundings, the whole vocabulary, every character, and
-samples of writing. The texts of the vocabulary are joined in a random order without separators. Where two of them
-meet, many merges compete, so the order of the merges matters.
+The texts contain every added token in several surroundings, the whole vocabulary, overlapping tokens, every character,
+and samples of writing. The texts of the vocabulary stand in a random order without separators. Where two tokens meet or
+overlap, merges compete, so that the order of the merges matters.
 """
 
 import random
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from tokenizers import AddedToken
 
@@ -19,6 +21,12 @@ from renderers_adapter.tokenizer import FastTokenizer
 from rollout.doctor.engines.writing_samples import CONTROL_TOKENS_OF_MODELS, WRITING_SAMPLES
 
 _LAST_SWEPT_CHARACTER = 0x1FFFF
+_LAST_CHARACTER = "\U0010ffff"
+_LARGEST_CHARACTER = 4
+"""The number of bytes of the largest characters in UTF-8."""
+_BYTES_OF_OVERLAPPING_TEXTS = 1 << 19
+_OVERLAPS_OF_A_TOKEN = 4
+_LONGEST_OVERLAP = 3
 _CHARACTERS_WITHOUT_MEANING = ("Cn", "Co", "Cs")
 """The Unicode categories of characters that are not assigned, private, or halves of others."""
 _UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
@@ -57,13 +65,16 @@ def make_probes(tokenizer: FastTokenizer, *, bytes_of_a_text: int) -> TokenizerP
     added_tokens = tokenizer.backend.get_added_tokens_decoder()
     vocabulary_ids = set(tokenizer.backend.get_vocab(with_added_tokens=True).values()) - added_tokens.keys()
     vocabulary_texts = _vocabulary_texts(tokenizer, vocabulary_ids)
-    lines = (*_added_token_lines(added_tokens), *CONTROL_TOKENS_OF_MODELS, *WRITING_SAMPLES)
+    other_control_tokens = (f"x{control_token}y" for control_token in CONTROL_TOKENS_OF_MODELS)
+    lines = (*_added_token_lines(added_tokens), *other_control_tokens, *WRITING_SAMPLES)
+    mixed = random.Random(0)  # noqa: S311 - no secret: the order only has to be mixed
     shuffled_texts = list(vocabulary_texts.values())
-    random.Random(0).shuffle(shuffled_texts)  # noqa: S311 - no secret: the order only has to be mixed
+    mixed.shuffle(shuffled_texts)
+    overlapping_texts = _overlapping_texts(shuffled_texts, mixed)
     characters = _swept_characters()
     spaced_characters = (f"{character} " for character in characters)
-    pieces = [*(f"{line}\n" for line in lines), *shuffled_texts, "\n", *characters, "\n", *spaced_characters]
-    ids_of_texts = _encode_pieces(tokenizer, pieces, bytes_of_a_text)
+    pieces = (f"{line}\n" for line in lines), shuffled_texts, overlapping_texts, characters, spaced_characters
+    ids_of_texts = _encode_pieces(tokenizer, chain.from_iterable(pieces), bytes_of_a_text)
     seen_ids = set().union(*ids_of_texts.values())
     separator = _separating_token(added_tokens)
     missing_texts = [text + separator for token_id, text in vocabulary_texts.items() if token_id not in seen_ids]
@@ -98,6 +109,27 @@ def _vocabulary_texts(tokenizer: FastTokenizer, token_ids: Iterable[int]) -> dic
         if text.startswith(first_text) and _UNKNOWN_CHARACTER not in text:
             texts[token_id] = text[len(first_text) :]
     return texts
+
+
+def _overlapping_texts(texts: Sequence[str], mixed: random.Random) -> Iterator[str]:
+    """Yield texts of two tokens that overlap, such as `pata` for `pat` and `ata`, up to a total size.
+
+    Args:
+        texts: the texts of the tokens.
+        mixed: chooses the overlaps.
+    """
+    sorted_texts = sorted(texts)
+    size = 0
+    for text in chain.from_iterable([texts] * _OVERLAPS_OF_A_TOKEN):
+        overlap = text[-mixed.randint(1, _LONGEST_OVERLAP) :]
+        begin, end = bisect_left(sorted_texts, overlap), bisect_left(sorted_texts, overlap + _LAST_CHARACTER)
+        next_text = sorted_texts[mixed.randrange(begin, end)] if begin < end else ""
+        if len(overlap) < min(len(text), len(next_text)):
+            overlapping_text = text + next_text[len(overlap) :]
+            size += len(overlapping_text.encode())
+            if size > _BYTES_OF_OVERLAPPING_TEXTS:
+                return
+            yield overlapping_text
 
 
 def _added_token_lines(added_tokens: Mapping[int, AddedToken]) -> Iterator[str]:
@@ -138,7 +170,13 @@ def _joined(pieces: Iterable[str], limit: int) -> Iterator[str]:
     """Join the pieces to texts of at most `limit` bytes."""
     text: list[str] = []
     size = 0
-    for piece in pieces:
+    characters_of_a_piece = limit // _LARGEST_CHARACTER
+    short_pieces = (
+        piece[begin : begin + characters_of_a_piece]
+        for piece in pieces
+        for begin in range(0, len(piece), characters_of_a_piece)
+    )
+    for piece in short_pieces:
         piece_size = len(piece.encode())
         if text and size + piece_size > limit:
             yield "".join(text)

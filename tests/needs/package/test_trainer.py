@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,21 @@ with BlockingReader(f"file://{run}/trajectories?retain=true") as reader:
 print(json.dumps({"difference": difference, "before": loss.item(), "after": after.item()}))
 """
 
+_PATCHES = """
+from PIL import Image
+
+from rollout.images.processors import image_processor_for, installed_backend
+
+config = {
+    "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2,
+    "size": {"shortest_edge": 4096, "longest_edge": 1048576},
+}
+print(installed_backend())
+for backend in ("pil", "torchvision"):
+    processor = image_processor_for("qwen_vl", config, backend=backend, pixels="uint8")
+    print(processor.process(Image.new("RGB", (96, 64))).patches.dtype)
+"""
+
 
 @pytest.fixture(scope="session")
 def with_trainer(
@@ -67,6 +83,9 @@ def with_trainer(
     found_at = shlex.split(os.environ.get("ROLLOUT_VLLM_INSTALL", ""))
     pip = [sys.executable, "-m", "pip", "--python", str(installed.path), "install", "--quiet"]
     subprocess.run([*pip, torch, f"{distributions.wheel}[trainer]", *found_at], check=True, timeout=300)
+    # A registry may offer only the CUDA build of torchvision, which does not load with the CPU build of torch.
+    (packages,) = installed.path.glob("lib/python3*/site-packages")
+    shutil.copy(packages / "rollout" / "serving" / "vllm_shim" / "sitecustomize.py", packages)
     return installed
 
 
@@ -86,3 +105,9 @@ def test_a_trainer_takes_a_step_on_rollouts_of_a_real_network(with_trainer: Inst
     losses = json.loads(trained.stdout.splitlines()[-1])
     assert losses["difference"] < 1e-3
     assert losses["after"] < losses["before"]
+
+
+def test_both_resize_backends_make_patches(with_trainer: InstalledRollout) -> None:
+    made = with_trainer.run("python", "-c", _PATCHES)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.split() == ["torchvision", "uint8", "uint8"]

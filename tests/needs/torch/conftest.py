@@ -1,6 +1,6 @@
 """Tests that need torch and transformers. They are collected only if both are installed.
 
-To run them, install `rollout-rl[trainer]` (and torchvision for its backend), and run `pytest tests/needs/torch`.
+To run them, install `rollout-rl[trainer]`, and run `pytest tests/needs/torch`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The trainer and the engine have the same pixels, bit for bit. The comparison runs in the environment of vLLM."""
+"""The trainer and the engine make the same patches, bit for bit. The comparison runs in the environment of vLLM."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rollout.doctor.engines.pixels import probe_images
+from rollout.doctor.engines.pixel_comparison import probe_images
 from rollout.serving.vllm import SHIM_DIRECTORY
 
 CONFIG = Path(__file__).parents[1] / "world" / "pictures.yaml"
@@ -18,7 +18,7 @@ import anyio, dataclasses, json, sys
 from pathlib import Path
 from renderers_adapter.adapter import load_processor_config
 from rollout.engine.httpx_transport import HttpxTransport
-from rollout.doctor.engines.pixels import compare_pixels
+from rollout.doctor.engines.pixel_comparison import compare_pixels
 
 async def main(url, model, key):
     config = load_processor_config(Path(model))
@@ -108,7 +108,7 @@ def test_every_probe_gives_the_same_patches(fleet: Mapping[str, Any], beside_vll
     proven, summary, differences = json.loads(done.stdout)
     assert proven == "torchvision", summary
     assert [one["probe"] for one in differences if one["backend"] == proven] == [probe.name for probe in probe_images()]
-    assert "pil gives other pixels for" in summary
+    assert "pil makes other patches of" in summary
 
 
 def test_doctor_compares_the_pixels_before_a_run(fleet: Mapping[str, Any], media: Path, beside_vllm: Any) -> None:
@@ -118,5 +118,8 @@ def test_doctor_compares_the_pixels_before_a_run(fleet: Mapping[str, Any], media
     done = beside_vllm(
         *("-m", "rollout", "doctor", str(CONFIG), "--live", *settings), MODEL=str(live.model_dir), COLUMNS="400"
     )
-    assert "the engine and torchvision give the same pixels, bit for bit" in done.stdout
+    assert (
+        "the engine and torchvision make the same patches of 17 probe images: 8-bit values before normalisation"
+        in done.stdout
+    )
     assert "images from references" in done.stdout

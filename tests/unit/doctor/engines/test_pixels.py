@@ -1,14 +1,25 @@
 """The probe images, and the summary of a comparison of pixels."""
 
+import base64
 from types import SimpleNamespace
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
 import orjson
 import pytest
 
-from rollout.doctor.engines.pixels import PixelComparison, PixelDifference, ProbeImage, compare_pixels, probe_images
+from rollout.doctor.engines.pixel_comparison import (
+    NormalisedPatches,
+    PixelComparison,
+    PixelDifference,
+    ProbeImage,
+    compare_pixels,
+    probe_images,
+)
 from rollout.engine.errors import EngineRefused
 from rollout.engine.stand_in import StandInEngine
+from rollout.engine.transport import EngineTransport
 from rollout.images import load_pixels
 from tests.unit.engine.vllm_contract import VERSIONS, Contract
 
@@ -38,8 +49,10 @@ def test_a_backend_without_differences_matches() -> None:
     comparison = PixelComparison((difference("pil", differing=3), difference("torchvision")), {})
     assert comparison.matching_backend == "torchvision"
     assert comparison.summary().splitlines() == [
-        "the engine and torchvision give the same pixels, bit for bit",
-        "pil gives other pixels for odd. The largest difference is 3 of 255, in odd, where 3 of 100 values differ",
+        "the engine and torchvision make the same patches of 1 probe images: 8-bit values before normalisation, equal "
+        "bit for bit",
+        "the normalisation and what the network makes of it were not compared; --forward compares them",
+        "pil makes other patches of odd. The largest difference is 3 of 255, in odd, where 3 of 100 values differ",
     ]
 
 
@@ -49,7 +62,7 @@ def test_a_backend_with_one_different_probe_does_not_match() -> None:
     )
     assert comparison.matching_backend is None
     assert comparison.summary().splitlines() == [
-        "pil gives other pixels for RGBA. The largest difference is 1 of 255, in RGBA, where 1 of 100 values differ",
+        "pil makes other patches of RGBA. The largest difference is 1 of 255, in RGBA, where 1 of 100 values differ",
         "torchvision was not compared: it is not installed",
     ]
 
@@ -70,10 +83,32 @@ async def test_every_vllm_knows_the_request_for_the_pixels_of_a_probe(
 
     processor = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
     without_torch = SimpleNamespace(process=lambda _: None)
-    monkeypatch.setattr("rollout.doctor.engines.pixels.image_processor_for", lambda *_, **__: without_torch)
-    monkeypatch.setattr("rollout.doctor.engines.pixels.probe_images", lambda: [ProbeImage("a", "image/png", b"png")])
+    monkeypatch.setattr("rollout.doctor.engines.pixel_comparison.image_processor_for", lambda *_, **__: without_torch)
+    monkeypatch.setattr(
+        "rollout.doctor.engines.pixel_comparison.probe_images", lambda: [ProbeImage("a", "image/png", b"png")]
+    )
     with pytest.raises(EngineRefused):
         await compare_pixels(StandInEngine(refuse), "http://engine", model="tiny", config=processor, family="qwen_vl")
     contract = Contract.of_version(version)
     model = contract.model_of("POST /v1/chat/completions/render", "request")
     assert list(contract.problems(sent[0], model)) == []
+
+
+class _NormalisingEngine(EngineTransport):
+    async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
+        values = msgpack.ExtType(1, np.zeros((4, 4), np.float32).tobytes())
+        item = base64.b64encode(msgpack.packb({"pixel_values": {"data": ["float32", [4, 4], values]}})).decode()
+        return 200, orjson.dumps({"features": {"kwargs_data": {"image": [item]}}})
+
+
+async def test_normalised_patches_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.doctor.engines.pixel_comparison.image_processor_for", lambda *_, **__: _AnyProcessor())
+    monkeypatch.setattr("rollout.doctor.engines.pixel_comparison.geometry_for", lambda *_: None)
+    monkeypatch.setattr("rollout.doctor.engines.pixel_comparison.vllm_modality_of", lambda _: "image")
+    with pytest.raises(NormalisedPatches, match="renders float32 values, which are normalised already"):
+        await compare_pixels(_NormalisingEngine(), "http://engine", model="tiny", config={}, family="qwen_vl")
+
+
+class _AnyProcessor:
+    def process(self, image: object) -> None:
+        pass
