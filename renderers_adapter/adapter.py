@@ -23,6 +23,7 @@ from renderers_adapter.rendered import (
     read_tool_call,
     split_by_message,
 )
+from renderers_adapter.short_conversation import ANSWER_INDEX, conversation_until
 from renderers_adapter.special_text import MaskingTokenizer, SpecialText
 from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_tokenizer
 from renderers_adapter.tokens import LogicalIds
@@ -42,11 +43,13 @@ class BridgeRefusalReason(StrEnum):
         ASSISTANT_MESSAGE: the new messages contain an assistant message that the policy did not sample here, or there
             are no new messages.
         THINKING_DROPPED: the template drops earlier reasoning after a new question.
+        END_TOKEN: the answer ended on another stop token than the one with which the template closes it.
         RENDERER_REFUSED: the renderer cannot be sure that a bridge is correct, for example after unfinished reasoning.
     """
 
     ASSISTANT_MESSAGE = "assistant"
     THINKING_DROPPED = "thinking"
+    END_TOKEN = "end_token"  # noqa: S105 - a token of the model, and no password
     RENDERER_REFUSED = "refused"
 
 
@@ -99,6 +102,7 @@ class RendererAdapter:
         found_ids = (tokenizer.convert_tokens_to_ids(token) for token in media_tokens)
         self.media_ids = tuple(found for found in found_ids if found not in (None, tokenizer.unk_token_id))
         self.stop_token_ids: tuple[int, ...] = tuple(renderer.get_stop_token_ids())
+        self._closing_tokens: dict[str, int] = {}
 
     @classmethod
     def open(
@@ -204,9 +208,11 @@ class RendererAdapter:
                 raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from error
         known_ids = prompt_ids + completion_ids
         if bridged is None:
-            raise BridgeRefused(self._refusal_reason(messages))
+            raise BridgeRefused(self._refusal_reason(completion_ids, messages))
         if bridged.token_ids[: len(known_ids)] != known_ids or max(bridged.token_ids) >= self.tokenizer.vocab_size:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
+        if self._has_other_end_token(completion_ids, messages):
+            raise BridgeRefused(BridgeRefusalReason.END_TOKEN)
         return split_by_message(bridged, messages, len(known_ids), self.pad_id)
 
     def parse(
@@ -269,11 +275,29 @@ class RendererAdapter:
                     )
         _check_roles(messages, starts_conversation=starts_conversation)
 
-    def _refusal_reason(self, messages: Sequence[Mapping[str, Any]]) -> BridgeRefusalReason:
+    def _refusal_reason(
+        self, completion_ids: Sequence[int], messages: Sequence[Mapping[str, Any]]
+    ) -> BridgeRefusalReason:
         retention = getattr(self._renderer, "effective_thinking_retention", "all")
         has_user_message = any(message["role"] == "user" for message in messages)
-        thinking_dropped = retention == "template" or (retention == "tool_cycle" and has_user_message)
-        return BridgeRefusalReason.THINKING_DROPPED if thinking_dropped else BridgeRefusalReason.RENDERER_REFUSED
+        if retention == "template" or (retention == "tool_cycle" and has_user_message):
+            return BridgeRefusalReason.THINKING_DROPPED
+        if self._has_other_end_token(completion_ids, messages):
+            return BridgeRefusalReason.END_TOKEN
+        return BridgeRefusalReason.RENDERER_REFUSED
+
+    def _has_other_end_token(self, completion_ids: Sequence[int], messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a completion ends on a stop token, and the template closes an answer before `messages` with another.
+
+        A completion without a stop token was cut, and the renderer closes it.
+        """
+        if not completion_ids or completion_ids[-1] not in self.stop_token_ids:
+            return False
+        next_role = messages[0]["role"]
+        if next_role not in self._closing_tokens:
+            answer = self.render(conversation_until(next_role), None).segments[ANSWER_INDEX]
+            self._closing_tokens[next_role] = int(answer.ids[-1])
+        return completion_ids[-1] != self._closing_tokens[next_role]
 
 
 def load_processor_config(directory: Path) -> dict[str, Any]:

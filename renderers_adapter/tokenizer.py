@@ -73,6 +73,11 @@ class FastTokenizer:
         self.unk_token_id: int | None = None if unk_token is None else self.token_id(unk_token)
 
     @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer of the `tokenizers` package, for what this class does not have. Do not change it."""
+        return self._backend
+
+    @property
     def vocab_size(self) -> int:
         """The number of tokens in the vocabulary, including the added tokens."""
         return self._backend.get_vocab_size(with_added_tokens=True)

@@ -3,13 +3,13 @@
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from rollout.cli.options import Configuration, Debug, Overrides
-from rollout.cli.output import print_table, report_console
+from rollout.cli.options import Configuration, Debug, Json, Overrides
+from rollout.cli.output import print_table, report_console, write_json
 from rollout.cli.report_stream import report_stream
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 _BAD_CONFIGURATION = 2
 """The exit code for a bad configuration."""
-_STATUS_MARKUP = {"ok": "[green]ok[/green]", "bad": "[red]bad[/red]", "?": "[yellow]?[/yellow]", "-": "[dim]-[/dim]"}
+_STATUS_MARKUP = {
+    "ok": "[green]ok[/green]",
+    "bad": "[red]bad[/red]",
+    "unknown": "[yellow]?[/yellow]",
+    "nothing": "[dim]-[/dim]",
+}
 
 
 def doctor(
@@ -27,21 +32,30 @@ def doctor(
     live: Annotated[
         bool, typer.Option("--live", help="Also check the engines: model, tokens, endpoint, images.")
     ] = False,
+    forward: Annotated[
+        bool,
+        typer.Option(
+            "--forward", help="Also compare the engines' log-probs with those of the checkpoint. With --live."
+        ),
+    ] = False,
     agent: Annotated[
         bool, typer.Option("--agent", help="Also play the agent program, and say whether it can be trained.")
     ] = False,
     agent_timeout: Annotated[
         float, typer.Option(min=1.0, help="With --agent: seconds for a program to end, or to get to its fault.")
     ] = 60.0,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check CONFIG without a run: the file, its environment and tasks, the tokenizer, the queue's URL.
+    """Check CONFIG without a run: the file, its environment and tasks, the tokenizer, the queues, the disk.
 
     With --agent, the first task is played five times against a script: once as usual, and with errors and lost
     connections. The last line says yes or no.
 
-    Exits with 0 if every check proved what its line says, and with 2 if the configuration is bad. Exits with 1 if
-    something else is bad, and with 3 if nothing is bad, but a check could not be made.
+    ok: proven. bad: wrong. ?: could not be checked. -: nothing to check, or not asked for.
+
+    Exits with 0 if every check that was asked for is ok, and with 2 if the configuration is bad: run and launch would
+    end with 2, too. Exits with 1 if something else is bad, and with 3 if nothing is bad, but a check could not be made.
     """
     from rollout.config.load import load_config
     from rollout.doctor.checks import run_checks
@@ -51,13 +65,32 @@ def doctor(
     report_stream.reserve()
     log_warnings_to_stderr()
     loaded = load_config(config, overrides or [])
-    results = run_checks(loaded, live=live)
+    results = run_checks(loaded, live=live or forward, forward=forward)
     code = exit_code(results)
+    report: dict[str, Any] = {}
     if agent:
         agent_results, agent_code = _check_agent(loaded, code, agent_timeout)
         results, code = results + agent_results, _more_serious(code, agent_code)
-    _print_results(results)
+        report["agent"] = _describe_verdict(agent_results[-1], agent_code)
+    if as_json:
+        write_json({"ok": code == 0, "exit_code": code, "checks": [_to_dict(result) for result in results], **report})
+    else:
+        _print_results(results)
     raise typer.Exit(code)
+
+
+def _describe_verdict(last: "CheckResult", exit_code: int) -> dict[str, Any]:
+    """Return whether the agent can be trained: true, false, or null if it was not played."""
+    return {"can_be_trained": None if exit_code == _BAD_CONFIGURATION else exit_code == 0, "verdict": last.message}
+
+
+def _to_dict(result: "CheckResult") -> dict[str, Any]:
+    return {
+        "subject": result.subject,
+        "status": result.status.value,
+        "message": result.message,
+        "fix": result.fix,
+    }
 
 
 def _more_serious(*codes: int) -> int:

@@ -1,5 +1,6 @@
 """`rollout launch`: starts supervised workers for several environments, or writes files for a scheduler."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ from rollout.cli.report_stream import report_stream
 if TYPE_CHECKING:
     from rollout.launch.places import Place
     from rollout.launch.state import LaunchState
+    from rollout.rundir.directory import RunDirectory
     from rollout.rundir.outcomes import DistinctError
 
 
@@ -88,20 +90,29 @@ def launch(
 def _prepare_launch(
     paths: Sequence[Path], overrides: Sequence[str], *, workers: int, run: Path | None, resume: Path | None, on: str
 ) -> "LaunchState":
+    from rollout.doctor.before_launch import check_before_launch
     from rollout.errors import ConfigurationError
     from rollout.launch.state import LaunchState
-    from rollout.rundir.manifest import can_resume, create_run, resume_run
+    from rollout.paths import resolve_path
+    from rollout.rundir.manifest import can_resume, load_usable_configs, resume_run, save_run
 
     if bool(paths) == (resume is not None) or (resume is not None and run is not None):
         raise ConfigurationError("rollout launch: give the YAML of each environment, or --resume RUN_DIR alone.")
     if run is not None and can_resume(run):
         resume = run
+    directory: RunDirectory | None = None
     if resume is not None:
         directory, launch_configs = resume_run(resume, overrides, paths)
     else:
-        directory, launch_configs = create_run(paths, overrides, run)
+        launch_configs = load_usable_configs(paths, overrides)
     warn_of_passwords([launch_config.config for launch_config in launch_configs])
     place = _open_place(on, workers * len(launch_configs))
+    has_own_workers = workers > 0 and on == "here"
+    run_path = directory.path if directory is not None else (run and resolve_path(run))
+    for warning in check_before_launch(launch_configs, run_path, has_own_workers=has_own_workers):
+        sys.stderr.write(f"rollout: {warning}\n")
+    if directory is None:
+        directory = save_run(launch_configs, run_path)
     return LaunchState(directory, launch_configs, workers, place, is_resumed=resume is not None)
 
 

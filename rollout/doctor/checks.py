@@ -1,10 +1,9 @@
 """The checks that need no engine, and the function that runs all checks."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from urllib.parse import quote
 
 import anyio
 
@@ -13,58 +12,60 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model, written_model_path
-from rollout.doctor.engines.checking import check_engines
+from rollout.doctor.disk import PlannedRollouts, check_disk
 from rollout.doctor.model_type import check_model_type
-from rollout.doctor.results import CheckResult, CheckStatus
+from rollout.doctor.queues import check_other_queue, check_trajectories_queue
+from rollout.doctor.results import CheckResult, CheckStatus, error_result
 from rollout.engine.from_config import api_key_from_config
 from rollout.environments.base import QUEUE_SOURCE, Environment
 from rollout.environments.multi_turn import MultiTurnEnvironment
-from rollout.environments.tool_environment import unused_tools
 from rollout.errors import ConfigurationError, RolloutError
-from rollout.rundir.directory import RunDirectory
-from rollout.rundir.queues import RunQueues
-from rollout.serving.policies import load_policy
 from rollout.tasks.checks import TASKS_OF_DOCTOR, check_tasks
 from rollout.tasks.orders import iter_orders
 from rollout.tasks.sources import count_rows_used
-from transports import QueueError, open_queue
+from transports import QueueError
 from transports.redaction import hide_passwords
-from transports.urls import QueueOptions, split_url
 
-_MIN_RECORDS_PER_ROLLOUT, _MIN_BYTES_PER_ROLLOUT = 3, 700
-"""A rollout puts at least this on the queue: a started record, one step and a finished record."""
+Finding = str | CheckResult | None
+"""What a check found: a message that is proven, or a result with another status. None if there is nothing to say."""
 
 
-def run_checks(config: Config, *, live: bool) -> list[CheckResult]:
-    """Run the checks that need no engine, and with `live` also the checks of the engines; return the results."""
+def run_checks(config: Config, *, live: bool, forward: bool = False) -> list[CheckResult]:
+    """Run the checks that need no engine, and with `live` also the checks of the engines; return the results.
+
+    With `forward`, the log-probs of each engine are compared with those of the checkpoint, too. This needs `live`.
+    """
     results: list[CheckResult] = []
-    for subject, check in _CHECKS:
+    tasks = _TaskCounter()
+    for subject, check in _checks(tasks):
         if subject == "tasks" and _any_bad(results):
             results.append(CheckResult(subject, "not checked: the environment cannot be used", CheckStatus.UNKNOWN))
         elif (result := _run_check(subject, check, config)) is not None:
             results.append(result)
-    if _any_bad(results):
-        if live:
-            results.append(CheckResult("engines", "not checked: first correct the errors above", CheckStatus.UNKNOWN))
+    if not live:
         return results
-    return results + anyio.run(_check_engines, config) if live else results
+    if any(result.is_configuration_error for result in results):
+        return [*results, CheckResult("engines", "not checked: first correct the errors above", CheckStatus.UNKNOWN)]
+    return results + anyio.run(_check_engines, config, forward)
 
 
 def _any_bad(results: list[CheckResult]) -> bool:
     return any(result.status is CheckStatus.BAD for result in results)
 
 
-def _run_check(subject: str, check: Callable[[Config], str | None], config: Config) -> CheckResult | None:
+def _run_check(subject: str, check: Callable[[Config], Finding], config: Config) -> CheckResult | None:
     """Run one check; return None if there is nothing to say."""
     try:
         finding = check(config)
-        return None if finding is None else CheckResult(subject, finding)
+        return CheckResult(subject, finding) if isinstance(finding, str) else finding
     except (RolloutError, AdapterError, QueueError) as error:
-        return CheckResult(subject, str(error), CheckStatus.BAD, is_configuration_error=True)
+        return error_result(subject, error)
 
 
-async def _check_engines(config: Config) -> list[CheckResult]:
-    return [result async for result in check_engines(config)]
+async def _check_engines(config: Config, forward: bool) -> list[CheckResult]:
+    from rollout.doctor.engines.checking import check_engines
+
+    return [result async for result in check_engines(config, forward=forward)]
 
 
 def _check_configuration(config: Config) -> str:
@@ -73,6 +74,8 @@ def _check_configuration(config: Config) -> str:
 
 
 def _check_environment(config: Config) -> str:
+    from rollout.environments.tool_environment import unused_tools
+
     require_usable(config.new_environment, config.environment_class_path)
     environment_class = config.environment_class
     tools = environment_class.tools if issubclass(environment_class, MultiTurnEnvironment) else None
@@ -85,7 +88,8 @@ def _check_environment(config: Config) -> str:
     )
 
 
-def _check_machine(config: Config) -> str | None:
+def check_this_machine(config: Config) -> str | None:
+    """Check that this machine has what the environment needs; return the finding."""
     environment_class = config.environment_class
     found = check_machine(environment_class, config.environment_settings)
     if found is None and environment_class.check_machine.__func__ is not Environment.check_machine.__func__:  # type: ignore[attr-defined]
@@ -93,34 +97,61 @@ def _check_machine(config: Config) -> str | None:
     return found
 
 
-def _check_tasks(config: Config) -> str:
-    if config.tasks.source == QUEUE_SOURCE:
-        return f"from another program, on {hide_passwords(config.queue.tasks)}"
-    orders = iter_orders(config.new_environment, config.tasks)
-    first_orders = list(islice(orders, TASKS_OF_DOCTOR * config.tasks.group_size))
-    check_tasks(config.new_environment, config.tasks, first_orders, TASKS_OF_DOCTOR)
-    count = len(first_orders) + sum(1 for _ in orders)
-    tasks = count // config.tasks.group_size
-    if not tasks:
-        source = "its own tasks()" if config.tasks.source is None else hide_passwords(config.tasks.source)
-        raise ConfigurationError(f"there are no tasks: {source} has none. Give a source with rows, or yield tasks.")
-    rows = count_rows_used(config.tasks, tasks)
-    return f"{tasks} tasks, {config.tasks.group_size} rollouts of each{f'; {rows}' if rows is not None else ''}"
+class _TaskCounter:
+    """Checks and counts the tasks.
+
+    Attributes:
+        rollouts: the number of rollouts of all tasks; None before the check, or if another program puts the orders.
+    """
+
+    def __init__(self) -> None:
+        self.rollouts: int | None = None
+
+    def check(self, config: Config) -> Finding:
+        """Check the first tasks, and count all of them; return the finding."""
+        if config.tasks.source == QUEUE_SOURCE:
+            url = hide_passwords(config.queue.tasks)
+            return CheckResult("tasks", f"another program puts the orders on {url}", CheckStatus.NOTHING)
+        orders = iter_orders(config.new_environment, config.tasks)
+        first_orders = list(islice(orders, TASKS_OF_DOCTOR * config.tasks.group_size))
+        check_tasks(config.new_environment, config.tasks, first_orders, TASKS_OF_DOCTOR)
+        self.rollouts = len(first_orders) + sum(1 for _ in orders)
+        tasks = self.rollouts // config.tasks.group_size
+        if not tasks:
+            source = "its own tasks()" if config.tasks.source is None else hide_passwords(config.tasks.source)
+            raise ConfigurationError(f"there are no tasks: {source} has none. Give a source with rows, or yield tasks.")
+        rows = count_rows_used(config.tasks, tasks)
+        is_checked = config.environment_class.check_task is not Environment.check_task
+        return (
+            f"{tasks} tasks, {config.tasks.group_size} rollouts of each"
+            + (f"; {rows}" if rows is not None else "")
+            + (f"; check_task has seen the first {TASKS_OF_DOCTOR:,}" if is_checked and tasks > TASKS_OF_DOCTOR else "")
+        )
+
+    def check_space(self, config: Config) -> Finding:
+        """Check that all rollouts fit on the disk; return the finding."""
+        return check_disk(config.run.directory, [PlannedRollouts(config, self.rollouts)])
 
 
-def _check_images(config: Config) -> str:
+def check_images(config: Config) -> str:
+    """Check that the directories of images can be read; return the finding."""
     for directory in config.images.allow:
-        if not directory.is_dir():
+        if not os.path.isdir(directory):
             raise ConfigurationError(f"images.allow: {directory} is not a directory.")
+        if not os.access(directory, os.R_OK | os.X_OK):
+            raise ConfigurationError(f"images.allow: this user may not read {directory}.")
     return (
         f"{config.images.mode}, at most {config.images.max_bytes:,} bytes and {config.images.max_pixels:,} pixels each"
     )
 
 
-def _check_engine_settings(config: Config) -> str:
+def check_engine_settings(config: Config) -> Finding:
+    """Check the key of the engines, or the script of the embedded engine; return the finding. Ask no engine."""
     if config.engine.urls:
         api_key_from_config(config)
-        return f"{', '.join(config.engine.urls)} (checked with --live)"
+        return CheckResult("engine", f"{', '.join(config.engine.urls)}: only --live asks it", CheckStatus.NOTHING)
+    from rollout.serving.policies import load_policy
+
     load_policy(config.engine.embedded.policy)
     return f"embedded, the script {config.engine.embedded.policy}; no neural network"
 
@@ -135,40 +166,21 @@ def _check_model(config: Config) -> str:
     )
 
 
-def _check_queue(config: Config) -> str:
-    """Check the URL and the high water of the trajectories queue, without creating the queue; return the finding."""
-    url = RunQueues(config, RunDirectory(config.run.directory / "RUN")).trajectories
-    with TemporaryDirectory() as temporary_directory:
-        parts = split_url(url)
-        queue_options = anyio.run(
-            _read_queue_options,
-            parts._replace(path=quote(temporary_directory)).geturl() if parts.scheme == "file" else url,
-        )
-    rollouts_needed = 2 * config.policy.batch
-    if not queue_options.admits(rollouts_needed * _MIN_BYTES_PER_ROLLOUT, rollouts_needed * _MIN_RECORDS_PER_ROLLOUT):
-        raise ConfigurationError(
-            f"queue.url: two batches of {config.policy.batch} rollouts (policy.batch) exceed the high water of "
-            f"{queue_options.high_water_text}, even if the rollouts are short. A trainer that collects a batch while "
-            "it trains on another would wait forever. Raise high_water."
-        )
-    return (
-        f"{hide_passwords(url)}; two batches of {config.policy.batch} rollouts are below the high water if each "
-        f"rollout has at most {queue_options.high_water // rollouts_needed:,} bytes"
-    )
+def _checks(tasks: _TaskCounter) -> Iterator[tuple[str, Callable[[Config], Finding]]]:
+    """Yield each check with its subject, in their order."""
+    yield "configuration", _check_configuration
+    yield "environment", _check_environment
+    yield "machine", check_this_machine
+    yield "tasks", tasks.check
+    yield "images", check_images
+    yield "engine", check_engine_settings
+    yield "model", _check_model
+    yield "queue", lambda config: check_trajectories_queue(config, _future_run(config))
+    yield "queue.tasks", lambda config: check_other_queue(config, "tasks", _future_run(config))
+    yield "queue.control", lambda config: check_other_queue(config, "control", _future_run(config))
+    yield "disk", tasks.check_space
 
 
-async def _read_queue_options(url: str) -> QueueOptions:
-    async with open_queue(url) as queue:
-        return queue.limits
-
-
-_CHECKS: tuple[tuple[str, Callable[[Config], str | None]], ...] = (
-    ("configuration", _check_configuration),
-    ("environment", _check_environment),
-    ("machine", _check_machine),
-    ("tasks", _check_tasks),
-    ("images", _check_images),
-    ("engine", _check_engine_settings),
-    ("model", _check_model),
-    ("queue", _check_queue),
-)
+def _future_run(config: Config) -> Path:
+    """Return a path in the place of the directory that a run would have."""
+    return config.run.directory / "RUN"

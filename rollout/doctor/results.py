@@ -4,6 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from renderers_adapter.errors import AdapterError
+from rollout.errors import ConfigurationError
+from transports import QueueURLError
+
 
 class CheckStatus(Enum):
     """The outcome of a check.
@@ -12,13 +16,13 @@ class CheckStatus(Enum):
         OK: the message was proven.
         BAD: something is wrong.
         UNKNOWN: the check was asked for, but cannot be made here.
-        NOTHING: this set-up has nothing to check.
+        NOTHING: this set-up has nothing to check, or the check was not asked for.
     """
 
     OK = "ok"
     BAD = "bad"
-    UNKNOWN = "?"
-    NOTHING = "-"
+    UNKNOWN = "unknown"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class CheckResult:
         message: the finding, or the error.
         status: the outcome of the check.
         fix: the action that corrects the error; None if there is no error, or if the message names the action.
-        is_configuration_error: whether the error is in the configuration itself, so that no run could begin with it.
+        is_configuration_error: whether `run` and `launch` exit with 2 for this error. The error is then in the YAML, in
+            what it names (the environment, its tasks, the model), or in what the environment needs of this machine.
     """
 
     subject: str
@@ -38,6 +43,12 @@ class CheckResult:
     status: CheckStatus = CheckStatus.OK
     fix: str | None = None
     is_configuration_error: bool = False
+
+
+def error_result(subject: str, error: Exception) -> CheckResult:
+    """Return the result of a check that found an error. `run` and `launch` exit with 2 for the same errors."""
+    is_configuration_error = isinstance(error, ConfigurationError | AdapterError | QueueURLError)
+    return CheckResult(subject, str(error), CheckStatus.BAD, is_configuration_error=is_configuration_error)
 
 
 def exit_code(results: Iterable[CheckResult]) -> int:

@@ -30,19 +30,17 @@ from rollout.engine.errors import (
     EngineBroken,
     EngineError,
     EngineMisconfigured,
-    EngineRefused,
     EngineTimeout,
     EngineUnavailable,
     EngineUnreachable,
     LogitBiasRefused,
-    ModelNotServed,
 )
-from rollout.engine.features import find_layout_problem
 from rollout.engine.protocol import Generation, decode_response, encode_request
+from rollout.engine.replica_checks import ReplicaChecker
 from rollout.engine.request import GenerateRequest
 from rollout.engine.routing import Replica, Router, exponential_pause
+from rollout.engine.seeds import SeedFilter
 from rollout.engine.transport import EngineTransport
-from rollout.engine.weight_updates import fetch_engine_state
 from rollout.records.messages import FinishReason
 from rollout.records.versions import version_satisfies
 
@@ -51,6 +49,7 @@ log = structlog.get_logger()
 _FIRST_RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 0.25, 8.0
 _RECHECK_TIMEOUT = 5.0
 _STARTUP_CHECK_TIMEOUT = 30.0
+_SEED_TIMEOUT = 30.0
 _ABORT_TIMEOUT = 2.0
 _RETRYABLE_ERRORS = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
@@ -103,8 +102,9 @@ class EngineClient:
         self._transport = transport or AiohttpTransport(api_key)
         self._engine_sends_experts = False
         self._refuses_bans = False
-        self._multimodal = multimodal
         self._geometry = geometry if multimodal != "content_parts" else None
+        self._seeds = SeedFilter(self._transport)
+        self._checker = ReplicaChecker(self._transport, self._router, model, multimodal, self._geometry)
 
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
@@ -136,7 +136,7 @@ class EngineClient:
 
         async def check_one(replica: Replica) -> None:
             try:
-                await self._check_replica(replica, min(self._answer_timeout, _STARTUP_CHECK_TIMEOUT))
+                await self._checker.check(replica, min(self._answer_timeout, _STARTUP_CHECK_TIMEOUT))
             except (*_RETRYABLE_ERRORS, EngineBroken) as error:
                 unavailable[replica] = error
 
@@ -259,6 +259,7 @@ class EngineClient:
         experts_start = request.experts_start if self._engine_sends_experts else None
         if replica.is_unavailable:
             await self._recheck_replica(replica)
+        request = await self._remove_unsafe_seed(replica, request)
         geometry = self._geometry if replica.resolves_references else None
         body = encode_request(request, self.model, request_id, experts_start=experts_start, geometry=geometry)
         try:
@@ -276,6 +277,14 @@ class EngineClient:
         except (anyio.get_cancelled_exc_class(), EngineTimeout):
             await self._abort(replica, request_id)
             raise
+
+    async def _remove_unsafe_seed(self, replica: Replica, request: GenerateRequest) -> GenerateRequest:
+        # A request that waits here counts as in flight. Otherwise, all first requests would choose the same engine.
+        replica.in_flight += 1
+        try:
+            return await self._seeds.remove_unsafe_seed(replica.url, request, min(self._try_timeout, _SEED_TIMEOUT))
+        finally:
+            replica.in_flight -= 1
 
     @contextmanager
     def _track_request(self, replica: Replica) -> Iterator[None]:
@@ -306,58 +315,11 @@ class EngineClient:
 
     async def _recheck_replica(self, replica: Replica) -> None:
         try:
-            await self._check_replica(replica, _RECHECK_TIMEOUT)
+            await self._checker.check(replica, _RECHECK_TIMEOUT)
         except EngineError as error:
             raise EngineUnavailable(f"{replica.url} was ejected and still cannot be used: {error}") from error
+        self._seeds.forget(replica.url)
         self._router.mark_available(replica)
-
-    async def _check_replica(self, replica: Replica, timeout: float) -> None:
-        """Check that an engine serves the model and has the required weights; store its properties in `replica`."""
-        with anyio.move_on_after(timeout):
-            models_json = await self._transport.get(f"{replica.url}/v1/models")
-            replica.max_model_len = _parse_max_model_len(replica.url, models_json, self.model)
-            if self._router.required_version is not None:
-                version = (await fetch_engine_state(self._transport, replica.url)).version
-                if not self._router.has_required_version(version):
-                    raise EngineBehind(
-                        f"{replica.url} has the weights {version!r}, but the trainer has pushed "
-                        f"{self._router.required_version!r}."
-                    )
-                replica.version = version
-            if self._geometry is not None:
-                replica.resolves_references = await self._supports_references(replica.url, self._geometry)
-            return
-        raise EngineTimeout(f"{replica.url} did not answer the requests of a check within {timeout:g} s.")
-
-    async def _supports_references(self, url: str, geometry: Geometry) -> bool:
-        try:
-            problem = find_layout_problem(await self._transport.get(f"{url}/mmraw/version"), geometry)
-        except EngineRefused:
-            problem = "it runs without our plugin"
-        if problem is None:
-            log.info("images are sent as references", engine=url, fingerprint=geometry.fingerprint)
-        elif self._multimodal == "mmraw":
-            raise EngineRefused(
-                f"engine.multimodal is mmraw, but {url} does not resolve references: {problem}. Start the engine with "
-                "our plugin (VLLM_PLUGINS=mmraw), or set engine.multimodal: auto."
-            )
-        else:
-            log.info("images are sent as content_parts", engine=url, because=problem)
-        return problem is None
-
-
-def _parse_max_model_len(url: str, models_json: bytes, model: str) -> int | None:
-    try:
-        context_lengths = {entry["id"]: entry.get("max_model_len") for entry in orjson.loads(models_json)["data"]}
-    except (ValueError, KeyError, TypeError):
-        raise EngineRefused(f"{url}/v1/models did not return a list of models; is this a vLLM server?") from None
-    if model not in context_lengths:
-        raise ModelNotServed(
-            f"{url} does not serve the model {model!r}; it serves {', '.join(sorted(context_lengths)) or 'none'}. "
-            "Set model.name to one of these."
-        )
-    context_length = context_lengths[model]
-    return int(context_length) if context_length else None
 
 
 def _retry_pause(try_number: int) -> float:

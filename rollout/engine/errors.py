@@ -57,9 +57,17 @@ class EngineNotFound(EngineMisconfigured):
 
 
 class ModelNotServed(EngineError):
-    """The engine serves other models than the configured one."""
+    """The engine serves other models than the configured one.
+
+    Attributes:
+        served: the names of the models that it serves.
+    """
 
     infrastructure = True
+
+    def __init__(self, message: str, served: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.served = served
 
 
 class RequestRefusedLocally(EngineError):

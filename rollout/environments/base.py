@@ -152,7 +152,7 @@ class Reply:
     """One answer of the policy.
 
     Attributes:
-        message: the answer as a message; append it to the conversation to continue from it.
+        message: the answer as a message, as chat APIs write it; append it to the conversation to continue from it.
         text: the text of the answer, without reasoning and tool calls.
         finish_reason: why the answer ended.
         tool_calls: the tool calls in the answer, including malformed ones.

@@ -1,11 +1,5 @@
 """Makes the choices of an answer: what clients see of a played turn, and the last text when a limit is used up."""
 
-import json
-from collections.abc import Mapping
-from typing import Any
-
-import orjson
-
 from rollout.gateway.dialects.base import AnswerChoice, AnsweredCall, SampledToken, TurnRequest
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason
@@ -39,8 +33,7 @@ def build_choice(turn: SessionTurn, request: TurnRequest, session: EndpointSessi
         text=text,
         reasoning=reasoning,
         calls=tuple(
-            AnsweredCall(call["id"], call["function"]["name"], _write_arguments(call["function"]["arguments"]))
-            for call in calls
+            AnsweredCall(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in calls
         ),
         finish_reason=reply.finish_reason,
         completion_tokens=reply.completion_tokens,
@@ -68,10 +61,3 @@ def _cut(text: str, stop_text: str) -> str:
         if shorter and text.endswith(shorter):
             return text.removesuffix(shorter)
     return text
-
-
-def _write_arguments(arguments: Mapping[str, Any]) -> str:
-    try:
-        return orjson.dumps(arguments).decode()
-    except TypeError:  # orjson writes no integers of more than 64 bits
-        return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))

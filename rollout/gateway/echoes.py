@@ -13,7 +13,7 @@ from typing import Any
 from rollout.gateway.call_ids import CallIds, CallNames, call_ids, with_call
 from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.dialects.normal_form import digest_form, incoming_message, merge_messages, normal_calls
-from rollout.gateway.foreign import ForeignReason, smallest_difference, with_parsed_arguments
+from rollout.gateway.foreign import ForeignReason, smallest_difference
 from rollout.records.conversations import Echo
 from rollout.records.messages import Message, MessageError
 
@@ -267,9 +267,8 @@ class ConversationTree:
     def _add_foreign(self, node: _Node, messages: Sequence[IncomingMessage], at: int, tools_key: bytes) -> _Node:
         """Add a foreign assistant message after `node`."""
         incoming = messages[at]
-        message = with_parsed_arguments(incoming.message)
         reason = self._foreign_reason(node, messages, at, tools_key)
-        foreign = _Node(message, call_ids(message), foreign_reason=reason)
+        foreign = _Node(incoming.message, call_ids(incoming.message), foreign_reason=reason)
         node.children[_foreign_key(incoming)] = foreign
         return foreign
 

@@ -5,9 +5,8 @@ The summary of a run counts the reasons why they are foreign.
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
 
-from rollout.gateway.dialects.normal_form import normal_calls, normal_text, parse_arguments
+from rollout.gateway.dialects.normal_form import normal_calls, normal_text
 from rollout.records.messages import Message
 
 
@@ -48,13 +47,6 @@ def smallest_difference(echoes: Sequence[Message], answers: Sequence[Message]) -
     return next((reason for reason in _FROM_NEAREST if reason in reasons), ForeignReason.INSERTED)
 
 
-def with_parsed_arguments(message: Message) -> Message:
-    """Return a message whose calls have their arguments as objects, as in the session's own messages."""
-    if not message.get("tool_calls"):
-        return message
-    return {**message, "tool_calls": [_with_parsed_call(call) for call in message["tool_calls"]]}
-
-
 def _difference(message: Message, answer: Message) -> ForeignReason:
     text, calls = normal_text(message), normal_calls(message.get("tool_calls") or ())
     sent_text, sent_calls = normal_text(answer), normal_calls(answer.get("tool_calls") or ())
@@ -65,11 +57,3 @@ def _difference(message: Message, answer: Message) -> ForeignReason:
     if [name for name, _ in calls] == [name for name, _ in sent_calls]:
         return ForeignReason.ARGUMENTS
     return ForeignReason.CALLS if same_text else ForeignReason.INSERTED
-
-
-def _with_parsed_call(call: Any) -> Any:
-    try:
-        arguments = parse_arguments(call["function"]["arguments"])
-    except ValueError:
-        return call
-    return {**call, "function": {**call["function"], "arguments": arguments}} if isinstance(arguments, dict) else call

@@ -18,14 +18,13 @@ import structlog
 from prometheus_client.registry import CollectorRegistry
 
 from renderers_adapter.errors import AdapterError
-from rollout.config.environment_class import check_machine
 from rollout.config.load import Config
-from rollout.config.model_directory import require_model
-from rollout.errors import ConfigurationError, RolloutError, primary_error
+from rollout.doctor.disk import PlannedRollouts, check_disk
+from rollout.doctor.results import CheckStatus
+from rollout.errors import RolloutError, primary_error
 from rollout.launch.announcement import announced_launch
 from rollout.launch.failure_limit import FailureLimit, TooManyFailures
 from rollout.launch.feeder import Feeder
-from rollout.launch.local import LocalPlace
 from rollout.launch.state import EnvironmentState, LaunchState, Notice
 from rollout.launch.supervisor import RestartBudget, Supervisor, WorkerSlot
 from rollout.launch.waiting import WaitWatcher
@@ -47,7 +46,6 @@ from rollout.tasks.sources import count_rows_used
 from rollout.worker.link import WorkerInstructions
 from rollout.worker.setup import find_or_start_engines
 from transports import QueueClosed, QueueError
-from transports.redaction import hide_passwords
 
 log = structlog.get_logger()
 
@@ -95,6 +93,7 @@ async def _run_launch(state: LaunchState, display: LaunchDisplay) -> None:
             with anyio.CancelScope() as state.startup_scope:
                 for environment in state.environments:
                     await _prepare_environment(environment, state, stack, engine_stack, export)
+                await _check_space(state)
             if not state.stopping_early:
                 await _run_workers(state, export)
         task_group.cancel_scope.cancel()
@@ -132,13 +131,6 @@ async def _prepare_environment(
 ) -> None:
     """List the orders of an environment, find or start its engines, open its queues, and make its worker slots."""
     config, directory = environment.launch_config.config, state.directory
-    _refuse_memory_queues(config)
-    if state.workers_per_environment and isinstance(state.place, LocalPlace):
-        # Otherwise, each worker would fail with these errors.
-        require_model(config.model.path, environment.launch_config.file)
-        await anyio.to_thread.run_sync(
-            check_machine, config.environment_class, config.environment_settings, abandon_on_cancel=True
-        )
     rollout_orders = (
         [] if environment.is_fed_externally else await anyio.to_thread.run_sync(_list_orders, environment, config)
     )
@@ -148,7 +140,7 @@ async def _prepare_environment(
     trajectories_queue = await stack.enter_async_context(queues.open_trajectories())
     environment.control_queue = await stack.enter_async_context(queues.open_control())
     for queue in (tasks_queue, trajectories_queue, environment.control_queue):
-        await queue.stats()  # a queue that cannot be reached ends the launch now, before workers start
+        await queue.stats()  # a queue that cannot be used ends the launch now, before workers start
     announcement = announced_launch(
         trajectories_queue,
         directory,
@@ -185,6 +177,22 @@ async def _prepare_environment(
         )
         for name in (f"{environment.name}-{number}" for number in range(state.workers_per_environment))
     ]
+
+
+async def _check_space(state: LaunchState) -> None:
+    """Check that the rollouts that are still to be played fit on the disk. Raises DiskTooSmall if they do not."""
+    planned = [
+        PlannedRollouts(
+            environment.launch_config.config,
+            None
+            if environment.is_fed_externally
+            else max(0, environment.total_rollouts - environment.outcome_totals.rollouts),
+        )
+        for environment in state.environments
+    ]
+    result = await anyio.to_thread.run_sync(check_disk, state.directory.path, planned)
+    if result.status is CheckStatus.UNKNOWN:
+        state.notices.append(Notice(result.message))
 
 
 def _end_phase(environment: EnvironmentState, state: LaunchState) -> LaunchPhase:
@@ -254,15 +262,6 @@ def _leftover_timeout(state: LaunchState, config: Config) -> float:
         if state.workers_per_environment
         else _LEASE_EXPIRY_SECONDS + config.worker.rollout_timeout
     )
-
-
-def _refuse_memory_queues(config: Config) -> None:
-    for key, url in (("queue.url", config.queue.url), ("queue.tasks", config.queue.tasks)):
-        if url.startswith("memory:"):
-            raise ConfigurationError(
-                f"{key} is {hide_passwords(url)}, but workers are other processes, and no other process can reach a "
-                "memory queue. Use file:// or redis://, or `rollout run`, which is one process."
-            )
 
 
 async def _feed_all(state: LaunchState, supervisor: Supervisor) -> None:

@@ -139,7 +139,7 @@ class RolloutStarted:
 class PromptSource(StrEnum):
     """How the tokens of a prompt were made: by a bridge, or by a full render for one of several reasons.
 
-    The last three reasons are those of `renderers_adapter.adapter.BridgeRefusalReason`.
+    The last four reasons are those of `renderers_adapter.adapter.BridgeRefusalReason`.
 
     Attributes:
         BRIDGE: the tokens of the new messages were added to known tokens.
@@ -149,6 +149,7 @@ class PromptSource(StrEnum):
         COMPACTION: the first messages are known, but the history after them was cut, summarised or edited.
         ASSISTANT: the new messages contain an answer that the policy did not give in this rollout.
         THINKING: the template drops earlier reasoning after a new question.
+        END_TOKEN: the last answer ended on another stop token than the one with which the template closes it.
         REFUSED: the renderer cannot be sure that a bridge is correct.
     """
 
@@ -159,6 +160,7 @@ class PromptSource(StrEnum):
     COMPACTION = "compaction"
     ASSISTANT = "assistant"
     THINKING = "thinking"
+    END_TOKEN = "end_token"  # noqa: S105 - a token of the model, and no password
     REFUSED = "refused"
 
 

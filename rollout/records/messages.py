@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from rollout.errors import RolloutError
+from rollout.records.call_arguments import read_arguments
 from rollout.records.message_values import countable_content
 from rollout.records.wrong_types import describe_wrong_type, show_value
 from rollout.value_limits import MAX_VALUES, OutOfBoundsError, TooMuchTextError, ValueCounter, is_within_bounds
@@ -253,10 +254,9 @@ def _canonicalise_message(index: int, message: Any, hashes_by_part: Mapping[int,
     try:
         if "tool_calls" in canonical_message:
             # Copy the calls, because the environment may change its own object later.
-            canonical_message["tool_calls"] = orjson.loads(orjson.dumps(canonical_message["tool_calls"]))
-        digest, size = _digest_json(
-            _with_parsed_arguments(canonical_message) if "tool_calls" in canonical_message else canonical_message
-        )
+            calls = orjson.loads(orjson.dumps(canonical_message["tool_calls"]))
+            canonical_message["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
+        digest, size = _digest_json(canonical_message)
     except (TypeError, AttributeError) as error:
         raise MessageError(f"messages[{index}] contains a value that JSON cannot write ({error}).") from None
     return CanonicalMessage(canonical_message, digest, image_hashes, size)
@@ -288,20 +288,16 @@ def _get_field(part: Any, name: str) -> Any:
     return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
 
 
-def _with_parsed_arguments(message: Message) -> Message:
-    """Return the message with its tool calls' arguments as objects, because some APIs write them as a JSON string."""
-    return {**message, "tool_calls": [_parse_call_arguments(call) for call in message["tool_calls"]]}
+def _with_parsed_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a call with its arguments as an object, because chat APIs write them as JSON text.
 
-
-def _parse_call_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    Text that cannot be such an object is not changed.
+    """
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
-    try:
-        arguments = orjson.loads(function["arguments"])
-    except ValueError:
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}
+    arguments = read_arguments(function["arguments"])
+    return call if arguments is None else {**call, "function": {**function, "arguments": arguments}}
 
 
 def _digest_json(value: Any) -> tuple[bytes, int]:

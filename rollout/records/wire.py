@@ -51,7 +51,6 @@ from rollout.records.fields import (
 )
 from rollout.records.kinds import (
     STEPS_DIGEST_BYTES,
-    PromptSource,
     Record,
     RecordError,
     RecordHeader,
@@ -62,17 +61,18 @@ from rollout.records.kinds import (
 from rollout.records.launch_status import LaunchStatus, pop_status, status_fields
 from rollout.records.messages import FinishReason
 from rollout.records.old_endings import upgrade_ending
+from rollout.records.prompt_source_fields import encode_prompt_source, pop_prompt_source
 from rollout.records.rewards import encode_rewards, encode_turn_rewards, pop_rewards, pop_turn_rewards, require_reward
 from rollout.records.step_parts import decode_images, decode_nodes, encode_image, encode_nodes
 from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
-SCHEMA = 105
+SCHEMA = 106
 """The version of the schema: 100 times the major version, plus the minor version."""
 
-_DEFAULT_PROMPT_SOURCE, _DEFAULT_FINISH_REASON = PromptSource.BRIDGE, FinishReason.STOP
-"""The values that most steps have. These values are not sent."""
+_DEFAULT_FINISH_REASON = FinishReason.STOP
+"""The value that most steps have. It is not sent."""
 
 _ABORTED = FinishReason.ABORT.value
 _HEADER_FIELD_TYPES = [str, str, str, str, int, int]
@@ -278,7 +278,7 @@ def _encode_step(step: Step) -> dict[str, Any]:
         "first": step.first,
         **encode_nodes(step.nodes),
         "images": [encode_image(mm_hash, descriptor) for mm_hash, descriptor in step.images.items()] or None,
-        "source": step.prompt_source.value if step.prompt_source is not _DEFAULT_PROMPT_SOURCE else None,
+        **encode_prompt_source(step.prompt_source),
         "length": step.prompt_length,
         "digest": step.prompt_digest,
         "finish": step.finish_reason.value if step.finish_reason is not _DEFAULT_FINISH_REASON else None,
@@ -306,7 +306,7 @@ def _decode_step(wire: Wire) -> Step:
     stop_reason = wire.pop("stop", None)
     if stop_reason is not None and type(stop_reason) not in (str, int):
         raise RecordError(f"'stop' is of type {type(stop_reason).__name__}; expected a string or a token id.")
-    source, finish = pop_optional_field(wire, "source", str), pop_optional_field(wire, "finish", str)
+    finish = pop_optional_field(wire, "finish", str)
     if finish == _ABORTED:
         raise RecordError("'finish' is 'abort', but an aborted answer must not be recorded.")
     return Step(
@@ -316,7 +316,7 @@ def _decode_step(wire: Wire) -> Step:
         first=first_node,
         nodes=nodes,
         images=decode_images(pop_optional_field(wire, "images", list) or []),
-        prompt_source=PromptSource(source) if source else _DEFAULT_PROMPT_SOURCE,
+        prompt_source=pop_prompt_source(wire),
         prompt_length=prompt_length,
         prompt_digest=pop_bytes(wire, "digest", PROMPT_DIGEST_BYTES),
         finish_reason=FinishReason(finish) if finish else _DEFAULT_FINISH_REASON,

@@ -66,9 +66,16 @@ def create_run(
     Raises:
         EnvironmentUnusable: an environment cannot be created. Then the directory is not created either.
     """
-    launch_configs = load_launch_configs(files, overrides)
-    for launch_config in launch_configs:
-        _require_usable(launch_config.config)
+    launch_configs = load_usable_configs(files, overrides)
+    return save_run(launch_configs, run_path), launch_configs
+
+
+def save_run(launch_configs: Sequence[LaunchConfig], run_path: Path | None) -> RunDirectory:
+    """Create the directory of a new run of these configurations: `run_path`, or a directory with a new name.
+
+    Raises:
+        RunDirectoryError: the directory or a file in it cannot be written.
+    """
     if run_path is None:
         name = "-".join(launch_config.config.run.name for launch_config in launch_configs)
         directory = create_run_directory(launch_configs[0].config.run.directory, name[:80])
@@ -83,7 +90,21 @@ def create_run(
         write_private_file(directory.path / _MANIFEST_NAME, manifest)
     except OSError as error:
         raise RunDirectoryError(f"{directory.path / _MANIFEST_NAME} cannot be written: {error.strerror}.") from None
-    return directory, launch_configs
+    return directory
+
+
+def load_usable_configs(files: Sequence[Path], overrides: Sequence[str]) -> list[LaunchConfig]:
+    """Load the launch configurations of one run, and create one instance of each environment.
+
+    Raises:
+        ConfigFileError: a configuration is not valid.
+        ConfigurationError: two configurations have the same `run.name`.
+        EnvironmentUnusable: an environment cannot be created.
+    """
+    launch_configs = load_launch_configs(files, overrides)
+    for launch_config in launch_configs:
+        _require_usable(launch_config.config)
+    return launch_configs
 
 
 def load_launch_configs(files: Sequence[Path], overrides: Sequence[str]) -> list[LaunchConfig]:

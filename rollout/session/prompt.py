@@ -40,6 +40,7 @@ _RENDER_REASONS = {
     PromptSource.COMPACTION: "history changed",
     PromptSource.ASSISTANT: "foreign answer",
     PromptSource.THINKING: "reasoning dropped",
+    PromptSource.END_TOKEN: "other end token",
     PromptSource.REFUSED: "bridge refused",
 }
 """The reasons for a full render, as the summary of a run shows them; docs/traces.md explains each reason."""

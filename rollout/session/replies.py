@@ -1,6 +1,7 @@
 """Makes the message of a reply from a parsed completion."""
 
 from renderers_adapter.rendered import ParsedCompletion
+from rollout.records.call_arguments import write_arguments
 from rollout.records.messages import Message, ToolCall
 
 
@@ -18,7 +19,11 @@ def build_assistant_message(parsed: ParsedCompletion, turn: int) -> tuple[Messag
     valid_calls = [call for call in tool_calls if call.error is None]
     if valid_calls:
         message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": write_arguments(call.arguments)},
+            }
             for call in valid_calls
         ]
     return message, tool_calls

@@ -11,6 +11,7 @@ import orjson
 from renderers_adapter.pool import RendererPool
 from renderers_adapter.tokens import LogicalIds, concat_ids
 from rollout.environments.base import Reply
+from rollout.records.call_arguments import write_arguments
 from rollout.records.kinds import Step
 from rollout.records.messages import CanonicalMessage, Message, ToolCall, canonicalise, digest_tools
 from rollout.session.replies import build_assistant_message
@@ -81,8 +82,8 @@ def _read_reply(
     renderers: RendererPool | None,
 ) -> Reply:
     answer = path[-1]
-    message = copy.deepcopy(dict(answer.message))
-    text, tool_calls = str(message["content"]), tuple(_recorded_calls(message))
+    tool_calls = tuple(_recorded_calls(answer.message))
+    message, text = _reply_message(answer.message), str(answer.message["content"])
     if renderers is not None:
         opening = LogicalIds(answer.run.ids[: answer.run.sampled_from])
         # If there is no generation prompt, the answer continues a turn that an earlier message began.
@@ -102,8 +103,19 @@ def _read_reply(
     )
 
 
+def _reply_message(recorded: Message) -> Message:
+    """Return the message of a reply from its record, which has the arguments of tool calls as objects."""
+    if "tool_calls" not in recorded:
+        return dict(recorded)
+    calls = [
+        {**call, "function": {**call["function"], "arguments": write_arguments(call["function"]["arguments"])}}
+        for call in recorded["tool_calls"]
+    ]
+    return {**recorded, "tool_calls": calls}
+
+
 def _recorded_calls(message: Message) -> Iterator[ToolCall]:
     for call in message.get("tool_calls") or ():
         function = call["function"]
         raw = orjson.dumps({"name": function["name"], "arguments": function["arguments"]}).decode()
-        yield ToolCall(str(call["id"]), str(function["name"]), function["arguments"], raw)
+        yield ToolCall(str(call["id"]), str(function["name"]), copy.deepcopy(function["arguments"]), raw)

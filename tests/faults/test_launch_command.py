@@ -127,6 +127,7 @@ def test_a_launch_with_a_full_backlog_waits_until_a_trainer_reads(color_codeword
         "tasks.count=4",
         "tasks.group_size=4",
         "worker.concurrency=1",
+        "policy.batch=2",
         f"run.directory={tmp_path}",
     )
     with running_process("launch", color_codeword, "--json", *set_options(settings)) as launch:

@@ -121,7 +121,7 @@ def valid_records(*, all_received: bool) -> list[Frames]:
     digest = prompt_digest(prompt.ids, [placeholder.hash for placeholder in prompt.placeholders])
     second |= {"parent": 0, "length": len(prompt.ids), "digest": digest}
     second["messages"][0]["content"].append({"type": "thinking", "thinking": "so"})
-    second["echo"] = "normalised"
+    second |= {"echo": "normalised", "source": "refused", "end_token": True}
     second["masks"] = {"ids": np.array([21, 22, 23], np.int32), "lengths": np.array([1, 2], np.int32)}
     second["experts"] = {"first": 5, "rows": np.zeros((len(prompt.ids) + 1 - 5, 2, 2), np.uint8)}
     finished |= {"limit": "tokens", "reward": 1.2, "rewards": {"answer": [1.0, 1.0], "format": [1.0, 0.2]}}

@@ -26,14 +26,13 @@ from transports.redis_streams.consumers import (
 from transports.redis_streams.entries import (
     ForeignEntry,
     StreamEntry,
-    decode_lossy,
     encode_text,
     join_frames,
     read_dead_letter,
     read_entry,
 )
 from transports.redis_streams.options import parse_redis_url
-from transports.redis_streams.server import RedisClient
+from transports.redis_streams.server import RedisClient, damaged_key_error
 
 _POLL_SECONDS = (0.002, 0.02)
 
@@ -233,10 +232,7 @@ class RedisQueue(Queue):
                 scripts.CREATE_QUEUE, [f"{self._prefix}:queue"], [requested or 1, self._prefix]
             )
             if problem:
-                raise QueueCorrupt(
-                    f"{self.url}: a key of the queue is damaged: {decode_lossy(problem)}. Another program uses this "
-                    "key. Choose another name for the queue (?stream=), or delete the key."
-                )
+                raise damaged_key_error(self.url, problem)
             if requested not in (None, partitions):
                 raise QueueURLError(f"{self.url}: the queue was created with partitions={partitions}; use that number")
             self._consumers = {index: self._consumer_class(self._settings, index) for index in range(partitions)}

@@ -26,7 +26,8 @@ def _load(*names: str) -> str:
     return "".join((_LUA_DIR / f"{name}.lua").read_text("utf-8") for name in names)
 
 
-CREATE_QUEUE = _load("create_queue")
+CREATE_QUEUE = _load("check_key", "create_queue")
+ASK_QUEUE = _load("check_key", "ask_queue")
 ACCOUNT_PUT = _load("account_put")
 LEASE_PARTITION = _load("delivered", "lease_partition")
 RELEASE_PARTITION = _load("release_partition")

@@ -23,6 +23,7 @@ import redis.asyncio
 from transports.errors import QueueCorrupt, QueueError, QueueStorageError
 from transports.redaction import hide_passwords
 from transports.redis_streams import scripts
+from transports.redis_streams.entries import decode_lossy
 from transports.urls import without_password
 
 RawEntry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
@@ -179,6 +180,14 @@ class RedisClient:
             "the server refused the operation",
         )
         return QueueStorageError(f"{self.url}: {meaning}: {message}")
+
+
+def damaged_key_error(url: str, problem: bytes) -> QueueCorrupt:
+    """Return the error for a key that is damaged. The problem is what a script found."""
+    return QueueCorrupt(
+        f"{url}: a key of the queue is damaged: {decode_lossy(problem)}. Another program uses this key. Choose another "
+        "name for the queue (?stream=), or delete the key."
+    )
 
 
 def _wrong_address_problem(error: BaseException) -> str | None:

@@ -40,8 +40,11 @@ _SOURCE_TEXTS = {
     PromptSource.COMPACTION: "an edited history",
     PromptSource.ASSISTANT: "an answer that the policy did not give",
     PromptSource.THINKING: "the template drops earlier reasoning",
+    PromptSource.END_TOKEN: "the template closes the answer with another token",
     PromptSource.REFUSED: "the renderer is not sure",
 }
+
+_TEMPLATE_SOURCES = {PromptSource.THINKING, PromptSource.END_TOKEN, PromptSource.REFUSED}
 
 
 def describe_play(config: Config, play: AgentPlay) -> Iterator[CheckResult]:
@@ -130,7 +133,7 @@ def _describe_bridging(play: AgentPlay) -> CheckResult:
     if not others:
         return CheckResult("agent bridging", f"{bridged} of {len(followers)} later turns: sampled tokens are kept")
     reasons = "; ".join(f"{_SOURCE_TEXTS.get(source, source.value)} {count}" for source, count in others.items())
-    refused = PromptSource.THINKING in others or PromptSource.REFUSED in others
+    refused = not _TEMPLATE_SOURCES.isdisjoint(others)
     fix = "model.template or another model.renderer" if refused else "keep the answers and the messages before them"
     message = f"only {bridged} of {len(followers)} later turns are bridged; not bridged: {reasons}"
     return CheckResult("agent bridging", message, CheckStatus.BAD, fix)

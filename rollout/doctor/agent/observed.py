@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from rollout.doctor.agent.script import AgentScript
 from rollout.doctor.agent.scripted_client import question_of_turn
+from rollout.records.call_arguments import write_arguments
 from rollout.records.conversations import Echo
 from rollout.records.kinds import PromptSource
 from rollout.records.messages import Message
@@ -99,9 +98,9 @@ def _observe(
 ) -> ObservedTurn:
     message = turn.reply.message
     calls = (
-        SentCall(call["id"], call["function"]["name"], arguments, orjson.dumps(arguments).decode())
-        for call in message.get("tool_calls") or ()
-        for arguments in (call["function"]["arguments"],)
+        SentCall(call.id, call.name, call.arguments, write_arguments(call.arguments))
+        for call in turn.reply.tool_calls
+        if call.error is None
     )
     return ObservedTurn(
         number=turn.reply.turn,

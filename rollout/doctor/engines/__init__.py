@@ -11,4 +11,5 @@ rendering.py       the check that both sides make the same prompts of conversati
                    text_difference.py, renderer_advice.py                a difference as text, and settings that fit
 own_engine.py      recognises our own engines, which have no tokenizer and no chat template
 pixels.py          the check that the trainer sees the same pixels as the engine
+forward/           the check that a forward pass of the checkpoint gives the engine's log-probs
 """

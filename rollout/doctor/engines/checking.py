@@ -37,19 +37,23 @@ EngineCheck = Callable[[EngineUnderTest], Awaitable[str]]
 FixFinder = Callable[[EngineUnderTest, Exception], str | None]
 """Returns what corrects a RolloutError of the check."""
 
-_ENGINE_CHECKS: tuple[tuple[str, EngineCheck, FixFinder], ...] = (
+NamedEngineCheck = tuple[str, EngineCheck, FixFinder]
+
+_ENGINE_CHECKS: tuple[NamedEngineCheck, ...] = (
     ("model", check_model, model_fix),
     ("weights", check_weights, weights_fix),
     ("tokens", check_tokens, tokens_fix),
-    ("rendering", check_rendering, rendering_fix),
     ("endpoint", check_endpoint, endpoint_fix),
     ("images", check_images, images_fix),
+    ("rendering", check_rendering, rendering_fix),
     ("pixels", check_pixels, pixels_fix),
 )
 
 
-async def check_engines(config: Config) -> AsyncIterator[CheckResult]:
+async def check_engines(config: Config, *, forward: bool = False) -> AsyncIterator[CheckResult]:
     """Check every configured engine, and yield the result of each check.
+
+    With `forward`, the last check of an engine compares its log-probs with those of the checkpoint.
 
     Raises:
         RolloutError, AdapterError: the configuration is wrong; the checks without `--live` report this.
@@ -65,18 +69,25 @@ async def check_engines(config: Config) -> AsyncIterator[CheckResult]:
         text_request = probe_request(adapter, image_policy, ())
         image_request = probe_request(adapter, image_policy, PROBE_SIZES if adapter.geometry else ())
         engine_api_key = api_key_from_config(config)
+        checks = (*_ENGINE_CHECKS, *(_forward_check(image_policy) if forward else ()))
         for url in config.engine.urls:
             async with (
                 HttpxTransport(engine_api_key) as transport,
                 engine_client_from_config(config, [url], adapter.geometry) as client,
             ):
                 engine = EngineUnderTest(url, config, adapter, transport, client, text_request, image_request)
-                async for result in _check_engine(engine):
+                async for result in _check_engine(engine, checks):
                     yield result
 
 
-async def _check_engine(engine: EngineUnderTest) -> AsyncIterator[CheckResult]:
-    for subject, make_check, fix_for in _ENGINE_CHECKS:
+def _forward_check(image_policy: ImagePolicy) -> tuple[NamedEngineCheck, ...]:
+    from rollout.doctor.engines.forward.checking import ForwardCheck
+
+    return (("forward", ForwardCheck(image_policy).check, lambda engine, error: None),)  # its errors say what to do
+
+
+async def _check_engine(engine: EngineUnderTest, checks: tuple[NamedEngineCheck, ...]) -> AsyncIterator[CheckResult]:
+    for subject, make_check, fix_for in checks:
         result = await _make_check(engine, f"{engine.url} {subject}", make_check, fix_for)
         yield result
         if result.status is CheckStatus.BAD:

@@ -2,8 +2,15 @@
 
 from rollout.config.model_directory import BUILTIN_MODELS, written_model_path
 from rollout.doctor.engines.under_test import EngineUnderTest, NothingToCheck
-from rollout.engine.errors import EngineMismatch, EngineRefused, EngineUnavailable
+from rollout.engine.adapters import fetch_adapter_support
+from rollout.engine.errors import EngineMismatch, EngineRefused, EngineUnavailable, ModelNotServed
 from rollout.engine.weight_updates import NotUpdatable, fetch_engine_state
+
+_ADAPTERS = {
+    True: "LoRA adapters can be loaded",
+    False: "LoRA adapters cannot be loaded",
+    None: "whether LoRA adapters can be loaded is unknown",
+}
 
 
 async def check_model(engine: EngineUnderTest) -> str:
@@ -13,19 +20,24 @@ async def check_model(engine: EngineUnderTest) -> str:
 
 
 async def check_weights(engine: EngineUnderTest) -> str:
-    """Check that a trainer can update the weights, and return the finding.
+    """Check that a trainer can update the weights; return the finding, and whether adapters can be loaded.
 
     Without `policy.max_staleness`, no update is needed, so an engine without updates passes, too.
     """
+    adapters = await fetch_adapter_support(engine.transport, engine.url)
+    about_adapters = f"{_ADAPTERS[adapters.can_load]}: {adapters.reason.rstrip('.')}"
     try:
         state = await fetch_engine_state(engine.transport, engine.url)
     except NotUpdatable as error:
         if engine.config.policy.max_staleness is not None:
             raise
-        return f"no update is needed (policy.max_staleness is not set), and none is possible: {error}"
+        reason = str(error).rstrip(".")
+        return (
+            f"no update is needed (policy.max_staleness is not set), and none is possible: {reason}. {about_adapters}"
+        )
     if state.paused:
         raise EngineUnavailable("the engine is paused for new weights that never came, so it answers no request.")
-    return f"version {state.version}; the weights can be replaced"
+    return f"version {state.version}; the weights can be replaced. {about_adapters}"
 
 
 async def check_endpoint(engine: EngineUnderTest) -> str:
@@ -49,6 +61,8 @@ async def check_images(engine: EngineUnderTest) -> str:
 
 def model_fix(engine: EngineUnderTest, error: Exception) -> str | None:
     """Return what corrects an error of `check_model`."""
+    if isinstance(error, ModelNotServed) and error.served:
+        return f"set model.name to {' or '.join(error.served)}"
     if isinstance(error, EngineRefused):
         return None
     if written_model_path(engine.config.model.path) in BUILTIN_MODELS:

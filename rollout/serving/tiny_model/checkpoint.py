@@ -5,16 +5,30 @@ import shutil
 from pathlib import Path
 
 from rollout.images.processors import import_trainer_extra
-from rollout.serving.tiny_model.families import CONTEXT_LENGTH, FAMILIES, SHIPPED_MODEL_DIRECTORY
+from rollout.serving.tiny_model.families import CONTEXT_LENGTH, FAMILIES, SHIPPED_MODEL_DIRECTORY, PatchSizes
 
 WEIGHT_SCALE = 6.0
 """The factor for the initial weights. Without it, logits are almost flat, and hardly depend on the prompt."""
 
 
-def make_checkpoint(directory: Path, family: str, *, seed: int = 0, scale: float = WEIGHT_SCALE) -> int:
+def make_checkpoint(
+    directory: Path,
+    family: str,
+    *,
+    seed: int = 0,
+    scale: float = WEIGHT_SCALE,
+    patch_sizes: PatchSizes | None = None,
+    merges: int | None = None,
+) -> int:
     """Write a checkpoint of a family into a directory, and return its number of parameters.
 
-    Its matrices are `scale` times the usual initial weights of the architecture.
+    Args:
+        directory: the directory of the checkpoint; files that are there are replaced.
+        family: the name of the family.
+        seed: the seed of the random weights.
+        scale: the factor for the usual initial weights of the architecture.
+        patch_sizes: how the model divides images; None means as the family's models do.
+        merges: the number of the tokenizer's merges, so that its vocabulary is smaller; None means all.
 
     Raises:
         ConfigurationError: torch or transformers is missing.
@@ -25,12 +39,13 @@ def make_checkpoint(directory: Path, family: str, *, seed: int = 0, scale: float
     from transformers import GenerationConfig
 
     tiny_family = FAMILIES[family]
-    tokenizer = Tokenizer.from_file(str(SHIPPED_MODEL_DIRECTORY / "tokenizer.json"))
+    sizes = patch_sizes or tiny_family.patch_sizes
+    tokenizer_json = _tokenizer_with(merges)
+    tokenizer = Tokenizer.from_str(tokenizer_json)
     token_ids = tokenizer.get_vocab(with_added_tokens=True)
     torch.manual_seed(seed)
-    network = tiny_family.build_network(tokenizer.get_vocab_size(with_added_tokens=True), token_ids.__getitem__).to(
-        torch.float32
-    )
+    vocabulary_size = tokenizer.get_vocab_size(with_added_tokens=True)
+    network = tiny_family.build_network(vocabulary_size, token_ids.__getitem__, sizes).to(torch.float32)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() >= 2:
@@ -43,13 +58,28 @@ def make_checkpoint(directory: Path, family: str, *, seed: int = 0, scale: float
         pad_token_id=token_ids["<|endoftext|>"],
         do_sample=True,
     ).save_pretrained(directory)
-    shutil.copyfile(SHIPPED_MODEL_DIRECTORY / "tokenizer.json", directory / "tokenizer.json")
+    (directory / "tokenizer.json").write_text(tokenizer_json, "utf-8")
     shutil.copyfile(tiny_family.chat_template, directory / "chat_template.jinja")
     shipped_tokenizer_config = json.loads((SHIPPED_MODEL_DIRECTORY / "tokenizer_config.json").read_text("utf-8"))
     json_files = {
         "tokenizer_config.json": {**shipped_tokenizer_config, "model_max_length": CONTEXT_LENGTH},
-        **tiny_family.config_files,
+        **tiny_family.config_files(sizes),
     }
     for name, content in json_files.items():
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _tokenizer_with(merges: int | None) -> str:
+    """Return the shipped tokenizer.json with only this number of merges, and without the tokens of the others."""
+    text = (SHIPPED_MODEL_DIRECTORY / "tokenizer.json").read_text("utf-8")
+    if merges is None:
+        return text
+    settings = json.loads(text)
+    model = settings["model"]
+    removed = {"".join(pair) for pair in model["merges"][merges:]}
+    model["merges"] = model["merges"][:merges]
+    model["vocab"] = {token: at for at, token in enumerate(token for token in model["vocab"] if token not in removed)}
+    for at, token in enumerate(settings["added_tokens"], start=len(model["vocab"])):
+        token["id"] = at
+    return json.dumps(settings, ensure_ascii=False, indent=2)

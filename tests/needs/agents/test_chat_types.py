@@ -11,12 +11,21 @@ import openai
 import orjson
 import pytest
 from openai.types import ErrorObject
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageParam, ParsedChatCompletion
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionAssistantMessageParam,
+    ChatCompletionChunk,
+    ChatCompletionMessageParam,
+    ParsedChatCompletion,
+)
+from pydantic import TypeAdapter
 
+from renderers_adapter.rendered import ParsedCompletion, ParsedToolCall
 from rollout.gateway.dialects.base import Answer, AnsweredCall, RefusalReason, RequestRefused, SampledToken, TurnRequest
 from rollout.gateway.dialects.chat import ChatDialect
 from rollout.records.endings import RolloutLimit
 from rollout.records.messages import FinishReason
+from rollout.session.replies import build_assistant_message
 from tests.unit.gateway.dialects.chat_requests import (
     ADD,
     CALLS,
@@ -164,6 +173,13 @@ def test_a_message_that_the_sdk_sends_back_is_an_exact_echo(name: str) -> None:
         conversation: Any = [QUESTION, echo, QUESTION]
         client.chat.completions.create(model="tiny", messages=conversation)
         assert gateway.requests[-1].messages[1].exact_key == sent.exact_key
+
+
+def test_the_message_of_a_reply_can_be_sent_to_a_chat_api() -> None:
+    calls = tuple(ParsedToolCall(None, "add", {"a": 1.5, "b": "é"}, "", None) for _ in range(2))
+    message, _ = build_assistant_message(ParsedCompletion("I add.", None, calls), 0)
+    read: Any = TypeAdapter(ChatCompletionAssistantMessageParam).validate_python(message, strict=True)
+    assert [call["function"]["arguments"] for call in read["tool_calls"]] == ['{"a":1.5,"b":"é"}'] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Redis servers with TLS, with users, without some commands, and servers that are not there."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import redis
 
 from rollout.trainer import TrajectoryReader
 from tests.needs.services.redis_server import RedisServer, free_port
@@ -107,6 +109,74 @@ async def test_a_user_without_the_needed_rights_is_a_named_error(guarded: str, u
     async with open_queue(guarded.replace("redis://", f"redis://{user}:readonly@")) as queue:
         with pytest.raises(QueueStorageError, match="this user may not use streams"):
             await queue.stats()
+
+
+# `rollout doctor`
+
+
+def doctor(repository: Path, url: str) -> tuple[int, str, str]:
+    """Return the exit code of doctor, and the status and the message of its line `queue`."""
+    config = str(repository / "configs" / "color_codeword.yaml")
+    ended = run_cli("doctor", config, "--json", "--set", f"queue.url={url}")
+    (queue,) = [check for check in json.loads(ended.stdout)["checks"] if check["subject"] == "queue"]
+    return ended.returncode, queue["status"], queue["message"]
+
+
+def test_doctor_asks_a_server_and_creates_nothing(repository: Path, guarded: str) -> None:
+    url = guarded.replace("redis://", "redis://rollout:p%40ss%2Fword@")
+    code, status, message = doctor(repository, f"{url}?stream=asked")
+    assert (code, status) == (0, "ok")
+    assert "the server answers and takes writes; the queue does not exist yet" in message
+    with redis.Redis.from_url(url) as client:
+        assert client.keys("*asked*") == []
+
+
+async def test_doctor_finds_the_partitions_of_a_queue(repository: Path, guarded: str) -> None:
+    url = guarded.replace("redis://", "redis://rollout:p%40ss%2Fword@") + "?stream=found"
+    async with open_queue(f"{url}&partitions=3") as queue:
+        await queue.stats()
+    code, status, message = doctor(repository, url)
+    assert (code, status) == (0, "ok")
+    assert "the queue has partitions=3" in message
+    code, status, message = doctor(repository, f"{url}&partitions=2")
+    assert (code, status) == (2, "bad")
+    assert "the queue was created with partitions=3; use that number" in message
+
+
+@pytest.mark.parametrize(
+    ("user", "problem"),
+    [
+        ("rollout:wrong", "the server refuses the user or the password"),
+        ("scripted:readonly", "this user may not use streams"),
+    ],
+)
+def test_doctor_names_what_a_server_refuses(repository: Path, guarded: str, user: str, problem: str) -> None:
+    code, status, message = doctor(repository, guarded.replace("redis://", f"redis://{user}@"))
+    assert (code, status) == (1, "bad")
+    assert problem in message
+
+
+def test_doctor_finds_a_key_of_another_program(repository: Path, start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis()
+    with redis.Redis.from_url(server.url) as client:
+        client.set("{taken}:queue", "mine")
+    code, status, message = doctor(repository, f"{server.url}?stream=taken")
+    assert (code, status) == (1, "bad")
+    assert "{taken}:queue has the type string instead of hash" in message
+
+
+def test_doctor_finds_a_server_that_takes_no_writes(repository: Path, start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis("--replicaof", "127.0.0.1", str(free_port()), "--replica-serve-stale-data", "yes")
+    code, status, message = doctor(repository, server.url)
+    assert (code, status) == (1, "bad")
+    assert "this server is a read-only replica" in message
+
+
+def test_doctor_finds_a_server_that_is_out_of_memory(repository: Path, start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis("--maxmemory", "1kb")
+    code, status, message = doctor(repository, server.url)
+    assert (code, status) == (1, "bad")
+    assert "the server is out of memory" in message
 
 
 # Servers that lack something

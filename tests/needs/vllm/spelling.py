@@ -53,8 +53,8 @@ class SpellingClient(RecordingClient):
         return await EngineClient.generate(self, wanted)
 
 
-def say(policy: PolicyClient, text: str) -> None:
-    """Make the policy say a text in its next answers."""
+def say(policy: PolicyClient, text: str, *, end: str = "<|im_end|>") -> None:
+    """Make the policy say a text, and then an end token, in its next answers."""
     assert isinstance(policy.engine, SpellingClient)
     tokenizer = policy.renderers.tokenizer
-    policy.engine.planned = [*tokenizer.encode(text), tokenizer.token_id("<|im_end|>")]
+    policy.engine.planned = [*tokenizer.encode(text), tokenizer.token_id(end)]

@@ -17,6 +17,7 @@ from rollout.session.policy import PolicyClient
 from rollout.testing import play
 from rollout.trainer import check
 from rollout.trainer.trajectory import Trajectory
+from tests.needs.vllm.spelling import SpellingClient, say
 
 COLORS = ("red", "green", "blue", "yellow", "red", "blue")
 TASK = Task(id="000000", index=0, seed=7)
@@ -101,6 +102,47 @@ class OnePicture(Environment):
         url = draw_square(self._color, ColorCodewordSettings(), seed="look")
         await model.chat([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
         return Score(1.0)
+
+
+class Questions(Environment):
+    """Asks three questions about a picture; the policy ends its first answer with another token than the template."""
+
+    def __init__(self, policy: PolicyClient) -> None:
+        super().__init__(EnvironmentSettings())
+        self._policy = policy
+        self.requests: list[list[Message]] = []
+
+    async def run(self, task: Task, model: Model) -> Score:
+        url = draw_square("red", ColorCodewordSettings(), seed="look")
+        messages: list[Message] = [{"role": "system", "content": SYSTEM}]
+        asked: list[Any] = [[{"type": "image_url", "image_url": {"url": url}}], "Sure?", "Really?"]
+        for question, answer, end in zip(
+            asked, ("red", "yes", "Yes."), ("<|endoftext|>", "<|im_end|>", "<|im_end|>"), strict=True
+        ):
+            say(self._policy, answer, end=end)
+            messages.append({"role": "user", "content": question})
+            reply = await model.chat(messages)
+            self.requests.append([dict(message) for message in messages])
+            messages.append(reply.message)
+        return Score(1.0)
+
+
+@pytest.mark.parametrize("family", ["qwen3-vl", "qwen2.5-vl"])
+async def test_the_prompt_after_another_end_token_is_the_servers_own(
+    fleet: Mapping[str, Any], policy_for: Any, family: str
+) -> None:
+    live = fleet[family]
+    async with policy_for(live, client=SpellingClient) as policy:
+        questions = Questions(policy)
+        trajectory = (await play(questions, TASK, policy=policy)).trajectory
+    assert check(trajectory) == []
+    assert [step.prompt_source for step in trajectory.steps] == ["first", "end_token", "bridge"]
+    assert policy.engine.turns[0][1].token_ids[-1] == policy.renderers.tokenizer.token_id("<|endoftext|>")
+    with live.http() as server:
+        for messages, (request, _) in zip(questions.requests, policy.engine.turns, strict=True):
+            asked = {"model": "tiny", "messages": messages}
+            rendered = server.post("/v1/chat/completions/render", json=asked).raise_for_status().json()
+            assert rendered["token_ids"] == request.expanded_prompt.tolist()
 
 
 async def test_usage_versions_and_cached_tokens_reach_the_record(fleet: Mapping[str, Any], policy_for: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 from rollout.config.load import Config, load_config
 from rollout.doctor.checks import run_checks
 from rollout.doctor.results import CheckStatus, exit_code
+from rollout.environments.color_codeword import ColorCodeword
 from tests.unit.doctor.problems import only_problem
 
 
@@ -18,7 +19,7 @@ def config(repository: Path) -> Path:
 def test_a_good_configuration_has_one_result_for_each_check(config: Path) -> None:
     results = run_checks(load_config(config), live=False)
     assert exit_code(results) == 0
-    subjects = ["configuration", "environment", "tasks", "images", "engine", "model", "queue"]
+    subjects = ["configuration", "environment", "tasks", "images", "engine", "model", "queue", "disk"]
     assert [result.subject for result in results] == subjects
     assert {result.status for result in results} == {CheckStatus.OK}
 
@@ -66,10 +67,47 @@ def test_the_tools_of_an_environment_and_the_forgotten_ones_are_named(tmp_path: 
     assert "; tools look, used; these tools are not used, because `functions` does not name them: forgotten" in found
 
 
+def test_what_was_not_asked_for_is_not_ok(config: Path) -> None:
+    settings = ["engine.urls=['http://127.0.0.1:1']", "tasks.source=queue"]
+    results = run_checks(load_config(config, settings), live=False)
+    assert exit_code(results) == 0
+    nothing = {result.subject: result.message for result in results if result.status is CheckStatus.NOTHING}
+    assert nothing == {
+        "engine": "http://127.0.0.1:1: only --live asks it",
+        "tasks": "another program puts the orders on file://{run_dir}/tasks/{environment}",
+    }
+
+
+def test_a_directory_of_images_that_cannot_be_read_is_bad(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_config(config, [f"images.allow=[{tmp_path}]"])
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    bad = only_problem(loaded)
+    assert (bad.subject, bad.message) == ("images", f"images.allow: this user may not read {tmp_path}.")
+
+
+def test_an_error_that_is_not_in_the_configuration_has_another_exit_code(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    results = run_checks(load_config(config, [f"run.directory={tmp_path}/runs"]), live=False)
+    assert exit_code(results) == 1
+    assert [result.subject for result in results if result.status is CheckStatus.BAD] == ["queue", "disk"]
+
+
 def test_a_source_without_rows_is_bad(config: Path, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").touch()
     bad = only_problem(load_config(config, [f"tasks.source={tmp_path}/none.jsonl"]))
     assert (bad.subject, bad.message.partition(":")[0]) == ("tasks", "there are no tasks")
+
+
+@pytest.mark.parametrize(("count", "is_said"), [(1000, False), (1001, True)])
+def test_tasks_that_no_check_has_seen_are_not_called_checked(
+    config: Path, monkeypatch: pytest.MonkeyPatch, count: int, *, is_said: bool
+) -> None:
+    monkeypatch.setattr(ColorCodeword, "check_task", lambda self, task: None)
+    results = run_checks(load_config(config, [f"tasks.count={count}"]), live=False)
+    (found,) = [result.message for result in results if result.subject == "tasks"]
+    assert ("; check_task has seen the first 1,000" in found) == is_said
 
 
 MACHINE = """

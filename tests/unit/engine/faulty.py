@@ -38,6 +38,7 @@ class FaultyEngine:
         arrived: set by every request for a completion.
         models: its answer to `/v1/models`.
         weights: the version of its weights; None if it has no routes that replace them.
+        routes: its answers to other routes.
     """
 
     behave: Behaviour
@@ -50,6 +51,7 @@ class FaultyEngine:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     models: Answer = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": 512}]}))
     weights: str | None = None
+    routes: dict[str, Answer] = field(default_factory=dict)
 
     async def answer(self, path: str, body: bytes) -> Answer | None:
         self.paths.append(path)
@@ -62,6 +64,8 @@ class FaultyEngine:
         if path == "/inference/v1/abort_requests":
             self.aborted += orjson.loads(body)["request_ids"]
             return 200, b""
+        if path in self.routes:
+            return self.routes[path]
         if path != "/inference/v1/generate":
             return 404, orjson.dumps({"detail": "Not Found"})
         self.generated.append(orjson.loads(body))

@@ -1,5 +1,6 @@
 """The check of all engines at the start of a run or a worker."""
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -8,6 +9,7 @@ import pytest
 from rollout.engine.client import EngineClient
 from rollout.engine.errors import EngineBroken, EngineRefused, EngineUnavailable, EngineUnreachable, ModelNotServed
 from rollout.engine.request import GenerateRequest
+from rollout.engine.stand_in import StandInEngine
 from tests.unit.engine.faulty import FaultyEngine, client_of, succeed
 
 
@@ -17,6 +19,43 @@ async def test_the_check_finds_the_shortest_context() -> None:
     async with client_of(first, second) as client:
         await client.check()
         assert client.max_model_len == 64
+
+
+def model_entry(name: str, *, parent: str | None = None, max_model_len: int | None = None) -> dict[str, Any]:
+    return {"id": name, "parent": parent, "max_model_len": max_model_len}
+
+
+@pytest.mark.parametrize(
+    ("others", "context_length"),
+    [
+        pytest.param([model_entry("base", max_model_len=64)], 64, id="its parent has one"),
+        pytest.param([model_entry("p", parent="base"), model_entry("base", max_model_len=64)], 64, id="a chain"),
+        pytest.param([model_entry("base"), model_entry("unrelated", max_model_len=64)], None, id="no parent has one"),
+        pytest.param([], None, id="its parent is not listed"),
+        pytest.param([model_entry("p", parent="m"), model_entry("base", parent="p")], None, id="a cycle"),
+    ],
+)
+async def test_an_adapter_has_the_context_of_its_parent(
+    others: list[dict[str, Any]], context_length: int | None
+) -> None:
+    parent = others[0]["id"] if others else "base"
+    engine = FaultyEngine(succeed)
+    engine.models = (200, orjson.dumps({"data": [*others, model_entry("m", parent=parent)]}))
+    async with client_of(engine) as client:
+        await client.check()
+        assert client.max_model_len == context_length
+
+
+async def test_the_adapter_of_a_recorded_server_has_the_context_of_its_parent() -> None:
+    recorded = orjson.loads((Path(__file__).parent / "recorded" / "descriptions.json").read_bytes())
+    models = orjson.dumps(recorded["models_with_adapter"])
+
+    async def answer(url: str, body: bytes) -> tuple[int, bytes]:
+        return 200, models
+
+    async with EngineClient(["http://a"], "colours", timeout=20, transport=StandInEngine(answer)) as client:
+        await client.check()
+        assert client.max_model_len == 4096
 
 
 async def test_one_unreachable_engine_does_not_stop_the_start(text: GenerateRequest) -> None:
@@ -87,6 +126,8 @@ async def test_a_start_does_not_wait_if_another_try_cannot_fix_the_error(models:
     [
         ((200, orjson.dumps({"data": [{"id": "other"}]})), ModelNotServed),
         ((200, b"<html>"), EngineRefused),
+        ((200, b'{"data": ["m"]}'), EngineRefused),
+        ((200, orjson.dumps({"data": [{"id": "m", "max_model_len": "long"}]})), EngineRefused),
         ((404, b"no such page"), EngineRefused),
     ],
 )

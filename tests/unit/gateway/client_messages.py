@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
 from rollout.gateway.dialects.base import IncomingMessage
 from rollout.gateway.dialects.normal_form import incoming_message
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
@@ -38,17 +36,6 @@ def assistant(text: Any = "", *calls: Call, reasoning: str = "") -> IncomingMess
     return incoming_message(message)
 
 
-def session_message(sent: IncomingMessage) -> dict[str, Any]:
-    """Return an answer as the session keeps it: the arguments of its calls are objects."""
-    message = dict(sent.message)
-    if "tool_calls" in message:
-        message["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": orjson.loads(call["function"]["arguments"])}}
-            for call in message["tool_calls"]
-        ]
-    return message
-
-
 class Client:
     """Sends conversations to a tree, and gets answers, as the endpoint does it."""
 
@@ -63,7 +50,7 @@ class Client:
     def ask(self, *messages: IncomingMessage, answer: IncomingMessage, tools: bytes = TOOLS) -> dict[str, Any]:
         """Send a conversation and get an answer; return the answer's message for the session."""
         resolved = self.send(*messages, tools=tools)
-        message = session_message(answer)
+        message = dict(answer.message)
         self.tree.add_answer(resolved, answer, message, self.turns)
         self.turns += 1
         return message

@@ -116,6 +116,8 @@ def test_an_invalid_start_is_refused(changes: dict[str, Any], reason: str) -> No
         ],
         *[({"echo": value}, "'echo' is of type|not a valid Echo") for value in (1, "", "tolerant")],
         *[({"constrained": value}, "'constrained' is of type") for value in (1, "yes")],
+        *[({"source": "refused", "end_token": value}, "'end_token' is of type") for value in (1, "yes")],
+        ({"source": "first", "end_token": True}, "'end_token' is set, but 'source' is 'first'"),
         *[({"timings": {"engine": number}}, "microseconds for 'engine'") for number in (-1, 0.5, 2**63)],
         (messages(pixel_values=[1.0]), "pixel_values"),
         (messages(novelty=np.zeros(3)), "ndarray"),

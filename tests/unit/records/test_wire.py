@@ -138,6 +138,12 @@ def test_reasons_are_enums_before_and_after_the_queue() -> None:
     assert decoded.finish_reason is step().finish_reason
 
 
+def test_a_reader_of_an_older_version_reads_another_end_token_as_a_refused_bridge() -> None:
+    wire = decode(encode_record(RECORDS["other_ended_step"]))
+    assert wire["source"] == "refused"
+    assert wire["end_token"] is True
+
+
 def test_the_usual_values_of_a_turn_and_main_roots_are_not_sent() -> None:
     usual, finished = RECORDS["usual_step"], RECORDS["rollout_finished"]
     assert isinstance(finished, RolloutFinished)

@@ -56,6 +56,16 @@ def test_the_bridge_closes_a_completion_that_was_cut(adapter: RendererAdapter) -
     assert bridged.segments[0].ids[0] == adapter.stop_token_ids[0]
 
 
+def test_an_answer_with_another_end_token_needs_a_full_render(adapter: RendererAdapter) -> None:
+    opening = adapter.render([user("Hi")], None).generation_prompt
+    ended = as_logical_ids(adapter.tokenizer.encode("yes<|endoftext|>"))
+    assert ended[-1] in adapter.stop_token_ids
+    for message in (user("Sure?"), {"role": "tool", "content": "3"}):
+        with pytest.raises(BridgeRefused) as refusal:
+            adapter.bridge(opening, ended, [message], None)
+        assert refusal.value.reason is BridgeRefusalReason.END_TOKEN
+
+
 def test_an_assistant_message_in_the_tail_needs_a_full_render(adapter: RendererAdapter) -> None:
     rendered = adapter.render([user("Hi")], None)
     with pytest.raises(BridgeRefused) as refusal:

@@ -44,6 +44,8 @@ CALL = {
     ],
 }
 RESULT = {"role": "tool", "tool_call_id": "functions.add:0", "name": "add", "content": "3"}
+ANSWER = {"role": "assistant", "content": "3"}
+QUESTION = {"role": "user", "content": "Sure?"}
 
 
 def sampled_part(opening: LogicalIds, past: Any) -> LogicalIds:
@@ -101,6 +103,49 @@ def test_a_tool_call_is_parsed_and_its_result_is_bridged(
     more = adapter.tokenizer.encode("\n") if family in CLOSES_WITH_MORE else []
     assert [*more, *joined(bridged.segments)] == joined(whole.segments[3:])
     assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
+
+
+@pytest.mark.parametrize(
+    ("family", "answer", "next_message"),
+    [(name, ANSWER, QUESTION) for name in sorted(FAMILIES)]
+    + [(name, CALL, RESULT) for name, family in sorted(FAMILIES.items()) if family.supports_tools],
+)
+def test_an_answer_is_bridged_only_after_the_end_token_of_the_template(
+    adapter_for: Callable[[str], RendererAdapter], family: str, answer: dict[str, Any], next_message: dict[str, Any]
+) -> None:
+    adapter, tools = adapter_for(family), TOOLS if answer is CALL else None
+    begin = [SYSTEM, {"role": "user", "content": "1 + 2?"}]
+    opening = adapter.render(begin, tools).generation_prompt
+    whole = adapter.render([*begin, answer, next_message], tools)
+    *said, closing = sampled_part(opening, whole.segments[2]).tolist()
+    forgets = family == "deepseek-r1" or (family in FORGETS_REASONING and next_message is QUESTION)
+    for end in adapter.stop_token_ids:
+        expected = None if end == closing else BridgeRefusalReason.END_TOKEN
+        if forgets:
+            expected = BridgeRefusalReason.THINKING_DROPPED
+        refusal = refusal_of(adapter, opening, as_logical_ids([*said, end]), next_message, tools)
+        assert refusal is expected, adapter.tokenizer.decode([end])
+
+
+def refusal_of(
+    adapter: RendererAdapter, opening: LogicalIds, completion: LogicalIds, next_message: dict[str, Any], tools: Any
+) -> BridgeRefusalReason | None:
+    """Return the reason why a completion is not bridged; None if it is bridged."""
+    try:
+        adapter.bridge(opening, completion, [next_message], tools)
+    except BridgeRefused as refusal:
+        return refusal.reason
+    return None
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_no_end_token_is_part_of_a_parsed_answer(adapter_for: Callable[[str], RendererAdapter], family: str) -> None:
+    adapter = adapter_for(family)
+    opening = adapter.render([SYSTEM, {"role": "user", "content": "Hi"}], None).generation_prompt
+    for stop in adapter.stop_token_ids:
+        parsed = adapter.parse(opening, as_logical_ids([*adapter.tokenizer.encode("yes"), stop]))
+        assert (parsed.text + (parsed.reasoning or "")).strip() == "yes"
+        assert parsed.tool_calls == ()
 
 
 def test_gpt_oss_needs_the_name_of_the_tool_in_a_result(adapter_for: Callable[[str], RendererAdapter]) -> None:

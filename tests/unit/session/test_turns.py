@@ -15,6 +15,7 @@ from rollout.engine.errors import EngineAborted
 from rollout.images import ImageError
 from rollout.records.messages import MessageError
 from rollout.session.prompt import summarize_prompt_sources
+from rollout.testing.recorded_turns import read_turns
 from rollout.trainer import check, samples
 from tests.programs.programs import ProgramResources
 from tests.unit.session.scripted import Message, ScriptedRollout, tool, user
@@ -121,13 +122,48 @@ async def test_no_malformed_call_ends_its_rollout(script: ScriptedRollout, sampl
     assert check(await script.in_process.finish()) == []
 
 
-async def test_arguments_as_json_text_are_the_same_call(script: ScriptedRollout) -> None:
+SAID = '{"word": "caf\\u00e9", "n": 18446744073709551615, "x": 1.50, "x": 2.0}'
+
+
+async def test_the_message_of_a_reply_has_its_arguments_as_json_text(script: ScriptedRollout) -> None:
     messages = [user("Look.")]
-    await script.answer(messages, CALL, tools=TOOLS)
-    messages[-1]["tool_calls"][0]["function"]["arguments"] = '{"n":1}'
+    reply = await script.answer(messages, CALL.replace('{"n": 1}', SAID), tools=TOOLS)
+    arguments = {"word": "café", "n": 2**64 - 1, "x": 2.0}
+    assert [(call.arguments, call.error) for call in reply.tool_calls] == [(arguments, None)]
+    (written,) = reply.message["tool_calls"]
+    assert written["function"] == {"name": "look", "arguments": '{"word":"café","n":18446744073709551615,"x":2.0}'}
     messages.append(tool("red"))
     await script.answer(messages, "Red.", tools=TOOLS)
     assert script.sources == ["first", "bridge"]
+    (recorded,) = script.in_process.steps[0].nodes[-1].message["tool_calls"]
+    assert recorded == {**written, "function": {"name": "look", "arguments": arguments}}
+
+
+@pytest.mark.parametrize("arguments", [{"n": 1}, '{ "n" : 1 }', '{"n":\n1}'], ids=["object", "spaces", "lines"])
+async def test_arguments_in_another_form_are_the_same_call(script: ScriptedRollout, arguments: Any) -> None:
+    messages = [user("Look.")]
+    await script.answer(messages, CALL, tools=TOOLS)
+    messages[-1]["tool_calls"][0]["function"]["arguments"] = arguments
+    messages.append(tool("red"))
+    await script.answer(messages, "Red.", tools=TOOLS)
+    assert script.sources == ["first", "bridge"]
+
+
+async def test_the_template_gets_json_text_as_an_object(script: ScriptedRollout) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"n":1,"word":"caf\\u00e9"}'}}
+    foreign = {"role": "assistant", "content": "", "tool_calls": [call]}
+    await script.answer([user("Look."), foreign, tool("red")], "Red.", tools=TOOLS)
+    prompt = script.pool.tokenizer.decode(script.in_process.engine.turns[0].logical)
+    assert '{"name": "look", "arguments": {"n": 1, "word": "café"}}' in prompt
+
+
+@pytest.mark.parametrize("parses", [True, False], ids=["parsed again", "from the messages"])
+async def test_a_replay_gives_the_same_message(script: ScriptedRollout, parses: bool) -> None:
+    messages = [user("Look.")]
+    reply = await script.answer(messages, CALL.replace('{"n": 1}', SAID), tools=TOOLS)
+    (recorded,) = read_turns(await script.in_process.finish(), script.pool if parses else None)
+    assert recorded.reply.message == reply.message
+    assert [call.arguments for call in recorded.reply.tool_calls] == [call.arguments for call in reply.tool_calls]
 
 
 async def test_a_tool_result_may_hold_text_and_images(script: ScriptedRollout, picture: Callable[[int], Any]) -> None:
@@ -183,6 +219,31 @@ async def test_after_reasoning_without_an_end_the_prompt_is_rendered_whole(think
     await thinking.answer(messages, "so\n</think>\n\nRed.", tools=TOOLS)
     assert thinking.sources == ["first", "refused"]
     assert check(await thinking.in_process.finish()) == []
+
+
+async def test_after_another_end_token_the_prompt_is_rendered_as_the_template_closes_the_answer(
+    script: ScriptedRollout,
+) -> None:
+    messages = [user("Colour?")]
+    reply = await script.answer(messages, "red<|endoftext|>", closed=False)
+    assert reply.message == {"role": "assistant", "content": "red"}
+    messages.append(user("Sure?"))
+    rendered = await script.pool.render(messages, None)
+    await script.answer(messages, "yes")
+    prompt = script.in_process.engine.turns[1].logical
+    assert prompt == (*(token for part in rendered.segments for token in part.ids), *rendered.generation_prompt)
+    assert "red<|im_end|>\n<|im_start|>user\nSure?" in script.pool.tokenizer.decode(prompt)
+    messages.append(user("Really?"))
+    await script.answer(messages, "Yes.")
+    assert script.sources == ["first", "end_token", "bridge"]
+    assert script.follows(2, 1)
+    assert summarize_prompt_sources(script.in_process.session.counters.prompt_sources) == (
+        "1 bridged, 2 rendered in full: 1 first of a rollout, 1 other end token"
+    )
+    trajectory = await script.in_process.finish()
+    assert check(trajectory) == []
+    end = script.pool.tokenizer.token_id("<|endoftext|>")
+    assert [int((sample.token_ids[sample.mask] == end).sum()) for sample in samples(trajectory)] == [1, 0]
 
 
 async def test_an_empty_answer_is_an_answer(script: ScriptedRollout) -> None:

@@ -1,16 +1,5 @@
 -- Create the queue if it does not exist. Return the number of partitions and a problem. The problem is empty, or names
 -- the key that is damaged because another program has written to it.
-local problem = ''
-local function check(key, kind, value, pattern)
-  local found = redis.call('TYPE', key)['ok']
-  if found == 'none' then return end
-  if found ~= kind then
-    problem = key .. ' has the type ' .. found .. ' instead of ' .. kind
-  elseif pattern then
-    value = value or redis.call('GET', key)
-    if not string.match(value, pattern) then problem = key .. ' has the value ' .. string.sub(value, 1, 40) end
-  end
-end
 local queue, prefix = KEYS[1], ARGV[2]
 check(queue, 'hash')
 check(prefix .. ':totals', 'hash')

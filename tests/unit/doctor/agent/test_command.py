@@ -30,10 +30,14 @@ def test_an_agent_that_can_be_trained_ends_the_report_with_yes(repository: Path,
 
 def test_an_environment_without_a_program_is_no(repository: Path, tmp_path: Path) -> None:
     config = str(repository / "configs" / "color_codeword.yaml")
-    result = run_cli("doctor", config, "--agent", "--set", f"run.directory={tmp_path / 'runs'}")
+    command = ("doctor", config, "--agent", "--set", f"run.directory={tmp_path / 'runs'}")
+    result = run_cli(*command)
     assert result.returncode == 1
     last = result.stdout.splitlines()[-1]
     assert last == "bad  agent  no: start: the environment opens no endpoint, so it plays no program"
+    report = json.loads(run_cli(*command, "--json").stdout)
+    assert report["agent"] == {"can_be_trained": False, "verdict": last.removeprefix("bad  agent  ")}
+    assert report["checks"][-1]["status"] == "bad"
 
 
 def test_a_bad_configuration_plays_nothing(repository: Path) -> None:

@@ -18,6 +18,7 @@ from rollout.engine.httpx_transport import HttpxTransport
 from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import EngineState, NotUpdatable
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
+from tests.unit.engine.vllm_contract import VERSIONS, Contract
 
 
 @pytest.fixture
@@ -52,11 +53,11 @@ async def test_a_good_engine_has_no_problem(config: Path, url: str, runs: Path, 
     assert verdicts(found) == {
         "model": "ok",
         "weights": "ok",
-        "tokens": "?",
-        "rendering": "-",
+        "tokens": "unknown",
+        "rendering": "nothing",
         "endpoint": "ok",
         "images": "ok",
-        "pixels": "?",
+        "pixels": "unknown",
     }
     assert "2048" in found[0].message
     assert "can be replaced" in found[1].message
@@ -120,6 +121,23 @@ async def test_a_tokenizer_with_an_answer_in_an_unknown_form_is_a_problem(
     assert "/tokenize answers in an unknown form" in found.message
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_every_vllm_knows_the_prompt_that_is_sent_to_its_tokenizer(
+    config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    post, sent = HttpxTransport.post, {}
+
+    async def record(self: HttpxTransport, url: str, body: bytes, *, session_id: str | None = None) -> bytes:
+        sent[url.rpartition("/")[2]] = body
+        return await post(self, url, body, session_id=session_id)
+
+    monkeypatch.setattr(HttpxTransport, "post", record)
+    await findings(config, url, runs)
+    contract = Contract.of_version(version)
+    model = contract.model_of("POST /tokenize", "request")
+    assert list(contract.problems(json.loads(sent["tokenize"]), model)) == []
+
+
 async def test_image_files_that_the_engine_may_not_read_are_a_problem(config: Path, url: str, tmp_path: Path) -> None:
     *_, found = await findings(config, url, tmp_path / "elsewhere")
     assert verdicts([found]) == {"images": "bad"}
@@ -163,3 +181,10 @@ async def test_an_engine_that_fails_is_reported_with_its_own_text(config: Path, 
     )
     assert "ValueError: no colours left" in found[-1].message
     assert found[-1].fix == "read the engine's log, because the engine failed while it handled the request"
+
+
+async def test_a_model_without_weights_has_no_forward_pass(config: Path, url: str, runs: Path) -> None:
+    keys = [f'engine.urls=["{url}"]', f"run.directory={runs}"]
+    *_, found = [finding async for finding in check_engines(load_config(config, keys), forward=True)]
+    assert verdicts([found]) == {"forward": "nothing"}
+    assert "has no weights" in found.message

@@ -1,7 +1,16 @@
 """The probe images, and the summary of a comparison of pixels."""
 
-from rollout.doctor.engines.pixels import PixelComparison, PixelDifference, probe_images
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+
+from rollout.doctor.engines.pixels import PixelComparison, PixelDifference, ProbeImage, compare_pixels, probe_images
+from rollout.engine.errors import EngineRefused
+from rollout.engine.stand_in import StandInEngine
 from rollout.images import load_pixels
+from tests.unit.engine.vllm_contract import VERSIONS, Contract
 
 
 def difference(backend: str, probe: str = "odd", differing: int = 0) -> PixelDifference:
@@ -47,3 +56,24 @@ def test_a_backend_with_one_different_probe_does_not_match() -> None:
 
 def test_no_backend_matches_if_none_was_compared() -> None:
     assert PixelComparison((), {"pil": "it is not installed"}).matching_backend is None
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_every_vllm_knows_the_request_for_the_pixels_of_a_probe(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    sent: list[Any] = []
+
+    async def refuse(_: str, body: bytes) -> tuple[int, bytes]:
+        sent.append(orjson.loads(body))
+        return 400, b""
+
+    processor = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1024, "max_pixels": 65536}
+    without_torch = SimpleNamespace(process=lambda _: None)
+    monkeypatch.setattr("rollout.doctor.engines.pixels.image_processor_for", lambda *_, **__: without_torch)
+    monkeypatch.setattr("rollout.doctor.engines.pixels.probe_images", lambda: [ProbeImage("a", "image/png", b"png")])
+    with pytest.raises(EngineRefused):
+        await compare_pixels(StandInEngine(refuse), "http://engine", model="tiny", config=processor, family="qwen_vl")
+    contract = Contract.of_version(version)
+    model = contract.model_of("POST /v1/chat/completions/render", "request")
+    assert list(contract.problems(sent[0], model)) == []

@@ -10,7 +10,7 @@ from rollout.gateway.dialects.base import AnswerChoice, AnsweredCall
 from rollout.gateway.dialects.chat import ChatDialect
 from rollout.gateway.echoes import ConversationTree, EchoMode, Resolved
 from rollout.records.conversations import Echo
-from tests.unit.gateway.client_messages import TOOLS, session_message
+from tests.unit.gateway.client_messages import TOOLS
 from tests.unit.gateway.dialects.chat_requests import PIXEL, answer, choice
 
 BODIES = Path(__file__).parent / "chat_bodies"
@@ -72,7 +72,7 @@ def played(client: str) -> Resolved:
         asked = [at for at, message in enumerate(body["messages"]) if message["role"] == "assistant"][turn]
         request = dialect.read(orjson.dumps(body | {"messages": body["messages"][:asked]}))
         (sent,) = dialect.sent_messages(request, answer(given))
-        tree.add_answer(tree.resolve(request.messages, TOOLS), sent, session_message(sent), turn)
+        tree.add_answer(tree.resolve(request.messages, TOOLS), sent, dict(sent.message), turn)
     return tree.resolve(dialect.read(orjson.dumps(body)).messages, TOOLS)
 
 

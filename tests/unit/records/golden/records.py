@@ -110,6 +110,11 @@ def foreign_step() -> Step:
     return replace(banning_step(), echo=Echo.FOREIGN, constrained=True)
 
 
+def other_ended_step() -> Step:
+    """Return a step with the source of schema 1.06: the last answer ended on another stop token."""
+    return replace(banning_step(), prompt_source=PromptSource.END_TOKEN)
+
+
 def ended_by(
     status: RolloutStatus, limit: RolloutLimit, *, reward: float | None = None, error: str | None = None
 ) -> RolloutFinished:
@@ -144,6 +149,7 @@ RECORDS: dict[str, Record] = {
     "proven_step": proven_step(),
     "banning_step": banning_step(),
     "foreign_step": foreign_step(),
+    "other_ended_step": other_ended_step(),
     "rollout_finished": RolloutFinished(
         header=header(3),
         status=RolloutStatus.OK,

@@ -1,0 +1,291 @@
+"""Compares our tokenizer with an engine that has a changed copy of it; every difference must be found and named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import orjson
+import pytest
+from tokenizers import Tokenizer
+
+from renderers_adapter.tokenizer import FastTokenizer, load_tokenizer
+from rollout.doctor.engines import tokenizer_probes, tokenizer_requests
+from rollout.doctor.engines.tokenizer import check_tokens
+from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
+from rollout.engine.errors import EngineMismatch, EngineTimeout
+from rollout.engine.transport import EngineTransport
+
+_SHIPPED = Path(__file__).parents[4] / "rollout" / "serving" / "tiny_qwen3_vl" / "tokenizer.json"
+_NFC = {"type": "NFC"}
+
+Change = Callable[[dict[str, Any]], object]
+
+
+class _EngineWithTokenizer(EngineTransport):
+    """Answers as vLLM does, with a tokenizer of its own.
+
+    Attributes:
+        tokenizer: the engine's tokenizer.
+        routes: the routes that exist.
+        owner: the owner of the model in `/v1/models`.
+        requests: the routes that were asked, with the size of the request.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *routes: str, owner: str = "vllm") -> None:
+        self.tokenizer = tokenizer
+        self.routes = ("/v1/models", *(routes or ("/tokenize", "/detokenize")))
+        self.owner = owner
+        self.requests: list[tuple[str, int]] = []
+
+    async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
+        route = url.removeprefix("http://engine")
+        self.requests.append((route, len(body)))
+        if route not in self.routes:
+            return 404, b'{"detail":"Not Found"}'
+        return 200, orjson.dumps(self.answer(route, orjson.loads(body or b"{}")))
+
+    def answer(self, route: str, body: dict[str, Any]) -> object:
+        match route:
+            case "/v1/models":
+                return {"data": [{"id": "tiny", "owned_by": self.owner}]}
+            case "/tokenize":
+                return {"tokens": self.ids(body["prompt"])}
+            case "/v1/completions/render":
+                assert all(len(self.ids(prompt)) < 1024 for prompt in body["prompt"])
+                return [{"token_ids": self.ids(prompt)} for prompt in body["prompt"]]
+            case _:
+                return {"prompt": self.tokenizer.decode(body["tokens"], skip_special_tokens=False)}
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+class _Namespace:
+    def __init__(self, **attributes: object) -> None:
+        self.__dict__.update(attributes)
+
+
+def _engine(transport: EngineTransport, own: FastTokenizer) -> EngineUnderTest:
+    adapter, client = _Namespace(tokenizer=own), _Namespace(max_model_len=1024)
+    engine = _Namespace(url="http://engine", model="tiny", transport=transport, adapter=adapter, client=client)
+    return cast(EngineUnderTest, engine)
+
+
+def _changed(*changes: Change) -> Tokenizer:
+    content = json.loads(_SHIPPED.read_text("utf-8"))
+    for change in changes:
+        change(content)
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _fast(*changes: Change) -> FastTokenizer:
+    return FastTokenizer(_changed(*changes), name_or_path="ours")
+
+
+async def _failure(change: Change, *, both: Change = lambda content: None, routes: tuple[str, ...] = ()) -> str:
+    engine = _engine(_EngineWithTokenizer(_changed(both, change), *routes), _fast(both))
+    with pytest.raises(CheckFailed) as failure:
+        await check_tokens(engine)
+    assert failure.value.fix is not None
+    assert failure.value.fix.startswith("set model.path to the directory of the checkpoint that the engine serves")
+    return str(failure.value)
+
+
+@pytest.fixture(autouse=True)
+def _few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_probes, "_LAST_SWEPT_CHARACTER", 0x24F)
+
+
+def _added(content: dict[str, Any], text: str) -> dict[str, Any]:
+    return next(token for token in content["added_tokens"] if token["content"] == text)
+
+
+def _swap(first: str, second: str) -> Change:
+    def change(content: dict[str, Any]) -> None:
+        first_token, second_token = _added(content, first), _added(content, second)
+        first_token["content"], second_token["content"] = second, first
+
+    return change
+
+
+def _set(text: str, **settings: bool) -> Change:
+    return lambda content: _added(content, text).update(settings)
+
+
+def _add(text: str) -> Change:
+    def change(content: dict[str, Any]) -> None:
+        last = content["added_tokens"][-1]
+        content["added_tokens"].append({**last, "id": last["id"] + 1, "content": text})
+
+    return change
+
+
+def _remove(text: str) -> Change:
+    return lambda content: content["added_tokens"].remove(_added(content, text))
+
+
+def _set_split(pattern: str) -> Change:
+    def change(content: dict[str, Any]) -> None:
+        content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+
+    return change
+
+
+def _swap_merges(first: int, second: int) -> Change:
+    def change(content: dict[str, Any]) -> None:
+        merges = content["model"]["merges"]
+        merges[first], merges[second] = merges[second], merges[first]
+
+    return change
+
+
+async def test_an_equal_tokenizer_is_reported_with_the_number_of_compared_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    transport = _EngineWithTokenizer(_changed())
+    finding = await check_tokens(_engine(transport, load_tokenizer(_SHIPPED)))
+    assert finding.startswith("the same ids for texts with 20 of 20 added tokens, 977 of 1,004 other tokens and 78,")
+    assert finding.endswith(
+        "the 27 others (parts of characters, and what no probe made) have the same texts, and 1,024 ids that we do "
+        "not use have none there"
+    )
+    assert len(transport.requests) < 10
+    assert max(size for _, size in transport.requests) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("<tool_call>", "<think>"), ("<|box_start|>", "<|quad_start|>"), ("<|image_pad|>", "<|video_pad|>")],
+)
+async def test_swapped_ids_of_added_tokens_are_named(first: str, second: str) -> None:
+    message = await _failure(_swap(first, second))
+    lower, higher = sorted((first, second), key=load_tokenizer(_SHIPPED).token_id)
+    assert f"{lower!r} (in " in message
+    assert f"({lower!r} in ours) in our tokenizer, and " in message
+    assert f"({higher!r} in ours) in the engine's" in message
+
+
+@pytest.mark.parametrize("index", [0, 100, 400, 747])
+async def test_a_missing_merge_is_found(index: int) -> None:
+    assert "the engine has another tokenizer" in await _failure(lambda content: content["model"]["merges"].pop(index))
+
+
+async def test_merges_in_another_order_are_found() -> None:
+    assert "the engine has another tokenizer" in await _failure(_swap_merges(10, 11))
+
+
+async def test_a_missing_added_token_is_named() -> None:
+    message = await _failure(_remove("</think>"))
+    assert "'</think>' (in " in message
+    assert "('</' in ours)" in message
+
+
+async def test_an_additional_added_token_is_found_by_its_id() -> None:
+    message = await _failure(_add("<a_token_that_nobody_knows>"))
+    assert "the text of 1024 (no token of ours) is '<a_token_that_nobody_knows>' in the engine's" in message
+
+
+async def test_an_additional_token_of_a_well_known_model_is_found_without_detokenize() -> None:
+    message = await _failure(_add("<|eot_id|>"), routes=("/tokenize",))
+    assert "'<|eot_id|>' (in " in message
+    assert "1024 (no token of ours) in the engine's" in message
+
+
+@pytest.mark.parametrize("normalizer", [{"type": "NFC"}, {"type": "NFKC"}, {"type": "NFD"}, {"type": "Lowercase"}])
+async def test_another_normalizer_is_found(normalizer: dict[str, str]) -> None:
+    assert "the engine has another tokenizer" in await _failure(lambda content: content.update(normalizer=normalizer))
+
+
+async def test_a_missing_normalizer_is_found() -> None:
+    message = await _failure(
+        lambda content: content.update(normalizer=None), both=lambda content: content.update(normalizer=_NFC)
+    )
+    assert "the engine has another tokenizer" in message
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [(r"|\p{N}|", r"|\p{N}{1,3}|"), (r"\s+(?!\S)|", ""), (r"[^\r\n\p{L}\p{N}]?\p{L}+", r"(?i:'s|'t)|\p{L}+")],
+)
+async def test_another_pre_tokenizer_is_found(pattern: str, replacement: str) -> None:
+    shipped = json.loads(_SHIPPED.read_text("utf-8"))["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+    assert pattern in shipped
+    assert "the engine has another tokenizer" in await _failure(_set_split(shipped.replace(pattern, replacement)))
+
+
+@pytest.mark.parametrize("setting", ["lstrip", "rstrip", "single_word"])
+async def test_another_setting_of_an_added_token_is_named(setting: str) -> None:
+    assert "<|im_start|>" in await _failure(_set("<|im_start|>", **{setting: True}))
+
+
+@pytest.mark.parametrize("normalizer", [{"type": "NFC"}, {"type": "NFKC"}, {"type": "Lowercase"}])
+async def test_a_normalized_added_token_is_found(normalizer: dict[str, str]) -> None:
+    message = await _failure(
+        _set("<|im_start|>", normalized=True), both=lambda content: content.update(normalizer=normalizer)
+    )
+    assert "<|im_start|>" in message
+
+
+async def test_a_token_that_no_text_makes_is_compared_by_its_text() -> None:
+    message = await _failure(
+        lambda content: content["model"]["vocab"].update({"otherword": content["model"]["vocab"].pop("unreachable")}),
+        both=lambda content: content["model"]["vocab"].update(unreachable=1024),
+    )
+    assert "the text of 1024 ('unreachable' in ours) is 'otherword' in the engine's" in message
+
+
+async def test_an_engine_behind_a_proxy_is_asked_to_render_texts_that_fit_into_its_context() -> None:
+    transport = _EngineWithTokenizer(_changed(), "/v1/completions/render")
+    finding = await check_tokens(_engine(transport, load_tokenizer(_SHIPPED)))
+    assert "20 of 20 added tokens" in finding
+    assert finding.endswith("were not compared, because this server has no /detokenize")
+
+
+async def test_a_difference_is_found_behind_a_proxy() -> None:
+    assert "'<think>'" in await _failure(_swap("<tool_call>", "<think>"), routes=("/v1/completions/render",))
+
+
+async def test_additional_tokens_are_not_ruled_out_if_the_engine_fails_for_unknown_ids() -> None:
+    class _Failing(_EngineWithTokenizer):
+        async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
+            if url.endswith("/detokenize") and 1024 in orjson.loads(body)["tokens"]:
+                return 500, b"KeyError: 1024"
+            return await super().send(method, url, body, session_id=session_id)
+
+    finding = await check_tokens(_engine(_Failing(_changed()), load_tokenizer(_SHIPPED)))
+    assert finding.endswith("have the same texts; whether the engine has additional tokens was not seen")
+
+
+async def test_without_a_route_nothing_is_proven() -> None:
+    with pytest.raises(CheckNotMade, match=r"neither /tokenize nor /v1/completions/render"):
+        await check_tokens(_engine(_EngineWithTokenizer(_changed(), "/none"), load_tokenizer(_SHIPPED)))
+
+
+async def test_our_own_engine_has_no_tokenizer() -> None:
+    engine = _engine(_EngineWithTokenizer(_changed(), owner="rollout"), load_tokenizer(_SHIPPED))
+    with pytest.raises(NothingToCheck, match="takes tokens only"):
+        await check_tokens(engine)
+
+
+async def test_an_engine_that_does_not_answer_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    class _Silent(_EngineWithTokenizer):
+        async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
+            if url.endswith("/tokenize"):
+                await anyio.sleep_forever()
+            return await super().send(method, url, body, session_id=session_id)
+
+    monkeypatch.setattr(tokenizer_requests, "_ANSWER_TIMEOUT", 0.01)
+    with pytest.raises(EngineTimeout, match=r"/tokenize did not answer within 0\.01 s"):
+        await check_tokens(_engine(_Silent(_changed()), load_tokenizer(_SHIPPED)))
+
+
+async def test_an_answer_in_an_unknown_form_is_no_difference() -> None:
+    class _Strange(_EngineWithTokenizer):
+        def answer(self, route: str, body: dict[str, Any]) -> object:
+            return {"ids": []} if route == "/tokenize" else super().answer(route, body)
+
+    with pytest.raises(EngineMismatch, match=r"/tokenize answers in an unknown form \(KeyError"):
+        await check_tokens(_engine(_Strange(_changed()), load_tokenizer(_SHIPPED)))
