@@ -21,8 +21,8 @@ class ServerPrompts:
     """Gets the prompts of one server.
 
     Attributes:
-        expands_images: whether the prompts have as many tokens for each image as the engine sees. The tokenizer route
-            gives one token for each image.
+        expands_images: whether the prompts have as many tokens for each image as the engine sees. From the tokenizer
+            route, they have one token for each image, because only some versions of vLLM expand images there.
     """
 
     def __init__(self, engine: EngineUnderTest, route: str) -> None:
@@ -90,7 +90,8 @@ class ServerPrompts:
         url = f"{self._engine.url}{self._route}"
         with anyio.move_on_after(_TIMEOUT_SECONDS):
             answer = await self._engine.transport.post(url, orjson.dumps(body))
-            return _read_tokens(url, answer, _TOKENS_KEY[self._route])
+            tokens = _read_tokens(url, answer, _TOKENS_KEY[self._route])
+            return tokens if self.expands_images else _with_one_pad_per_image(tokens, self._engine.adapter.pad_id)
         raise EngineTimeout(f"{url} did not answer within {_TIMEOUT_SECONDS:g} s.")
 
 
@@ -102,6 +103,10 @@ def _read_tokens(url: str, answer: bytes, key: str) -> list[int]:
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise EngineMismatch(f"{url} answers in an unknown form: {key} is not a list of token ids.")
     return tokens
+
+
+def _with_one_pad_per_image(tokens: list[int], pad_id: int | None) -> list[int]:
+    return [token for at, token in enumerate(tokens) if token != pad_id or at == 0 or tokens[at - 1] != pad_id]
 
 
 def _openai_message(message: Message) -> Message:

@@ -306,3 +306,15 @@ def test_messages_that_the_template_of_qwen2_vl_writes_differently_are_refused(
 ) -> None:
     with pytest.raises(UnsupportedConversation, match=expected_text):
         qwen2.render(conversation, tools)
+
+
+def test_every_family_with_images_names_the_types_of_its_models() -> None:
+    assert [family.name for family in FAMILIES.values() if family.geometry and not family.model_types] == []
+
+
+def test_no_type_of_a_model_belongs_to_families_with_different_images() -> None:
+    geometries: dict[str, set[str | None]] = {}
+    for family in FAMILIES.values():
+        for model_type in family.model_types:
+            geometries.setdefault(model_type, set()).add(family.geometry)
+    assert [model_type for model_type, found in geometries.items() if len(found) > 1] == []

@@ -33,6 +33,7 @@ class TemplateServer(EngineTransport):
         has_call_parser: bool = True,
         template_arguments: Mapping[str, Any] | None = None,
         contents_are_texts: bool = False,
+        tokenize_expands_images: bool = False,
     ) -> None:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
@@ -44,6 +45,7 @@ class TemplateServer(EngineTransport):
         self._has_call_parser = has_call_parser
         self._template_arguments = template_arguments or {}
         self._contents_are_texts = contents_are_texts
+        self._tokenize_expands_images = tokenize_expands_images
         self.requests: list[str] = []
 
     async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
@@ -60,9 +62,11 @@ class TemplateServer(EngineTransport):
             ids = self._render(request)
         except (_TemplateRefusal, TypeError) as error:
             return 400, orjson.dumps({"error": {"message": str(error)}})
-        if route == "/tokenize":
-            return 200, orjson.dumps({"tokens": ids})
-        return 200, orjson.dumps({"token_ids": self._expand(ids, request["messages"])})
+        if route != "/tokenize":
+            return 200, orjson.dumps({"token_ids": self._expand(ids, request["messages"])})
+        return 200, orjson.dumps(
+            {"tokens": self._expand(ids, request["messages"]) if self._tokenize_expands_images else ids}
+        )
 
     def _render(self, request: Mapping[str, Any]) -> list[int]:
         text = self._template.render(

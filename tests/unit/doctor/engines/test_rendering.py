@@ -79,11 +79,21 @@ async def test_conversations_that_a_family_does_not_support_are_named(
     assert "not compared: a question, tools without a system message (the template of qwen2.5-vl would add" in found
 
 
-@pytest.mark.parametrize("route", ["/v1/chat/completions/render", "/tokenize"])
-async def test_each_route_alone_is_enough(check: Check, serve: Any, templates: dict[str, str], route: str) -> None:
-    found = await check(serve(templates["qwen3-vl"], routes=(route,)), "qwen3-vl")
-    assert found.startswith("the server renders 18 conversations as we do")
-    assert ("compared by /tokenize" in found) == (route == "/tokenize")
+@pytest.mark.parametrize("expands", [False, True], ids=["one pad token for each image", "expanded images"])
+async def test_the_tokenizer_route_is_enough(
+    check: Check, serve: Any, templates: dict[str, str], expands: bool
+) -> None:
+    server = serve(templates["qwen3-vl"], routes=("/tokenize",), tokenize_expands_images=expands)
+    found = await check(server, "qwen3-vl")
+    assert found.startswith("the server renders 18 conversations as we do; 12 of them also")
+    assert found.endswith("compared by /tokenize, with one token for each image, because there is no render route")
+
+
+async def test_the_render_route_is_enough(check: Check, serve: Any, templates: dict[str, str]) -> None:
+    server = serve(templates["qwen3-vl"], routes=("/v1/chat/completions/render",))
+    found = await check(server, "qwen3-vl")
+    assert found.startswith("the server renders 18 conversations as we do; 12 of them also")
+    assert "/tokenize" not in found
 
 
 async def test_a_server_without_both_routes_cannot_be_checked(
