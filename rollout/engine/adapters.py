@@ -60,7 +60,7 @@ async def fetch_adapter_support(transport: EngineTransport, url: str) -> Adapter
                 None, (), f"POST {_LOAD_ROUTE} is not there, and /version does not say that this is vLLM."
             )
         if version.startswith(OWN_VERSION_PREFIX):
-            return AdapterSupport(False, (), f"This engine is {version}, and only vLLM loads adapters.")
+            return AdapterSupport(False, (), f"this engine is {version}, and only vLLM loads adapters.")
     missing = (*(() if has_route else (LOAD_VARIABLE,)), *((LORA_FLAG,) if lora_enabled is False else ()))
     if missing:
         return AdapterSupport(False, missing, f"vLLM was started without {' and without '.join(missing)}.")

@@ -1,6 +1,7 @@
 """Checks that the trainer and the engine make the same patches of images, as 8-bit values before normalisation."""
 
 from renderers_adapter.adapter import load_processor_config
+from rollout.doctor.engines.own_engine import is_own_engine
 from rollout.doctor.engines.pixel_comparison import NormalisedPatches, compare_pixels
 from rollout.doctor.engines.under_test import CheckNotMade, EngineUnderTest, NothingToCheck
 from rollout.engine.errors import EngineMismatch, EngineNotFound
@@ -11,6 +12,8 @@ async def check_pixels(engine: EngineUnderTest) -> str:
     geometry = engine.adapter.geometry
     if geometry is None:
         raise NothingToCheck("this model takes no images")
+    if await is_own_engine(engine):
+        raise NothingToCheck("this engine renders nothing; if it has weights, --forward compares its log-probs")
     processor_config = load_processor_config(engine.config.model.path)
     model = engine.client.model
     try:
@@ -32,6 +35,6 @@ async def check_pixels(engine: EngineUnderTest) -> str:
 def pixels_fix(engine: EngineUnderTest, error: Exception) -> str:
     """Return what corrects an error of `check_pixels`."""
     return (
-        "install the same versions of transformers and torchvision for the trainer and the engine, because otherwise "
-        "they make different patches; or run the check on the trainer's machine"
+        "take preprocessor_config.json (or processor_config.json) of the checkpoint that the engine serves; if it is "
+        "the same, install the same versions of transformers and torchvision for the trainer and the engine"
     )

@@ -16,6 +16,7 @@ from rollout.doctor.engines.tokenizer import check_tokens
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
 from rollout.engine.errors import EngineMismatch, EngineTimeout
 from rollout.engine.transport import EngineTransport
+from tests.unit.engine.vllm_contract import VERSIONS, Contract
 
 _SHIPPED = Path(__file__).parents[4] / "rollout" / "serving" / "tiny_qwen3_vl" / "tokenizer.json"
 _NFC = {"type": "NFC"}
@@ -30,18 +31,18 @@ class _EngineWithTokenizer(EngineTransport):
         tokenizer: the engine's tokenizer.
         routes: the routes that exist.
         owner: the owner of the model in `/v1/models`.
-        requests: the routes that were asked, with the size of the request.
+        requests: the routes that were asked, with the body of the request.
     """
 
     def __init__(self, tokenizer: Tokenizer, *routes: str, owner: str = "vllm") -> None:
         self.tokenizer = tokenizer
         self.routes = ("/v1/models", *(routes or ("/tokenize", "/detokenize")))
         self.owner = owner
-        self.requests: list[tuple[str, int]] = []
+        self.requests: list[tuple[str, bytes]] = []
 
     async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
         route = url.removeprefix("http://engine")
-        self.requests.append((route, len(body)))
+        self.requests.append((route, body))
         if route not in self.routes:
             return 404, b'{"detail":"Not Found"}'
         return 200, orjson.dumps(self.answer(route, orjson.loads(body or b"{}")))
@@ -150,7 +151,7 @@ async def test_an_equal_tokenizer_is_reported_with_the_number_of_compared_tokens
         "not use have none there"
     )
     assert len(transport.requests) < 10
-    assert max(size for _, size in transport.requests) < 1_000_000
+    assert max(len(body) for _, body in transport.requests) < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -296,3 +297,14 @@ async def test_an_answer_in_an_unknown_form_is_no_difference() -> None:
 
     with pytest.raises(EngineMismatch, match=r"/tokenize answers in an unknown form \(KeyError"):
         await check_tokens(_engine(_Strange(_changed()), load_tokenizer(_SHIPPED)))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_every_vllm_knows_what_is_sent_to_its_tokenizer(version: str) -> None:
+    transport = _EngineWithTokenizer(_changed())
+    await check_tokens(_engine(transport, load_tokenizer(_SHIPPED)))
+    contract = Contract.of_version(version)
+    model = contract.model_of("POST /tokenize", "request")
+    bodies = [body for route, body in transport.requests if route == "/tokenize"]
+    assert bodies
+    assert [problem for body in bodies for problem in contract.problems(orjson.loads(body), model)] == []
