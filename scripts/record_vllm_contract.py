@@ -10,6 +10,8 @@ It needs no model and starts no server. It writes `vllm-VERSION.json` into the d
   because vLLM describes some changes of behaviour only there.
 - `exchanges`: requests of the routes without types, what vLLM calls for each of them, and how it answers. One of them
   is a request that vLLM refuses.
+- `refusal during a pause`: the answer to a new request while the engine is paused with `wait` or `abort`. It is null if
+  vLLM lets the request wait.
 - `models`: the fields of the requests and answers as JSON schemas. `model` names another model, and `required` says
   that the field must be there. The field `*` says what happens to unknown keys. Without it, they are ignored.
 """
@@ -23,6 +25,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -34,6 +37,7 @@ import vllm
 from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server.routers import register_api_routers
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.v1.engine.core import EngineCoreProc
 
 ROUTES = (
     "GET /health",
@@ -190,6 +194,32 @@ async def record_exchanges(app: FastAPI) -> dict[str, Any]:
     return found
 
 
+async def record_refusal_during_pause(app: FastAPI) -> dict[str, Any] | None:
+    """Let vLLM refuse a request as a paused engine does, and return the answer; None if this version refuses none."""
+    reject = getattr(EngineCoreProc, "_reject_add_while_paused", None)
+    if reject is None:
+        return None
+    errors: list[Any] = []
+    engine = SimpleNamespace(
+        reject_new_requests=True,
+        scheduler=SimpleNamespace(has_request=lambda request_id: False),
+        _send_finish_outputs_to_client=lambda *arguments: errors.append(arguments[-1]),
+    )
+    reject(
+        engine,
+        SimpleNamespace(request_id="r-0.0", client_index=0, abort_immediately=False, kv_transfer_params=None),
+    )
+    (error,) = errors
+
+    async def refuse() -> None:
+        raise error.to_exception()
+
+    app.add_api_route("/refused", refuse)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine") as client:
+        answer = await client.get("/refused")
+    return {"status": answer.status_code, "answer": answer.json()}
+
+
 def write_lines(section: Any, depth: int = 1) -> str:
     """Return a section as JSON, with one line for each fact."""
     if depth > 3 or not isinstance(section, dict) or not section:
@@ -211,6 +241,7 @@ def main(directory: Path) -> None:
         "vllm": version,
         "routes": record_routes(app, models),
         "exchanges": asyncio.run(record_exchanges(app)),
+        "refusal during a pause": asyncio.run(record_refusal_during_pause(app)),
         "models": models.fields,
     }
     file = directory / f"vllm-{version}.json"

@@ -120,7 +120,7 @@ class EngineConfig(Section):
     urls: tuple[EngineUrl, ...] = ()
     """The root URL of each engine, such as http://127.0.0.1:8000. If empty, the embedded engine starts."""
     timeout: float = Field(default=300.0, gt=0)
-    """Seconds for one turn, including all tries of its request."""
+    """Seconds for one turn, including all tries of its request, and the time for which engines are paused."""
     request_timeout: float | None = Field(default=None, gt=0)
     """Seconds for one try; then another engine gets the request. null: only engine.timeout counts."""
     retries: int = Field(default=5, ge=0)

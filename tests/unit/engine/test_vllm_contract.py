@@ -11,12 +11,14 @@ import pytest
 
 from renderers_adapter.geometry import geometry_for
 from rollout.config.sampling import SamplingConfig, check_sampling
-from rollout.engine.error_answers import refused_sampling_key
+from rollout.engine.error_answers import refused_sampling_key, require_success
+from rollout.engine.errors import EnginePaused
 from rollout.engine.protocol import encode_request
 from rollout.engine.request import GenerateRequest
 from rollout.engine.stand_in import StandInEngine
 from rollout.engine.weight_updates import EngineState, fetch_engine_state, update_weights
 from rollout.records.versions import OnUpdate, loading_version
+from tests.unit.engine.faulty import REFUSED_DURING_PAUSE
 from tests.unit.engine.vllm_contract import VERSIONS, Contract, differences
 
 GENERATE = "POST /inference/v1/generate"
@@ -82,6 +84,8 @@ CHANGES = {
         'models > GenerateRequest > output_mode > enum: ["tokens","text"] became ["tokens","text","derender"]',
         "models > GenerateRequest > parse_context: added",
         "models > ParseContext: added",
+        'refusal during a pause: null became {"answer":{"error":{"code":503,"message":"Generation is paused. Please '
+        'retry after it resumes.","param":null,"type":"ServiceUnavailableError"}},"status":503}',
         # The text says that a pause with `abort` or `wait` answers new requests with status 503 until it ends.
         'routes > POST /pause > digest of its text: "272f5db021ed" became "43ab6d6e2666"',
         'vllm: "0.32.0" became "0.33.0"',
@@ -209,3 +213,18 @@ def test_a_field_that_no_model_has_is_not_found() -> None:
     contract = Contract.of_version("0.33.0")
     assert contract.has_field("GenerateTokensResponse", "choices.logprobs.content.token_id")
     assert not contract.has_field("GenerateTokensResponse", "choices.logprobs.content.token")
+
+
+@pytest.mark.parametrize(
+    "version", [version for version in VERSIONS if Contract.of_version(version).facts["refusal during a pause"]]
+)
+def test_a_refusal_during_a_pause_is_recognised(version: str) -> None:
+    refusal = Contract.of_version(version).facts["refusal during a pause"]
+    with pytest.raises(EnginePaused):
+        require_success(URL, refusal["status"], orjson.dumps(refusal["answer"]))
+
+
+def test_the_tests_refuse_during_a_pause_as_vllm_does() -> None:
+    status, body = REFUSED_DURING_PAUSE
+    recorded = Contract.of_version("0.33.0").facts["refusal during a pause"]
+    assert {"status": status, "answer": orjson.loads(body)} == recorded
