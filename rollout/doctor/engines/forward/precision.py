@@ -29,7 +29,7 @@ TOLERANCES = {
     "float16": Tolerance(0.15, 0.01),
     "bfloat16": Tolerance(1.0, 0.05),
 }
-"""`docs/engines.md` gives the reasons for these numbers."""
+"""`docs/doctor.md` gives the reasons for these numbers."""
 
 
 @dataclass(frozen=True, slots=True)
