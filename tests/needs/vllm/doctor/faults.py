@@ -258,7 +258,7 @@ FAULTS = (
         "another resampling",
         _processor(resample=2),
         "pixels",
-        "pixels",
+        "other patches",
         "preprocessor_config.json",
         _use_original_processor,
     ),

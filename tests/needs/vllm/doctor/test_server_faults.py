@@ -110,9 +110,9 @@ SERVER_FAULTS = {
     "no routes for new weights": ServerFault(
         "weights", "VLLM_SERVER_DEV_MODE", options={"updates": False}, settings={"policy.max_staleness": 1}
     ),
-    "other pixels": ServerFault(
+    "another resampling": ServerFault(
         "pixels",
-        "pixels",
+        "other patches",
         edit=_edit_json("preprocessor_config.json", lambda config: config.update(resample=2)),
         serves_copy=True,
     ),
