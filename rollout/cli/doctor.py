@@ -30,12 +30,12 @@ def doctor(
     config: Configuration,
     overrides: Overrides = None,
     live: Annotated[
-        bool, typer.Option("--live", help="Also check the engines: model, tokens, endpoint, images.")
+        bool, typer.Option("--live", help="Also check the engines: weights, tokenizer, chat template, images, pixels.")
     ] = False,
     forward: Annotated[
         bool,
         typer.Option(
-            "--forward", help="Also compare the engines' log-probs with those of the checkpoint. With --live."
+            "--forward", help="Like --live, and also compare the engines' log-probs with those of the checkpoint."
         ),
     ] = False,
     agent: Annotated[
@@ -65,7 +65,7 @@ def doctor(
     report_stream.reserve()
     log_warnings_to_stderr()
     loaded = load_config(config, overrides or [])
-    results = run_checks(loaded, live=live or forward, forward=forward)
+    results = run_checks(loaded, live=live or forward, forward=forward, on_progress=_print_progress)
     code = exit_code(results)
     report: dict[str, Any] = {}
     if agent:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model
+from rollout.config.model_type import check_model_type
 from rollout.doctor.checks import check_engine_settings, check_images, check_this_machine
-from rollout.doctor.model_type import check_model_type
 from rollout.doctor.queues import can_be_asked, check_other_queue, check_trajectories_queue
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.errors import ConfigurationError
@@ -39,7 +39,7 @@ def check_before_launch(
         if has_own_workers:
             # Otherwise, each worker would fail with these errors.
             require_model(config.model.path, launch_config.file)
-            check_model_type(config)
+            check_model_type(config.model)
             check_this_machine(config)
             check_images(config)
             check_engine_settings(config)

@@ -12,8 +12,8 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model, written_model_path
+from rollout.config.model_type import check_model_type
 from rollout.doctor.disk import PlannedRollouts, check_disk
-from rollout.doctor.model_type import check_model_type
 from rollout.doctor.queues import check_other_queue, check_trajectories_queue
 from rollout.doctor.results import CheckResult, CheckStatus, error_result
 from rollout.engine.from_config import api_key_from_config
@@ -30,10 +30,13 @@ Finding = str | CheckResult | None
 """What a check found: a message that is proven, or a result with another status. None if there is nothing to say."""
 
 
-def run_checks(config: Config, *, live: bool, forward: bool = False) -> list[CheckResult]:
+def run_checks(
+    config: Config, *, live: bool, forward: bool = False, on_progress: Callable[[str], object] = lambda line: None
+) -> list[CheckResult]:
     """Run the checks that need no engine, and with `live` also the checks of the engines; return the results.
 
     With `forward`, the log-probs of each engine are compared with those of the checkpoint, too. This needs `live`.
+    `on_progress` is called with a line before the checks of an engine.
     """
     results: list[CheckResult] = []
     tasks = _TaskCounter()
@@ -46,7 +49,10 @@ def run_checks(config: Config, *, live: bool, forward: bool = False) -> list[Che
         return results
     if any(result.is_configuration_error for result in results):
         return [*results, CheckResult("engines", "not checked: first correct the errors above", CheckStatus.UNKNOWN)]
-    return results + anyio.run(_check_engines, config, forward)
+    asked_later = [result for result in results if result.subject == "engine" and result.status is CheckStatus.NOTHING]
+    return [result for result in results if result not in asked_later] + anyio.run(
+        _check_engines, config, forward, on_progress
+    )
 
 
 def _any_bad(results: list[CheckResult]) -> bool:
@@ -62,10 +68,10 @@ def _run_check(subject: str, check: Callable[[Config], Finding], config: Config)
         return error_result(subject, error)
 
 
-async def _check_engines(config: Config, forward: bool) -> list[CheckResult]:
+async def _check_engines(config: Config, forward: bool, on_progress: Callable[[str], object]) -> list[CheckResult]:
     from rollout.doctor.engines.checking import check_engines
 
-    return [result async for result in check_engines(config, forward=forward)]
+    return [result async for result in check_engines(config, forward=forward, on_progress=on_progress)]
 
 
 def _check_configuration(config: Config) -> str:
@@ -162,7 +168,7 @@ def _check_model(config: Config) -> str:
     image_support = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
     return (
         f"{written_model_path(config.model.path)}: vocabulary of {adapter.tokenizer.vocab_size:,} tokens, "
-        f"renderer {config.model.renderer}{image_support}; {check_model_type(config)}"
+        f"renderer {config.model.renderer}{image_support}; {check_model_type(config.model)}"
     )
 
 

@@ -14,6 +14,7 @@ from rollout.engine.errors import (
     EngineRefused,
     EngineUnavailable,
     EngineUnreachable,
+    KeyRefused,
     LogitBiasRefused,
 )
 
@@ -53,7 +54,7 @@ def require_success(url: str, status: int, content: bytes) -> bytes:
         is_paused = status == 503 and _says_generation_is_paused(content)
         raise (EnginePaused if is_paused else EngineUnavailable)(message)
     if status in _FIX_BY_STATUS:
-        raise (EngineNotFound if status == 404 else EngineMisconfigured)(message)
+        raise {401: KeyRefused, 404: EngineNotFound}.get(status, EngineMisconfigured)(message)
     if status >= 500:
         raise EngineBroken(f"{message} (see the engine's log)")
     raise EngineRefused(message)

@@ -56,6 +56,10 @@ class EngineMisconfigured(EngineRefused):
     infrastructure = True
 
 
+class KeyRefused(EngineMisconfigured):
+    """The engine requires another API key (401)."""
+
+
 class EngineNotFound(EngineMisconfigured):
     """The engine has no such route, or no such model (404)."""
 

@@ -287,10 +287,15 @@ def import_trainer_extra(module: str) -> Any:
     """Import and return a module that the extra `trainer` installs.
 
     Raises:
-        ConfigurationError: the module is not installed.
+        ConfigurationError: the module is not installed, or cannot be imported.
     """
     try:
         return importlib.import_module(module)
+    except RuntimeError as error:  # the operators of torchvision belong to another build of torch
+        raise ConfigurationError(
+            f"{module} cannot be imported ({str(error).strip()[:200]}). Install torch and torchvision again, together "
+            "and from the same index, so that they are builds for the same device."
+        ) from error
     except ImportError as error:
         raise ConfigurationError(
             f"{module} cannot be imported ({str(error).strip()[:200]}). Install it: pip install 'rollout-rl[trainer]'"

@@ -14,6 +14,7 @@ from renderers_adapter.special_text import SpecialText
 from rollout.config.gateway import GatewayConfig
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model
+from rollout.config.model_type import check_model_type
 from rollout.engine.client import WaitObserver
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
 from rollout.errors import RolloutError
@@ -79,9 +80,11 @@ async def open_policy(
     Raises:
         EngineError: no engine answers, or an engine's answer is wrong.
         ModelNotFound: there is nothing at `model.path`.
+        ConfigurationError: the renderer belongs to another model than `model.path`.
         AdapterError: the tokenizer or the renderer cannot be opened.
     """
     require_model(config.model.path, Path(config.file_name))
+    check_model_type(config.model)
     renderer_pools: list[RendererPool] = []
     found_urls: list[tuple[str, ...]] = []
 

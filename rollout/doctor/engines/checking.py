@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
-from rollout.doctor.engines.pixels import check_pixels, pixels_fix
+from rollout.doctor.engines.pixels import check_pixels
 from rollout.doctor.engines.probe_requests import PROBE_SIZES, probe_directory, probe_request
-from rollout.doctor.engines.rendering import check_rendering, rendering_fix
+from rollout.doctor.engines.rendering import check_rendering
 from rollout.doctor.engines.serving import (
     check_endpoint,
     check_images,
@@ -28,6 +28,7 @@ from rollout.engine.from_config import api_key_from_config, engine_client_from_c
 from rollout.engine.httpx_transport import HttpxTransport
 from rollout.errors import RolloutError
 from rollout.images import ImagePolicy
+from transports.redaction import hide_passwords
 
 _BROKEN_FIX = "read the engine's log, because the engine failed while it handled the request"
 _PAUSED_FIX = "if no trainer is updating the engine now: rollout policy push CONFIG --run RUN_DIR"
@@ -37,6 +38,11 @@ EngineCheck = Callable[[EngineUnderTest], Awaitable[str]]
 FixFinder = Callable[[EngineUnderTest, Exception], str | None]
 """Returns what corrects a RolloutError of the check."""
 
+
+def _no_fix(engine: EngineUnderTest, error: Exception) -> None:
+    """Return None, because the errors of the check say what to do."""
+
+
 NamedEngineCheck = tuple[str, EngineCheck, FixFinder]
 
 _ENGINE_CHECKS: tuple[NamedEngineCheck, ...] = (
@@ -45,15 +51,18 @@ _ENGINE_CHECKS: tuple[NamedEngineCheck, ...] = (
     ("tokens", check_tokens, tokens_fix),
     ("endpoint", check_endpoint, endpoint_fix),
     ("images", check_images, images_fix),
-    ("rendering", check_rendering, rendering_fix),
-    ("pixels", check_pixels, pixels_fix),
+    ("rendering", check_rendering, _no_fix),
+    ("pixels", check_pixels, _no_fix),
 )
 
 
-async def check_engines(config: Config, *, forward: bool = False) -> AsyncIterator[CheckResult]:
+async def check_engines(
+    config: Config, *, forward: bool = False, on_progress: Callable[[str], object] = lambda line: None
+) -> AsyncIterator[CheckResult]:
     """Check every configured engine, and yield the result of each check.
 
-    With `forward`, the last check of an engine compares its log-probs with those of the checkpoint.
+    With `forward`, the last check of an engine compares its log-probs with those of the checkpoint. `on_progress` is
+    called with a line before the checks of an engine.
 
     Raises:
         RolloutError, AdapterError: the configuration is wrong; the checks without `--live` report this.
@@ -71,6 +80,7 @@ async def check_engines(config: Config, *, forward: bool = False) -> AsyncIterat
         engine_api_key = api_key_from_config(config)
         checks = (*_ENGINE_CHECKS, *(_forward_check(image_policy) if forward else ()))
         for url in config.engine.urls:
+            on_progress(f"checks {hide_passwords(url)}")
             async with (
                 HttpxTransport(engine_api_key) as transport,
                 engine_client_from_config(config, [url], adapter.geometry) as client,
@@ -83,7 +93,7 @@ async def check_engines(config: Config, *, forward: bool = False) -> AsyncIterat
 def _forward_check(image_policy: ImagePolicy) -> tuple[NamedEngineCheck, ...]:
     from rollout.doctor.engines.forward.checking import ForwardCheck
 
-    return (("forward", ForwardCheck(image_policy).check, lambda engine, error: None),)  # its errors say what to do
+    return (("forward", ForwardCheck(image_policy).check, _no_fix),)
 
 
 async def _check_engine(engine: EngineUnderTest, checks: tuple[NamedEngineCheck, ...]) -> AsyncIterator[CheckResult]:

@@ -112,7 +112,7 @@ class PixelComparison:
             else [
                 f"the engine and {self.matching_backend} make the same patches of {probe_count} probe images: 8-bit "
                 "values before normalisation, equal bit for bit",
-                "the normalisation and what the network makes of it were not compared; --forward compares them",
+                "the normalisation, and what the network makes of it, are compared by --forward alone",
             ]
         )
         for backend in dict.fromkeys(difference.backend for difference in self.differences):

@@ -2,9 +2,14 @@
 
 from renderers_adapter.adapter import load_processor_config
 from rollout.doctor.engines.own_engine import is_own_engine
-from rollout.doctor.engines.pixel_comparison import NormalisedPatches, compare_pixels
-from rollout.doctor.engines.under_test import CheckNotMade, EngineUnderTest, NothingToCheck
-from rollout.engine.errors import EngineMismatch, EngineNotFound
+from rollout.doctor.engines.pixel_comparison import NormalisedPatches, PixelComparison, compare_pixels
+from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
+from rollout.engine.errors import EngineNotFound
+
+_SAME_PROCESSOR = (
+    "take preprocessor_config.json (or processor_config.json) of the checkpoint that the engine serves; if it is the "
+    "same, install the same versions of transformers and torchvision for the trainer and the engine"
+)
 
 
 async def check_pixels(engine: EngineUnderTest) -> str:
@@ -28,13 +33,12 @@ async def check_pixels(engine: EngineUnderTest) -> str:
         reason, *_ = comparison.unavailable_backends.values()
         raise CheckNotMade(f"{reason}, or run the check on the trainer's machine")
     if comparison.matching_backend is None:
-        raise EngineMismatch(comparison.summary())
+        raise CheckFailed(comparison.summary(), find_fix(comparison))
     return comparison.summary()
 
 
-def pixels_fix(engine: EngineUnderTest, error: Exception) -> str:
-    """Return what corrects an error of `check_pixels`."""
-    return (
-        "take preprocessor_config.json (or processor_config.json) of the checkpoint that the engine serves; if it is "
-        "the same, install the same versions of transformers and torchvision for the trainer and the engine"
-    )
+def find_fix(comparison: PixelComparison) -> str:
+    """Return what corrects patches that no backend makes."""
+    for backend, reason in comparison.unavailable_backends.items():
+        return f"{backend} may make the patches of the engine, but it cannot be used here: {reason}"
+    return _SAME_PROCESSOR

@@ -48,7 +48,7 @@ async def check_rendering(engine: EngineUnderTest) -> str:
     if comparison.unsupported or KnownDifference.UNWRITTEN_REASONING in comparison.known:
         await _refuse_better_renderer(renderer, comparison, server_prompts)
     other_modes = await _compare_other_modes(renderer, server, conversations)
-    return "; ".join([_describe_success(comparison, refused, server), *other_modes])
+    return _describe_success(comparison, [*_list_not_compared(comparison, refused, server), *other_modes])
 
 
 async def _fetch_prompts(
@@ -129,19 +129,24 @@ def _describe_differences(renderer: OwnRenderer, comparison: Comparison) -> str:
     )
 
 
-def _describe_success(comparison: Comparison, refused: Mapping[str, str], server: ServerPrompts) -> str:
-    parts = [
+def _describe_success(comparison: Comparison, remarks: Sequence[str]) -> str:
+    compared = (
         f"the server renders {comparison.equal} conversations as we do; {comparison.bridged} of them also if the last "
         "turn is bridged"
+    )
+    known = [
+        f"known difference in {_join_first(names)}: {difference}" for difference, names in comparison.known.items()
     ]
-    if comparison.known:
-        known = (f"{difference} ({_join_first(names)})" for difference, names in comparison.known.items())
-        parts.append(f"known differences: {', '.join(known)}")
+    return "\n".join(["; ".join([compared, *remarks]), *known])
+
+
+def _list_not_compared(comparison: Comparison, refused: Mapping[str, str], server: ServerPrompts) -> list[str]:
+    remarks = []
     if comparison.unsupported or refused:
-        parts.append(f"not compared: {_list_reasons(comparison, refused)}")
+        remarks.append(f"not compared: {_list_reasons(comparison, refused)}")
     if not server.expands_images:
-        parts.append("compared by /tokenize, with one token for each image, because there is no render route")
-    return "; ".join(parts)
+        remarks.append("compared by /tokenize, with one token for each image, because there is no render route")
+    return remarks
 
 
 def _join_first(names: Sequence[str]) -> str:
@@ -158,8 +163,3 @@ def _list_reasons(comparison: Comparison, refused: Mapping[str, str]) -> str:
     for name, reason in refused.items():
         names_by_reason.setdefault(f"the server refuses: {reason}", []).append(name)
     return "; ".join(f"{_join_first(names)} ({reason.rstrip('.')})" for reason, names in names_by_reason.items())
-
-
-def rendering_fix(engine: EngineUnderTest, error: Exception) -> str | None:
-    """Return what corrects an error of `check_rendering`. A difference brings its own fix."""
-    return None

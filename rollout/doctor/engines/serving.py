@@ -1,9 +1,12 @@
 """The checks of the server: its model, its weights, its generate endpoint, and the images that it reads."""
 
+from urllib.parse import urlsplit
+
 from rollout.config.model_directory import BUILTIN_MODELS, written_model_path
 from rollout.doctor.engines.under_test import EngineUnderTest, NothingToCheck
 from rollout.engine.adapters import fetch_adapter_support
-from rollout.engine.errors import EngineMismatch, EnginePaused, EngineRefused, ModelNotServed
+from rollout.engine.errors import EngineMismatch, EnginePaused, EngineRefused, KeyRefused, ModelNotServed
+from rollout.engine.seeds import find_seed_problem
 from rollout.engine.weight_updates import NotUpdatable, fetch_engine_state
 
 _ADAPTERS = {
@@ -44,7 +47,11 @@ async def check_endpoint(engine: EngineUnderTest) -> str:
     """Check that the engine takes and gives tokens, with log-probs; return the finding."""
     generation = await engine.client.generate(engine.text_request)
     version = ", ".join(span.version for span in generation.versions) or "not reported"
-    return f"answers token-in, token-out with log-probs; weight version {version}"
+    finding = f"answers token-in, token-out with log-probs; weight version {version}"
+    if engine.config.engine.sampling.seed is None:
+        return finding
+    problem = await find_seed_problem(engine.transport, engine.url)
+    return finding if problem is None else f"{finding}. Its requests are sent without engine.sampling.seed: {problem}"
 
 
 async def check_images(engine: EngineUnderTest) -> str:
@@ -61,13 +68,20 @@ async def check_images(engine: EngineUnderTest) -> str:
 
 def model_fix(engine: EngineUnderTest, error: Exception) -> str | None:
     """Return what corrects an error of `check_model`."""
+    key_variable = engine.config.engine.api_key_env
     if isinstance(error, ModelNotServed) and error.served:
         return f"set model.name to {' or '.join(error.served)}"
+    if isinstance(error, KeyRefused):
+        if key_variable is None:
+            return "set engine.api_key_env to the name of an environment variable, and put the engine's key into it"
+        return f"put the engine's key into the environment variable {key_variable}, because it refuses the one there"
     if isinstance(error, EngineRefused):
         return None
+    port = urlsplit(engine.url).port
+    options = f"--name {engine.config.model.name}" + ("" if port is None else f" --port {port}")
     if written_model_path(engine.config.model.path) in BUILTIN_MODELS:
-        return f"start it: rollout serve embedded --name {engine.config.model.name}"
-    return f"start it: rollout serve vllm {engine.config.model.path} --name {engine.config.model.name}"
+        return f"start it: rollout serve embedded {options}"
+    return f"start it: rollout serve vllm {engine.config.model.path} {options} --media {engine.config.run.directory}"
 
 
 def endpoint_fix(engine: EngineUnderTest, error: Exception) -> str:
@@ -78,9 +92,13 @@ def endpoint_fix(engine: EngineUnderTest, error: Exception) -> str:
 def images_fix(engine: EngineUnderTest, error: Exception) -> str:
     """Return what corrects an error of `check_images`."""
     if isinstance(error, EngineMismatch):
-        return "use the processor configuration of the engine's checkpoint in model.path"
+        return (
+            "set model.path to the directory of the checkpoint that the engine serves, with the same "
+            "preprocessor_config.json (or processor_config.json)"
+        )
     runs_directory = engine.config.run.directory
     return (
-        f"the server must read files below {runs_directory}: use the same path on both machines, and give the server "
-        f"--allowed-local-media-path {runs_directory} (rollout serve vllm --media)"
+        f"the server must read files below {runs_directory}: give it --allowed-local-media-path {runs_directory} "
+        "(rollout serve vllm --media), or set run.directory to a directory that it may read. On another machine, it "
+        "must have the same path. Without a shared directory, set images.mode to inline"
     )

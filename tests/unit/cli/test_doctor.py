@@ -55,7 +55,7 @@ def test_doctor_shows_how_to_fix_a_problem(color_codeword: Sequence[str]) -> Non
     unreachable = ("--live", "--set", 'engine.urls=["http://127.0.0.1:1"]', "--set", "engine.retries=0")
     result = run_cli("doctor", *color_codeword, *unreachable)
     assert result.returncode == 1, result.stdout
-    assert "fix: start it: rollout serve embedded --name tiny-qwen3-vl" in " ".join(result.stdout.split())
+    assert "fix: start it: rollout serve embedded --name tiny-qwen3-vl --port 1" in " ".join(result.stdout.split())
 
 
 def test_doctor_prints_one_json_object(color_codeword: Sequence[str]) -> None:
@@ -76,7 +76,7 @@ def test_doctor_names_a_problem_and_its_fix_in_json(color_codeword: Sequence[str
     assert (result.returncode, report["ok"], report["exit_code"]) == (1, False, 1)
     (bad,) = [check for check in report["checks"] if check["status"] == "bad"]
     assert bad["subject"] == "http://127.0.0.1:1 model"
-    assert bad["fix"] == "start it: rollout serve embedded --name tiny-qwen3-vl"
+    assert bad["fix"] == "start it: rollout serve embedded --name tiny-qwen3-vl --port 1"
 
 
 def test_doctor_says_in_json_whether_the_agent_can_be_trained(color_codeword: Sequence[str]) -> None:

@@ -243,7 +243,7 @@ FAULTS = (
         _processor(patch_size=14),
         "images",
         "prompt",
-        "processor configuration",
+        "preprocessor_config.json",
         _use_original_processor,
     ),
     Fault(
@@ -251,7 +251,7 @@ FAULTS = (
         _processor(size={"shortest_edge": 4096, "longest_edge": 16777216}),
         "images",
         "prompt",
-        "processor configuration",
+        "preprocessor_config.json",
         _use_original_processor,
     ),
     Fault(

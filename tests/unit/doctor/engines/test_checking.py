@@ -67,14 +67,14 @@ async def test_a_good_engine_has_no_problem(config: Path, url: str, runs: Path, 
 async def test_an_engine_that_cannot_be_reached_gets_the_command_that_starts_it(config: Path, runs: Path) -> None:
     (found,) = await findings(config, "http://127.0.0.1:1", runs)
     assert found.status is CheckStatus.BAD
-    assert found.fix == "start it: rollout serve embedded --name tiny-qwen3-vl"
+    assert found.fix == "start it: rollout serve embedded --name tiny-qwen3-vl --port 1"
 
 
 async def test_the_command_for_a_checkpoint_starts_vllm(config: Path, runs: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(BUILTIN_MODELS["builtin:tiny"], checkpoint)
     (found,) = await findings(config, "http://127.0.0.1:1", runs, f"model.path={checkpoint}")
-    assert found.fix == f"start it: rollout serve vllm {checkpoint} --name tiny-qwen3-vl"
+    assert found.fix == f"start it: rollout serve vllm {checkpoint} --name tiny-qwen3-vl --port 1 --media {runs}"
 
 
 async def test_the_served_model_is_named_if_it_is_another_one(config: Path, url: str, runs: Path) -> None:
@@ -124,7 +124,7 @@ async def test_another_processor_configuration_is_a_problem(
     assert verdicts([found]) == {"images": "bad"}
     assert "the engine saw another prompt" in found.message
     assert found.fix is not None
-    assert "processor configuration" in found.fix
+    assert found.fix.startswith("set model.path to the directory of the checkpoint that the engine serves")
 
 
 async def test_a_configuration_without_engine_urls_is_no_problem(config: Path) -> None:

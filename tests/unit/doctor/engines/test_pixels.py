@@ -17,6 +17,7 @@ from rollout.doctor.engines.pixel_comparison import (
     compare_pixels,
     probe_images,
 )
+from rollout.doctor.engines.pixels import find_fix
 from rollout.engine.errors import EngineRefused
 from rollout.engine.stand_in import StandInEngine
 from rollout.engine.transport import EngineTransport
@@ -51,7 +52,7 @@ def test_a_backend_without_differences_matches() -> None:
     assert comparison.summary().splitlines() == [
         "the engine and torchvision make the same patches of 1 probe images: 8-bit values before normalisation, equal "
         "bit for bit",
-        "the normalisation and what the network makes of it were not compared; --forward compares them",
+        "the normalisation, and what the network makes of it, are compared by --forward alone",
         "pil makes other patches of odd. The largest difference is 3 of 255, in odd, where 3 of 100 values differ",
     ]
 
@@ -112,3 +113,11 @@ async def test_normalised_patches_are_not_compared(monkeypatch: pytest.MonkeyPat
 class _AnyProcessor:
     def process(self, image: object) -> None:
         pass
+
+
+def test_a_backend_that_cannot_be_used_is_named_before_the_processor() -> None:
+    reason = "torchvision cannot be imported. Install it: pip install 'rollout-rl[trainer]'"
+    fix = find_fix(PixelComparison((difference("pil", differing=3),), {"torchvision": reason}))
+    assert fix.startswith("torchvision may make the patches of the engine, but it cannot be used here: ")
+    assert fix.endswith(reason)
+    assert find_fix(PixelComparison((difference("pil", differing=3),), {})).startswith("take preprocessor_config.json")

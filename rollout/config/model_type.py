@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from renderers_adapter.families import FAMILIES, get_family
-from rollout.config.load import Config
+from rollout.config.sections import ModelConfig
 from rollout.errors import ConfigurationError
 
 _CONFIG_FILE = "config.json"
 
 
-def check_model_type(config: Config) -> str:
+def check_model_type(model: ModelConfig) -> str:
     """Check that the renderer belongs to the checkpoint's model, and return the finding.
 
     Only a model that takes images names its chat format by its `model_type`. Text models of one type have many chat
@@ -20,8 +20,8 @@ def check_model_type(config: Config) -> str:
         UnknownRenderer: no family has the renderer's name.
         ConfigurationError: the renderer belongs to another model, or config.json is not JSON.
     """
-    family = get_family(config.model.renderer)
-    path = config.model.path / _CONFIG_FILE
+    family = get_family(model.renderer)
+    path = model.path / _CONFIG_FILE
     if not path.is_file():
         return f"no {_CONFIG_FILE}, so its model_type was not compared"
     model_type = _read_model_type(path)
