@@ -31,7 +31,7 @@ async def check_pixels(engine: EngineUnderTest) -> str:
         raise CheckNotMade(str(error)) from None
     if not comparison.differences:
         reason, *_ = comparison.unavailable_backends.values()
-        raise CheckNotMade(f"{reason}, or run the check on the trainer's machine")
+        raise CheckNotMade(f"{reason.rstrip('.')}, or run the check on the trainer's machine")
     if comparison.matching_backend is None:
         raise CheckFailed(comparison.summary(), find_fix(comparison))
     return comparison.summary()

@@ -9,6 +9,8 @@ import torch
 import transformers
 
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade
+from rollout.errors import ConfigurationError
+from rollout.images.processors import installed_backend
 from rollout.trainer import Batch
 
 _ERROR_CHARS = 300
@@ -29,6 +31,10 @@ class CheckpointNetwork:
             CheckFailed: weights are missing in the checkpoint.
             CheckNotMade: this machine or this version of transformers cannot load it.
         """
+        try:
+            installed_backend()  # transformers imports torchvision, and its own error does not name it
+        except ConfigurationError as error:
+            raise CheckNotMade(str(error).rstrip(".")) from error
         self.dtype = dtype
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         sys.stderr.write(f"rollout: load {directory} in {dtype} on {self._device}, for a forward pass\n")

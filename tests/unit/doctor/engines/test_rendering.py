@@ -66,8 +66,8 @@ async def test_the_template_of_the_family_is_no_problem(
     found = await check(server, "qwen3-vl", f"images.mode={mode}")
     assert found.startswith("the server renders 18 conversations as we do; 12 of them also if the last turn is bridged")
     assert found.splitlines()[1:] == [
-        "known difference in white space around contents: the same text has other tokens, because its parts are encoded "
-        "separately",
+        "known difference in white space around contents: the same text has other tokens, because its parts are "
+        "encoded separately",
         "known difference in control tokens in a text: control tokens in a text stay text, as model.special_text says",
     ]
     assert "not compared" not in found
