@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,13 +66,14 @@ def doctor(
     report_stream.reserve()
     log_warnings_to_stderr()
     loaded = load_config(config, overrides or [])
-    results = run_checks(loaded, live=live or forward, forward=forward, on_progress=_print_progress)
-    code = exit_code(results)
     report: dict[str, Any] = {}
-    if agent:
-        agent_results, agent_code = _check_agent(loaded, code, agent_timeout)
-        results, code = results + agent_results, _more_serious(code, agent_code)
-        report["agent"] = _describe_verdict(agent_results[-1], agent_code)
+    with _ended_by_signals():
+        results = run_checks(loaded, live=live or forward, forward=forward, on_progress=_print_progress)
+        code = exit_code(results)
+        if agent:
+            agent_results, agent_code = _check_agent(loaded, code, agent_timeout)
+            results, code = results + agent_results, _more_serious(code, agent_code)
+            report["agent"] = _describe_verdict(agent_results[-1], agent_code)
     if as_json:
         write_json({"ok": code == 0, "exit_code": code, "checks": [_to_dict(result) for result in results], **report})
     else:
@@ -106,12 +108,19 @@ def _check_agent(config: "Config", exit_code: int, seconds: float) -> "tuple[lis
 
     if exit_code == _BAD_CONFIGURATION:
         return [CheckResult("agent", "not checked: first correct the errors above", CheckStatus.UNKNOWN)], exit_code
-    # SIGTERM ends the check like Ctrl-C: the plays end, and remove what they made. A shell starts commands in the
-    # background with SIGINT ignored, so it gets its handler back, too.
+    return check_agent(config, _print_progress, PlayLimits(seconds=seconds))
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM end the checks like Ctrl-C, so that they remove what they made.
+
+    A shell starts commands in the background with SIGINT ignored, so it gets its handler back, too.
+    """
     interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
     terminated = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        return check_agent(config, _print_progress, PlayLimits(seconds=seconds))
+        yield
     finally:
         signal.signal(signal.SIGTERM, terminated)
         signal.signal(signal.SIGINT, interrupted)

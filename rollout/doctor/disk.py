@@ -133,7 +133,7 @@ def _mounts() -> Iterator[tuple[Path, str]]:
 
 def _needs_of(path: Path, disks: dict[int, _DiskNeeds]) -> _DiskNeeds:
     """Return the needs of the file system that has this path."""
-    directory = nearest_existing(path)
+    directory = next(candidate for candidate in (path, *path.parents) if candidate.exists())
     device = directory.stat().st_dev
     if device not in disks:
         free = os.statvfs(directory)

@@ -4,6 +4,7 @@ If a check fails, the later checks of the engine are left out, because they woul
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
@@ -73,10 +74,15 @@ async def check_engines(
         )
         return
     adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
-    with probe_directory(config.run.directory) as directory:
-        image_policy = ImagePolicy(config.images.mode, directory.images_path)
-        text_request = probe_request(adapter, image_policy, ())
-        image_request = probe_request(adapter, image_policy, PROBE_SIZES if adapter.geometry else ())
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(probe_directory(config.run.directory))
+            image_policy = ImagePolicy(config.images.mode, directory.images_path)
+            text_request = probe_request(adapter, image_policy, ())
+            image_request = probe_request(adapter, image_policy, PROBE_SIZES if adapter.geometry else ())
+        except (RolloutError, AdapterError) as error:
+            yield CheckResult("engines", f"no probe can be made for them: {error}", CheckStatus.BAD)
+            return
         engine_api_key = api_key_from_config(config)
         checks = (*_ENGINE_CHECKS, *(_forward_check(image_policy) if forward else ()))
         for url in config.engine.urls:

@@ -48,9 +48,9 @@ def probe_request(
     image_table = ImageTable(adapter.geometry)
     images = prepare_images([user_message], image_policy).images
     image_table.add(images, first_index=0)
-    rendered = adapter.render(
-        [system, {"role": "user", "content": [*[{"type": "image"}] * len(sizes), question]}], None
-    )
+    # Renderers of text models take contents as texts.
+    content = [*[{"type": "image"}] * len(sizes), question] if sizes else _PROBE_QUESTION
+    rendered = adapter.render([system, {"role": "user", "content": content}], None)
     runs = [
         TokenRun(segment.ids, len(segment.ids), images=_image_slots(segment, images, image_table))
         for segment in rendered.segments

@@ -137,3 +137,9 @@ def test_a_directory_in_memory_is_named_as_such(plan: PlanFixture, set_free: Set
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rollout.doctor.disk.file_system_type", lambda path: "tmpfs")
         assert "it is in memory, so a restart of the machine deletes it" in check_disk(tmp_path, [plan(1)]).message
+
+
+def test_a_directory_below_a_link_to_nothing_is_measured_where_the_link_is(plan: PlanFixture, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    planned = plan(1, f"queue.url=file://{tmp_path}/link/queue")
+    assert str(tmp_path) in check_disk(tmp_path / "runs", [planned]).message

@@ -25,6 +25,7 @@ class Fault:
         repair: does what the fix says; it gets the line and the fix.
         server: the server of the set-up.
         forward: whether only the forward pass can see it.
+        exit_code: doctor's exit code.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Fault:
     repair: Repair
     server: str = "qwen3-vl"
     forward: bool = False
+    exit_code: int = 1
 
 
 def _follow(bench: Bench, fix: str) -> None:
@@ -171,9 +173,11 @@ def _use_the_server(bench: Bench, fix: str) -> None:
 
 
 FAULTS = (
-    Fault("the renderer qwen3.5", _renderer("qwen3.5"), "model", "qwen3_vl", "model.renderer", _follow),
-    Fault("the renderer qwen3", _renderer("qwen3"), "model", "qwen3_vl", "model.renderer", _follow),
-    Fault("the renderer qwen2.5-vl", _renderer("qwen2.5-vl"), "model", "qwen3_vl", "model.renderer", _follow),
+    Fault("the renderer qwen3.5", _renderer("qwen3.5"), "model", "qwen3_vl", "model.renderer", _follow, exit_code=2),
+    Fault("the renderer qwen3", _renderer("qwen3"), "model", "qwen3_vl", "model.renderer", _follow, exit_code=2),
+    Fault(
+        "the renderer qwen2.5-vl", _renderer("qwen2.5-vl"), "model", "qwen3_vl", "model.renderer", _follow, exit_code=2
+    ),
     Fault(
         "the renderer qwen3-vl for another family",
         _renderer("qwen3-vl"),
@@ -182,6 +186,7 @@ FAULTS = (
         "model.renderer",
         _follow,
         server="qwen2.5-vl",
+        exit_code=2,
     ),
     Fault(
         "the renderer qwen3.5, and no config.json",
@@ -198,6 +203,7 @@ FAULTS = (
         "add_vision_id",
         "remove the argument from model.template",
         _unset("model.template"),
+        exit_code=2,
     ),
     Fault(
         "swapped ids of <tool_call> and <think>",
@@ -236,8 +242,18 @@ FAULTS = (
     Fault(
         "another normalisation of text", _tokenizer(_normalise), "tokens", "tokenizer", _CHECKPOINT_FIX, _use_checkpoint
     ),
-    Fault("no tokenizer", _without_tokenizer, "model", "tokenizer.json", "tokenizer.json", _use_checkpoint),
-    Fault("no image processor", _without_processor, "model", "preprocessor_config.json", "copy one", _use_checkpoint),
+    Fault(
+        "no tokenizer", _without_tokenizer, "model", "tokenizer.json", "tokenizer.json", _use_checkpoint, exit_code=2
+    ),
+    Fault(
+        "no image processor",
+        _without_processor,
+        "model",
+        "preprocessor_config.json",
+        "copy one",
+        _use_checkpoint,
+        exit_code=2,
+    ),
     Fault(
         "another patch size",
         _processor(patch_size=14),
@@ -281,6 +297,7 @@ FAULTS = (
         "NO_SUCH_VARIABLE",
         "NO_SUCH_VARIABLE",
         _unset("engine.api_key_env"),
+        exit_code=2,
     ),
     Fault("another model name", _set(model__name="other"), "model", "it serves tiny", "model.name", _follow),
     Fault("no server at the port", _port_without_server, "model", "no answer", "rollout serve vllm", _use_the_server),
@@ -291,6 +308,7 @@ FAULTS = (
         "engine.urls.0",
         "without /v1",
         _use_the_server,
+        exit_code=2,
     ),
     Fault(
         "runs where the server may not read",
@@ -300,7 +318,15 @@ FAULTS = (
         "--allowed-local-media-path",
         _runs_where_the_server_reads,
     ),
-    Fault("a high water below two batches", _high_water, "queue", "two batches", "Raise high_water", _raise_high_water),
+    Fault(
+        "a high water below two batches",
+        _high_water,
+        "queue",
+        "two batches",
+        "Raise high_water",
+        _raise_high_water,
+        exit_code=2,
+    ),
     Fault(
         "a Redis that does not answer",
         _dead_redis,

@@ -19,7 +19,7 @@ def test_a_fault_is_found_and_its_fix_works(fault: Fault, bench_for: Callable[[s
     assert [result.subject.rpartition(" ")[2] for result in bad] == [fault.subject], broken
     assert fault.message in bad[0].message
     assert fault.fix in f"{bad[0].message} {bad[0].fix}"
-    assert exit_code(broken) in (1, 2)
+    assert exit_code(broken) == fault.exit_code
 
     fault.repair(bench, f"{bad[0].message} {bad[0].fix}")
     repaired = bench.check(forward=fault.forward)

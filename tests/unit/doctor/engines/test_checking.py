@@ -156,3 +156,10 @@ async def test_a_model_without_weights_has_no_forward_pass(config: Path, url: st
     *_, found = [finding async for finding in check_engines(load_config(config, keys), forward=True)]
     assert verdicts([found]) == {"forward": "nothing"}
     assert "has no weights" in found.message
+
+
+async def test_a_directory_of_runs_that_cannot_be_made_is_one_bad_line(config: Path, url: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (found,) = await findings(config, url, tmp_path / "file" / "runs")
+    assert (found.subject, found.status) == ("engines", CheckStatus.BAD)
+    assert "cannot be created" in found.message
