@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 
@@ -104,6 +105,19 @@ async def test_weights_that_cannot_be_replaced_are_a_problem_if_versions_are_exp
     assert "VLLM_SERVER_DEV_MODE=1" in unpaced[1].message
     *_, found = await findings(config, url, runs, "policy.max_staleness=1")
     assert verdicts([found]) == {"weights": "bad"}
+
+
+async def test_adapters_are_unknown_if_the_engine_does_not_describe_itself_in_time(
+    config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(transport: EngineTransport, url: str) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(module, "fetch_adapter_support", hang)
+    monkeypatch.setattr(module, "_ADAPTERS_TIMEOUT", 0.05)
+    weights = (await findings(config, url, runs))[1]
+    assert weights.status is CheckStatus.OK
+    assert "whether LoRA adapters can be loaded is unknown" in weights.message
 
 
 async def test_image_files_that_the_engine_may_not_read_are_a_problem(config: Path, url: str, tmp_path: Path) -> None:
