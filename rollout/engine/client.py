@@ -53,7 +53,6 @@ log = structlog.get_logger()
 _FIRST_RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 0.25, 8.0
 _RECHECK_TIMEOUT = 5.0
 _STARTUP_CHECK_TIMEOUT = 30.0
-_SEED_TIMEOUT = 30.0
 _ABORT_TIMEOUT = 2.0
 _RETRYABLE_ERRORS = (EngineUnreachable, EngineUnavailable, EngineTimeout)
 
@@ -307,7 +306,7 @@ class EngineClient:
         # A request that waits here counts as in flight. Otherwise, all first requests would choose the same engine.
         replica.in_flight += 1
         try:
-            return await self._seeds.remove_unsafe_seed(replica.url, request, min(self._try_timeout, _SEED_TIMEOUT))
+            return await self._seeds.remove_unsafe_seed(replica.url, request)
         finally:
             replica.in_flight -= 1
 

@@ -13,7 +13,7 @@ What vLLM reports decides, from the fastest route to the slowest:
 
 If the device is not reported, two marks in `/metrics` count: the block size 128, if vLLM chose it, and a cache of whole
 GiB, as VLLM_CPU_KVCACHE_SPACE sets it. Some engines with a GPU have such a mark, and lose the seed and nothing else.
-Without the rule, an engine on a CPU would end. An engine that reports none of this gets the seed.
+Without the rule, an engine on a CPU would end. An engine that reports none of this in time gets the seed.
 """
 
 from collections import defaultdict
@@ -23,7 +23,6 @@ from dataclasses import replace
 import anyio
 import structlog
 
-from rollout.engine.errors import EngineTimeout
 from rollout.engine.request import GenerateRequest
 from rollout.engine.transport import EngineTransport
 from rollout.engine.vllm_descriptions import cache_configs, fetch_metrics, fetch_version, fetch_vllm_config
@@ -32,6 +31,7 @@ log = structlog.get_logger()
 
 _CPU_BLOCK_SIZE, _USUAL_GPU_BLOCK_SIZE = "128", "16"
 _GIB = 1 << 30
+_DEADLINE_SECONDS = 5.0
 
 
 class SeedFilter:
@@ -46,17 +46,12 @@ class SeedFilter:
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._has_warned = False
 
-    async def remove_unsafe_seed(self, url: str, request: GenerateRequest, timeout: float) -> GenerateRequest:
-        """Return the request, without its seed if the engine at `url` must not get one.
-
-        Raises:
-            EngineTimeout: the engine did not answer in time.
-            EngineUnreachable, EngineUnavailable: the engine cannot be asked now.
-        """
+    async def remove_unsafe_seed(self, url: str, request: GenerateRequest) -> GenerateRequest:
+        """Return the request, without its seed if the engine at `url` must not get one."""
         if request.sampling.get("seed") is None:
             return request
         if url not in self._problems:
-            await self._ask(url, timeout)
+            await self._ask(url)
         problem = self._problems[url]
         if problem is None:
             return request
@@ -67,17 +62,11 @@ class SeedFilter:
         """Ask this engine again before its next request with a seed, because it may have been restarted."""
         self._problems.pop(url, None)
 
-    async def _ask(self, url: str, timeout: float) -> None:
+    async def _ask(self, url: str) -> None:
         """Find out whether an engine may get a seed. If several requests need the answer, only one of them asks."""
-        with anyio.move_on_after(timeout):
-            async with self._locks[url]:
-                if url not in self._problems:
-                    self._problems[url] = await find_seed_problem(self._transport, url)
-                return
-        raise EngineTimeout(
-            f"{url} did not say within {timeout:g} s whether it runs on a CPU, where a seed can end it. If this stays "
-            "so, leave out engine.sampling.seed."
-        )
+        async with self._locks[url]:
+            if url not in self._problems:
+                self._problems[url] = await find_seed_problem(self._transport, url)
 
     def _warn_once(self, url: str, problem: str) -> None:
         if not self._has_warned:
@@ -92,23 +81,21 @@ class SeedFilter:
 
 
 async def find_seed_problem(transport: EngineTransport, url: str) -> str | None:
-    """Return why an engine must not get a seed; None if it may. The caller sets the deadline.
-
-    Raises:
-        EngineUnreachable, EngineUnavailable: the engine cannot be asked now.
-    """
-    version = await fetch_version(transport, url)
-    if version is not None and "cpu" in version.partition("+")[2]:
-        return f"/version reports {version}"
-    caches = cache_configs(await fetch_metrics(transport, url))
-    marks = [mark for cache in caches if (mark := _cpu_mark(cache)) is not None]
-    if caches and not marks and all(cache.get("block_size") == _USUAL_GPU_BLOCK_SIZE for cache in caches):
-        return None
-    match await fetch_vllm_config(transport, url):
-        case {"device_config": {"device": "cpu"}}:
-            return "/server_info reports the device cpu"
-        case {"device_config": {"device": str()}}:
+    """Return why an engine must not get a seed; None if it may. What it does not report in time does not count."""
+    marks: list[str] = []
+    with anyio.move_on_after(_DEADLINE_SECONDS):
+        version = await fetch_version(transport, url)
+        if version is not None and "cpu" in version.partition("+")[2]:
+            return f"/version reports {version}"
+        caches = cache_configs(await fetch_metrics(transport, url))
+        marks = [mark for cache in caches if (mark := _cpu_mark(cache)) is not None]
+        if caches and not marks and all(cache.get("block_size") == _USUAL_GPU_BLOCK_SIZE for cache in caches):
             return None
+        match await fetch_vllm_config(transport, url):
+            case {"device_config": {"device": "cpu"}}:
+                return "/server_info reports the device cpu"
+            case {"device_config": {"device": str()}}:
+                return None
     return marks[0] if marks else None
 
 

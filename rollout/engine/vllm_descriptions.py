@@ -1,7 +1,7 @@
 """Asks vLLM what it is: its version, its metrics and its configuration.
 
-Other engines do not have all of these routes, and a proxy may close some. A refused request is then no error, but says
-nothing. Each function lets its caller set the deadline.
+Other engines do not have all of these routes, and a proxy may close some, with any status. A request without a
+successful answer is then no error, but says nothing. Each function lets its caller set the deadline.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from rollout.engine.errors import EngineBroken, EngineRefused
+from rollout.engine.errors import EngineError
 from rollout.engine.transport import EngineTransport
 
 OWN_VERSION_PREFIX = "rollout-"
@@ -49,7 +49,7 @@ def cache_configs(metrics: str) -> list[Mapping[str, str]]:
 async def _fetch_if_offered(transport: EngineTransport, url: str) -> bytes | None:
     try:
         return await transport.get(url)
-    except (EngineRefused, EngineBroken):
+    except EngineError:
         return None
 
 

@@ -22,7 +22,13 @@ from rollout.doctor.engines.serving import (
     model_fix,
 )
 from rollout.doctor.engines.tokenizer import check_tokens, tokens_fix
-from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
+from rollout.doctor.engines.under_test import (
+    CheckFailed,
+    CheckNotMade,
+    CheckPartlyMade,
+    EngineUnderTest,
+    NothingToCheck,
+)
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.errors import EngineBroken, EnginePaused
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
@@ -35,7 +41,7 @@ _BROKEN_FIX = "read the engine's log, because the engine failed while it handled
 _PAUSED_FIX = "if no trainer is updating the engine now: rollout policy push CONFIG --run RUN_DIR"
 
 EngineCheck = Callable[[EngineUnderTest], Awaitable[str]]
-"""Makes one check and returns the finding. It raises CheckFailed, CheckNotMade, NothingToCheck or a RolloutError."""
+"""Makes one check and returns the finding. It raises an exception of `under_test`, or a RolloutError."""
 FixFinder = Callable[[EngineUnderTest, Exception], str | None]
 """Returns what corrects a RolloutError of the check."""
 
@@ -117,6 +123,8 @@ async def _make_check(
         return CheckResult(subject, await make_check(engine))
     except CheckNotMade as reason:
         return CheckResult(subject, f"not checked: {reason}", CheckStatus.UNKNOWN)
+    except CheckPartlyMade as finding:
+        return CheckResult(subject, f"only partly checked: {finding}", CheckStatus.UNKNOWN)
     except NothingToCheck as reason:
         return CheckResult(subject, str(reason), CheckStatus.NOTHING)
     except CheckFailed as failure:

@@ -18,7 +18,7 @@ async def is_own_engine(engine: EngineUnderTest) -> bool:
     models = await engine.transport.get(url)
     try:
         return any(
-            model["id"] == engine.model and model["owned_by"] == _OWNER_OF_OUR_MODELS
+            model["id"] == engine.model and model.get("owned_by") == _OWNER_OF_OUR_MODELS
             for model in orjson.loads(models)["data"]
         )
     except (ValueError, KeyError, TypeError) as error:

@@ -2,6 +2,8 @@
 
 from urllib.parse import urlsplit
 
+import anyio
+
 from rollout.config.model_directory import BUILTIN_MODELS, written_model_path
 from rollout.doctor.engines.under_test import EngineUnderTest, NothingToCheck
 from rollout.engine.adapters import fetch_adapter_support
@@ -14,6 +16,7 @@ _ADAPTERS = {
     False: "LoRA adapters cannot be loaded",
     None: "whether LoRA adapters can be loaded is unknown",
 }
+_ADAPTERS_TIMEOUT = 30.0
 
 
 async def check_model(engine: EngineUnderTest) -> str:
@@ -27,8 +30,7 @@ async def check_weights(engine: EngineUnderTest) -> str:
 
     Without `policy.max_staleness`, no update is needed, so an engine without updates passes, too.
     """
-    adapters = await fetch_adapter_support(engine.transport, engine.url)
-    about_adapters = f"{_ADAPTERS[adapters.can_load]}: {adapters.reason.rstrip('.')}"
+    about_adapters = await _find_adapter_support(engine)
     try:
         state = await fetch_engine_state(engine.transport, engine.url)
     except NotUpdatable as error:
@@ -41,6 +43,13 @@ async def check_weights(engine: EngineUnderTest) -> str:
     if state.paused:
         raise EnginePaused("the engine is paused for new weights, so it answers no request.")
     return f"version {state.version}; the weights can be replaced. {about_adapters}"
+
+
+async def _find_adapter_support(engine: EngineUnderTest) -> str:
+    with anyio.move_on_after(_ADAPTERS_TIMEOUT):
+        adapters = await fetch_adapter_support(engine.transport, engine.url)
+        return f"{_ADAPTERS[adapters.can_load]}: {adapters.reason.rstrip('.')}"
+    return f"{_ADAPTERS[None]}: the engine did not say it within {_ADAPTERS_TIMEOUT:g} s"
 
 
 async def check_endpoint(engine: EngineUnderTest) -> str:

@@ -20,7 +20,8 @@ from tokenizers import AddedToken
 from renderers_adapter.tokenizer import FastTokenizer
 from rollout.doctor.engines.writing_samples import CONTROL_TOKENS_OF_MODELS, WRITING_SAMPLES
 
-_LAST_SWEPT_CHARACTER = 0x1FFFF
+_SWEPT_CHARACTERS = (range(ord(" "), 0x40000), range(0xE0000, 0xF0000))
+"""The Unicode planes 0 to 3 and 14. The others have no assigned characters, or only private ones."""
 _LAST_CHARACTER = "\U0010ffff"
 _LARGEST_CHARACTER = 4
 """The number of bytes of the largest characters in UTF-8."""
@@ -29,7 +30,8 @@ _OVERLAPS_OF_A_TOKEN = 4
 _LONGEST_OVERLAP = 3
 _CHARACTERS_WITHOUT_MEANING = ("Cn", "Co", "Cs")
 """The Unicode categories of characters that are not assigned, private, or halves of others."""
-_UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+"""The text of a token that is only a part of a character."""
 _COMBINING_CHARACTER = "\N{COMBINING LONG SOLIDUS OVERLAY}"
 _FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
 
@@ -106,7 +108,7 @@ def _vocabulary_texts(tokenizer: FastTokenizer, token_ids: Iterable[int]) -> dic
     texts = {}
     for token_id in sorted(token_ids):
         text = tokenizer.decode([*first_ids, token_id])
-        if text.startswith(first_text) and _UNKNOWN_CHARACTER not in text:
+        if text.startswith(first_text) and UNKNOWN_CHARACTER not in text:
             texts[token_id] = text[len(first_text) :]
     return texts
 
@@ -145,8 +147,8 @@ def _added_token_lines(added_tokens: Mapping[int, AddedToken]) -> Iterator[str]:
 
 
 def _swept_characters() -> list[str]:
-    """Return the assigned characters of the first two Unicode planes, except control characters."""
-    characters = map(chr, range(ord(" "), _LAST_SWEPT_CHARACTER + 1))
+    """Return the assigned characters, except the private ones and the first control characters."""
+    characters = map(chr, chain.from_iterable(_SWEPT_CHARACTERS))
     return [one for one in characters if unicodedata.category(one) not in _CHARACTERS_WITHOUT_MEANING]
 
 

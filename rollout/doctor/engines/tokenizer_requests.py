@@ -10,12 +10,15 @@ from typing import Any
 import anyio
 import orjson
 
-from rollout.doctor.engines.under_test import CheckNotMade, EngineUnderTest
+from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest
+from rollout.engine.error_answers import require_success
 from rollout.engine.errors import EngineMismatch, EngineNotFound, EngineTimeout
 
 BYTES_OF_A_REQUEST = 3 << 18
 """The texts of a request have at most this size, in UTF-8. Many proxies refuse bodies of more than 1 MB."""
 _ANSWER_TIMEOUT = 60.0
+_BODY_TOO_LARGE = 413
+_SHOWN_CHARACTERS = 80
 
 IdsFetcher = Callable[[EngineUnderTest, Sequence[str]], Awaitable[list[list[int]]]]
 """Returns the engine's ids of each text."""
@@ -65,30 +68,34 @@ async def fetch_text(engine: EngineUnderTest, ids: Sequence[int]) -> str:
         EngineNotFound: the engine has no route for this.
     """
     answer = await _ask(engine, "/detokenize", {"tokens": ids})
-    try:
-        return str(answer["prompt"])
-    except (KeyError, TypeError) as error:
-        raise _unknown_form(engine, "/detokenize", error) from None
+    match answer:
+        case {"prompt": str(text)}:
+            return text
+    raise _unknown_form(engine, "/detokenize", answer)
 
 
 async def _tokenize(engine: EngineUnderTest, texts: Sequence[str]) -> list[list[int]]:
     ids = []
     for text in texts:
         answer = await _ask(engine, "/tokenize", {"prompt": text, "add_special_tokens": False})
-        try:
-            ids.append(list(answer["tokens"]))
-        except (KeyError, TypeError) as error:
-            raise _unknown_form(engine, "/tokenize", error) from None
+        match answer:
+            case {"tokens": tokens} if _are_ids(tokens):
+                ids.append(tokens)
+            case _:
+                raise _unknown_form(engine, "/tokenize", answer)
     return ids
 
 
 async def _render(engine: EngineUnderTest, texts: Sequence[str]) -> list[list[int]]:
     route = "/v1/completions/render"
     answer = await _ask(engine, route, {"prompt": texts, "add_special_tokens": False, "max_tokens": 1})
-    try:
-        ids = [list(rendered["token_ids"]) for rendered in answer]
-    except (KeyError, TypeError) as error:
-        raise _unknown_form(engine, route, error) from None
+    ids = []
+    for rendered in answer if isinstance(answer, list) else [answer]:
+        match rendered:
+            case {"token_ids": token_ids} if _are_ids(token_ids):
+                ids.append(token_ids)
+            case _:
+                raise _unknown_form(engine, route, rendered)
     if len(ids) != len(texts):
         raise EngineMismatch(f"{engine.url}{route} answers {len(texts)} prompts with {len(ids)} results.")
     return ids
@@ -96,16 +103,29 @@ async def _render(engine: EngineUnderTest, texts: Sequence[str]) -> list[list[in
 
 async def _ask(engine: EngineUnderTest, route: str, body: Mapping[str, Any]) -> Any:
     url = f"{engine.url}{route}"
+    content_sent = orjson.dumps({"model": engine.model, **body})
     try:
         with anyio.fail_after(_ANSWER_TIMEOUT):
-            answer = await engine.transport.post(url, orjson.dumps({"model": engine.model, **body}))
+            status, content = await engine.transport.send("POST", url, content_sent)
     except TimeoutError:
         raise EngineTimeout(f"{url} did not answer within {_ANSWER_TIMEOUT:g} s.") from None
+    if status == _BODY_TOO_LARGE:
+        raise CheckFailed(
+            f"a proxy before {url} refused a body of {len(content_sent):,} bytes as too large (status {status})",
+            "let the proxy accept bodies of 1 MB",
+        )
+    answer = require_success(url, status, content)
     try:
         return orjson.loads(answer)
-    except ValueError as error:
-        raise _unknown_form(engine, route, error) from None
+    except ValueError:
+        raise _unknown_form(engine, route, answer.decode(errors="replace")) from None
 
 
-def _unknown_form(engine: EngineUnderTest, route: str, error: Exception) -> EngineMismatch:
-    return EngineMismatch(f"{engine.url}{route} answers in an unknown form ({error!r}).")
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(token_id) is int for token_id in value)
+
+
+def _unknown_form(engine: EngineUnderTest, route: str, answer: object) -> EngineMismatch:
+    shown = repr(answer)
+    shortened = shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}…"
+    return EngineMismatch(f"{engine.url}{route} answers in an unknown form: {shortened}")

@@ -25,6 +25,10 @@ class CheckNotMade(Exception):
     """A check cannot be made here; the message says why, and what makes it possible."""
 
 
+class CheckPartlyMade(Exception):
+    """Only a part of a check can be made here; the message says what is proven, what is not, and why."""
+
+
 class NothingToCheck(Exception):
     """The engine or the model has nothing that this check is about; the message says why."""
 

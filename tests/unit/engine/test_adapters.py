@@ -80,7 +80,7 @@ async def test_metrics_do_not_prove_that_the_flag_is_missing_without_the_route()
     assert (support.can_load, support.missing) == (False, (LOAD_VARIABLE,))
 
 
-@pytest.mark.parametrize("metrics", [NOT_FOUND, (200, b""), (403, b"closed")])
+@pytest.mark.parametrize("metrics", [NOT_FOUND, (200, b""), (403, b"closed"), (503, b"busy")])
 async def test_without_a_description_nothing_is_known_about_the_flag(metrics: tuple[int, bytes]) -> None:
     support = await support_of({ROUTE: ROUTE_EXISTS, "/version": VLLM, "/metrics": metrics})
     assert (support.can_load, support.missing) == (None, ())

@@ -10,8 +10,10 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from rollout.engine.errors import EngineTimeout
+from rollout.engine.errors import EngineUnreachable
 from rollout.engine.request import GenerateRequest
+from rollout.engine.seeds import find_seed_problem
+from rollout.engine.stand_in import StandInEngine
 from tests.unit.engine.faulty import Answer, FaultyEngine, client_of, close, succeed
 
 RECORDED: dict[str, Any] = orjson.loads((Path(__file__).parent / "recorded" / "descriptions.json").read_bytes())
@@ -83,7 +85,7 @@ async def test_other_engines_get_the_seed(seeded: GenerateRequest, engine: Any) 
     assert await sent_seed(engine(), seeded) == 7
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 405, 500])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 429, 500, 502, 503, 504])
 async def test_a_route_that_a_proxy_closed_says_nothing(seeded: GenerateRequest, status: int) -> None:
     engine = FaultyEngine(succeed)
     engine.routes = dict.fromkeys(("/version", "/metrics", SERVER_INFO), (status, b"closed"))
@@ -180,32 +182,52 @@ async def test_an_engine_that_comes_back_is_asked_again(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_an_engine_that_is_busy_is_asked_again(seeded: GenerateRequest, status: int) -> None:
-    class BusyOnce(FaultyEngine):
-        async def answer(self, path: str, body: bytes) -> Answer | None:
-            if path == "/metrics" and path not in self.paths:
-                self.paths.append(path)
-                return status, b"busy"
-            return await super().answer(path, body)
-
-    engine = BusyOnce(succeed)
-    engine.routes = vllm(device="cpu").routes
+async def test_another_route_decides_if_one_is_busy(seeded: GenerateRequest, status: int) -> None:
+    engine = vllm(device="cpu")
+    engine.routes["/metrics"] = (status, b"busy")
     assert await sent_seed(engine, seeded) is None
 
 
-async def test_a_silent_engine_gets_no_request_and_the_error_says_what_to_do(
+async def test_routes_that_cannot_be_reached_say_nothing() -> None:
+    async def refuse_connection(url: str, body: bytes) -> tuple[int, bytes]:
+        raise EngineUnreachable(url)
+
+    assert await find_seed_problem(StandInEngine(refuse_connection), "http://a") is None
+
+
+class SilentRoute(FaultyEngine):
+    """An engine that never answers on one route."""
+
+    silent_route: str
+
+    async def answer(self, path: str, body: bytes) -> Answer | None:
+        if path == self.silent_route:
+            self.paths.append(path)
+            await asyncio.sleep(3600)
+        return await super().answer(path, body)
+
+
+def silent(route: str) -> SilentRoute:
+    engine = SilentRoute(succeed)
+    engine.routes = vllm().routes
+    engine.silent_route = route
+    return engine
+
+
+async def test_an_engine_that_does_not_describe_itself_in_time_gets_the_seed_and_is_asked_once(
     seeded: GenerateRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.engine.client._SEED_TIMEOUT", 0.05)
-
-    class SilentMetrics(FaultyEngine):
-        async def answer(self, path: str, body: bytes) -> Answer | None:
-            if path == "/metrics":
-                await asyncio.sleep(3600)
-            return await super().answer(path, body)
-
-    engine = SilentMetrics(succeed)
+    monkeypatch.setattr("rollout.engine.seeds._DEADLINE_SECONDS", 0.05)
+    engine = silent("/metrics")
     async with client_of(engine, retries=0) as client:
-        with pytest.raises(EngineTimeout, match=r"engine\.sampling\.seed"):
-            await client.generate(seeded)
-    assert not engine.generated
+        await client.generate(seeded)
+        await client.generate(seeded)
+    assert seeds(engine) == [7, 7]
+    assert engine.paths.count("/metrics") == 1
+
+
+async def test_the_marks_count_if_the_device_is_not_reported_in_time(
+    seeded: GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.engine.seeds._DEADLINE_SECONDS", 0.05)
+    assert await sent_seed(silent(SERVER_INFO), seeded) is None

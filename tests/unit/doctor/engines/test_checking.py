@@ -5,14 +5,18 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import anyio
 import httpx
 import pytest
 
 from rollout.config.load import load_config
 from rollout.config.model_directory import BUILTIN_MODELS
+from rollout.doctor.engines import checking
 from rollout.doctor.engines import serving as module
 from rollout.doctor.engines.checking import check_engines
+from rollout.doctor.engines.under_test import CheckPartlyMade, EngineUnderTest
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import EngineState, NotUpdatable
@@ -104,6 +108,29 @@ async def test_weights_that_cannot_be_replaced_are_a_problem_if_versions_are_exp
     assert "VLLM_SERVER_DEV_MODE=1" in unpaced[1].message
     *_, found = await findings(config, url, runs, "policy.max_staleness=1")
     assert verdicts([found]) == {"weights": "bad"}
+
+
+async def test_adapters_are_unknown_if_the_engine_does_not_describe_itself_in_time(
+    config: Path, url: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(transport: EngineTransport, url: str) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(module, "fetch_adapter_support", hang)
+    monkeypatch.setattr(module, "_ADAPTERS_TIMEOUT", 0.05)
+    weights = (await findings(config, url, runs))[1]
+    assert weights.status is CheckStatus.OK
+    assert "whether LoRA adapters can be loaded is unknown" in weights.message
+
+
+async def test_a_check_that_is_only_partly_made_is_unknown() -> None:
+    async def check_a_part(engine: EngineUnderTest) -> str:
+        raise CheckPartlyMade("the same ids. The texts were not compared")
+
+    engine: Any = None
+    result = await checking._make_check(engine, "tokens", check_a_part, lambda engine, error: None)
+    assert result.status is CheckStatus.UNKNOWN
+    assert result.message == "only partly checked: the same ids. The texts were not compared"
 
 
 async def test_image_files_that_the_engine_may_not_read_are_a_problem(config: Path, url: str, tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ async def test_the_owner_of_the_model_decides(name: str, owner: str, is_own: boo
     assert await is_own_engine(engine(models)) is is_own
 
 
+async def test_a_model_without_an_owner_is_not_ours() -> None:
+    assert not await is_own_engine(engine(b'{"data": [{"id": "tiny"}]}'))
+
+
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b'{"data": [1]}'])
 async def test_an_unknown_list_of_models_is_an_error(answer: bytes) -> None:
     with pytest.raises(EngineRefused, match="/v1/models answers in an unknown form"):

@@ -1,6 +1,7 @@
 """Compares our tokenizer with an engine that has a changed copy of it; every difference must be found and named."""
 
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,14 +13,21 @@ from tokenizers import Tokenizer
 
 from renderers_adapter.tokenizer import FastTokenizer, load_tokenizer
 from rollout.doctor.engines import tokenizer_probes, tokenizer_requests
-from rollout.doctor.engines.tokenizer import check_tokens
-from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
+from rollout.doctor.engines.tokenizer import check_tokens, tokens_fix
+from rollout.doctor.engines.under_test import (
+    CheckFailed,
+    CheckNotMade,
+    CheckPartlyMade,
+    EngineUnderTest,
+    NothingToCheck,
+)
 from rollout.engine.errors import EngineMismatch, EngineTimeout
 from rollout.engine.transport import EngineTransport
 from tests.unit.engine.vllm_contract import VERSIONS, Contract
 
 _SHIPPED = Path(__file__).parents[4] / "rollout" / "serving" / "tiny_qwen3_vl" / "tokenizer.json"
 _NFC = {"type": "NFC"}
+_SWEPT_CHARACTERS = tokenizer_probes._SWEPT_CHARACTERS
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -70,7 +78,10 @@ class _Namespace:
 
 def _engine(transport: EngineTransport, own: FastTokenizer) -> EngineUnderTest:
     adapter, client = _Namespace(tokenizer=own), _Namespace(max_model_len=1024)
-    engine = _Namespace(url="http://engine", model="tiny", transport=transport, adapter=adapter, client=client)
+    config = _Namespace(engine=_Namespace(api_key_env="LAB_KEY"))
+    engine = _Namespace(
+        url="http://engine", model="tiny", transport=transport, adapter=adapter, client=client, config=config
+    )
     return cast(EngineUnderTest, engine)
 
 
@@ -96,7 +107,7 @@ async def _failure(change: Change, *, both: Change = lambda content: None, route
 
 @pytest.fixture(autouse=True)
 def _few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_probes, "_LAST_SWEPT_CHARACTER", 0x24F)
+    monkeypatch.setattr(tokenizer_probes, "_SWEPT_CHARACTERS", (range(0x20, 0x250),))
 
 
 def _added(content: dict[str, Any], text: str) -> dict[str, Any]:
@@ -147,8 +158,8 @@ async def test_an_equal_tokenizer_is_reported_with_the_number_of_compared_tokens
     finding = await check_tokens(_engine(transport, load_tokenizer(_SHIPPED)))
     assert finding.startswith("the same ids for texts with 20 of 20 added tokens, 952 of 1,004 other tokens and ")
     assert finding.endswith(
-        "the 52 others (parts of characters, and what no probe made) have the same texts, and 1,024 ids that we do "
-        "not use have none there"
+        " characters; 12 others have the same texts; 40 parts of characters cannot be compared by their text; 1,024 "
+        "ids that we do not use have no text there"
     )
     assert len(transport.requests) < 10
     assert max(len(body) for _, body in transport.requests) < 1_000_000
@@ -247,9 +258,17 @@ async def test_a_token_that_no_text_makes_is_compared_by_its_text() -> None:
 
 async def test_an_engine_behind_a_proxy_is_asked_to_render_texts_that_fit_into_its_context() -> None:
     transport = _EngineWithTokenizer(_changed(), "/v1/completions/render")
-    finding = await check_tokens(_engine(transport, load_tokenizer(_SHIPPED)))
-    assert "20 of 20 added tokens" in finding
-    assert finding.endswith("were not compared, because this server has no /detokenize")
+    with pytest.raises(CheckPartlyMade, match="20 of 20 added tokens"):
+        await check_tokens(_engine(transport, load_tokenizer(_SHIPPED)))
+
+
+async def test_without_detokenize_the_check_is_only_partly_made() -> None:
+    with pytest.raises(CheckPartlyMade) as reason:
+        await check_tokens(_engine(_EngineWithTokenizer(_changed(), "/tokenize"), load_tokenizer(_SHIPPED)))
+    assert str(reason.value).endswith(
+        " characters. 52 other tokens and 1,024 ids that we do not use were not compared, because this server has no "
+        "/detokenize; let the proxy pass it"
+    )
 
 
 async def test_a_difference_is_found_behind_a_proxy() -> None:
@@ -263,8 +282,18 @@ async def test_additional_tokens_are_not_ruled_out_if_the_engine_fails_for_unkno
                 return 500, b"KeyError: 1024"
             return await super().send(method, url, body, session_id=session_id)
 
-    finding = await check_tokens(_engine(_Failing(_changed()), load_tokenizer(_SHIPPED)))
-    assert finding.endswith("have the same texts; whether the engine has additional tokens was not seen")
+    with pytest.raises(CheckPartlyMade, match="Whether the engine has additional tokens was not seen"):
+        await check_tokens(_engine(_Failing(_changed()), load_tokenizer(_SHIPPED)))
+
+
+async def test_tokens_that_no_text_makes_and_parts_of_characters_are_counted_separately() -> None:
+    finding = await check_tokens(_engine(_EngineWithTokenizer(_changed(_make_unreachable)), _fast(_make_unreachable)))
+    assert "; 13 others have the same texts; 40 parts of characters cannot be compared by their text; " in finding
+
+
+def test_every_assigned_character_that_is_not_private_is_swept() -> None:
+    assigned = {one for one in range(0x20, 0x110000) if unicodedata.category(chr(one)) not in ("Cn", "Co", "Cs")}
+    assert assigned.difference(*_SWEPT_CHARACTERS) == set()
 
 
 async def test_without_a_route_nothing_is_proven() -> None:
@@ -290,13 +319,49 @@ async def test_an_engine_that_does_not_answer_has_a_deadline(monkeypatch: pytest
         await check_tokens(_engine(_Silent(_changed()), load_tokenizer(_SHIPPED)))
 
 
-async def test_an_answer_in_an_unknown_form_is_no_difference() -> None:
+@pytest.mark.parametrize(
+    ("route", "answer"),
+    [
+        ("/tokenize", {"ids": []}),
+        ("/tokenize", {"tokens": "abc"}),
+        ("/tokenize", {"tokens": [[1], {"a": 2}]}),
+        ("/tokenize", {"tokens": [True]}),
+        ("/tokenize", {"tokens": None}),
+        ("/tokenize", [1]),
+        ("/detokenize", {"prompt": 17}),
+        ("/detokenize", {"text": "a"}),
+        ("/v1/completions/render", {"token_ids": "abc"}),
+        ("/v1/completions/render", [{"token_ids": ["1"]}]),
+        ("/v1/completions/render", None),
+    ],
+)
+async def test_an_answer_in_an_unknown_form_is_no_difference(route: str, answer: object) -> None:
     class _Strange(_EngineWithTokenizer):
-        def answer(self, route: str, body: dict[str, Any]) -> object:
-            return {"ids": []} if route == "/tokenize" else super().answer(route, body)
+        def answer(self, asked_route: str, body: dict[str, Any]) -> object:
+            return answer if asked_route == route else super().answer(asked_route, body)
 
-    with pytest.raises(EngineMismatch, match=r"/tokenize answers in an unknown form \(KeyError"):
-        await check_tokens(_engine(_Strange(_changed()), load_tokenizer(_SHIPPED)))
+    routes = (route,) if route == "/v1/completions/render" else ()
+    engine = _engine(_Strange(_changed(), *routes), load_tokenizer(_SHIPPED))
+    with pytest.raises(EngineMismatch, match=f"{route} answers in an unknown form: ") as error:
+        await check_tokens(engine)
+    fix = tokens_fix(engine, error.value)
+    assert fix is not None
+    assert fix.endswith(
+        "curl http://engine/tokenize -H 'Content-Type: application/json' -H \"Authorization: Bearer $LAB_KEY\" "
+        """-d '{"model":"tiny","prompt":"a"}'"""
+    )
+
+
+async def test_a_proxy_that_refuses_large_bodies_is_named() -> None:
+    class _SmallBodies(_EngineWithTokenizer):
+        async def send(self, method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
+            if len(body) > 1000:
+                return 413, b"<html>Request Entity Too Large</html>"
+            return await super().send(method, url, body, session_id=session_id)
+
+    with pytest.raises(CheckFailed, match="a proxy before http://engine/tokenize refused a body of ") as failure:
+        await check_tokens(_engine(_SmallBodies(_changed()), load_tokenizer(_SHIPPED)))
+    assert failure.value.fix == "let the proxy accept bodies of 1 MB"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
