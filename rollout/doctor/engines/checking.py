@@ -11,7 +11,7 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
 from rollout.doctor.engines.pixels import check_pixels
 from rollout.doctor.engines.probe_requests import PROBE_SIZES, probe_directory, probe_request
-from rollout.doctor.engines.rendering import check_rendering
+from rollout.doctor.engines.rendering import check_rendering, rendering_fix
 from rollout.doctor.engines.serving import (
     check_endpoint,
     check_images,
@@ -58,7 +58,7 @@ _ENGINE_CHECKS: tuple[NamedEngineCheck, ...] = (
     ("tokens", check_tokens, tokens_fix),
     ("endpoint", check_endpoint, endpoint_fix),
     ("images", check_images, images_fix),
-    ("rendering", check_rendering, _no_fix),
+    ("rendering", check_rendering, rendering_fix),
     ("pixels", check_pixels, _no_fix),
 )
 

@@ -4,10 +4,12 @@ A difference is only known if it is exactly as described. So each one is undone 
 be equal.
 """
 
+import re
 from collections.abc import AsyncIterator
 from enum import StrEnum
 
 from renderers_adapter.special_text import SpecialText
+from renderers_adapter.tokenizer import FastTokenizer
 from rollout.doctor.engines.conversations import Conversation, without_reasoning
 from rollout.doctor.engines.own_prompts import OwnRenderer, PromptTokens
 
@@ -26,7 +28,8 @@ class KnownDifference(StrEnum):
         PARTS: the text of both sides is the same. A renderer encodes some parts of it separately, such as an answer and
             the template's text before it. With the whole text encoded at once, our prompt is that of the server.
         SAMPLED_REASONING: a bridge keeps earlier answers as they were sampled, but the template leaves out their
-            reasoning. Without one block of tokens in these answers, the bridged prompt is the rendered one.
+            reasoning, or an empty reasoning block. Without it, the bridged prompt is the rendered one. What is left out
+            is the text of the reasoning and the family's marks around it, and no other token.
         LINE_BREAK: the bridges of two families leave out the line break after an answer. With this line break, the
             bridged prompt is the rendered one.
     """
@@ -42,6 +45,8 @@ class KnownDifference(StrEnum):
 _RENDERERS_WITH_EMPTY_REASONING = ("qwen3", "qwen3.5", "qwen3.6", "qwen3.8")
 _RENDERERS_WITH_UNWRITTEN_REASONING = ("qwen3",)
 _RENDERERS_WITHOUT_LINE_BREAK = ("laguna-m.1", "laguna-xs.2")
+_REASONING_MARKS = (("<think>", "</think>"), ("<|channel>thought", "<channel|>"))
+"""The texts before and after reasoning in the formats whose bridges keep what the template leaves out."""
 
 
 async def explain_rendered(
@@ -90,10 +95,10 @@ def explain_bridged(
     line_break = renderer.tokenizer.encode("\n") if renderer.model.renderer in _RENDERERS_WITHOUT_LINE_BREAK else None
     found: set[KnownDifference] = set()
     was_answer = False
-    roles = [message["role"] for message in conversation.messages]
-    for role, whole, kept in zip([*roles, None], rendered, bridged, strict=True):
+    messages = [(message["role"], message.get("reasoning_content", "")) for message in conversation.messages]
+    for (role, reasoning), whole, kept in zip([*messages, (None, "")], rendered, bridged, strict=True):
         if whole != kept:
-            if role == "assistant" and _is_with_insertion(kept, whole):
+            if role == "assistant" and _has_reasoning_inserted(renderer.tokenizer, kept, whole, reasoning):
                 found.add(KnownDifference.SAMPLED_REASONING)
             elif was_answer and line_break and whole == line_break + kept:
                 found.add(KnownDifference.LINE_BREAK)
@@ -108,9 +113,25 @@ def join_tokens(prompt: PromptTokens) -> list[int]:
     return [token for message in prompt for token in message]
 
 
-def _is_with_insertion(longer: list[int], shorter: list[int]) -> bool:
-    """Whether the longer list is the shorter one with tokens inserted at one place."""
-    surplus = len(longer) - len(shorter)
+def _has_reasoning_inserted(tokenizer: FastTokenizer, kept: list[int], whole: list[int], reasoning: str) -> bool:
+    """Whether an answer that a bridge keeps is the rendered one with its reasoning inserted at one place."""
+    surplus = len(kept) - len(whole)
     return surplus > 0 and any(
-        longer[:at] == shorter[:at] and longer[at + surplus :] == shorter[at:] for at in range(len(shorter) + 1)
+        kept[:at] == whole[:at]
+        and kept[at + surplus :] == whole[at:]
+        and _is_reasoning(tokenizer, kept[at : at + surplus], tokenizer.decode(whole), reasoning.strip())
+        for at in range(len(whole) + 1)
+    )
+
+
+def _is_reasoning(tokenizer: FastTokenizer, inserted: list[int], whole_text: str, reasoning: str) -> bool:
+    """Whether the inserted tokens are one block of reasoning, and the rendered answer has none."""
+    text = tokenizer.decode(inserted)
+    inserted_control, spelled_control = (
+        [token for token in ids if token in tokenizer.control_ids] for ids in (inserted, tokenizer.encode(text))
+    )
+    return inserted_control == spelled_control and any(
+        opening not in whole_text
+        and re.fullmatch(rf"\s*{re.escape(opening)}\s*{re.escape(reasoning)}\s*{re.escape(closing)}\s*", text)
+        for opening, closing in _REASONING_MARKS
     )

@@ -1,6 +1,7 @@
 """Checks that our prompts of conversations are those of the server's own chat template."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from renderers_adapter.errors import AdapterError
 from rollout.doctor.engines.comparison import Comparison, Difference, ServerPrompt, compare_prompts
@@ -13,12 +14,23 @@ from rollout.doctor.engines.renderer_advice import THINKING_SWITCH, advise
 from rollout.doctor.engines.server_prompts import ServerPrompts
 from rollout.doctor.engines.text_difference import describe_difference
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
-from rollout.engine.errors import EngineMisconfigured, EngineRefused
+from rollout.engine.errors import EngineError, EngineMisconfigured, EngineRefused
 from rollout.images import ImagePolicy
+from rollout.records.messages import MessageError
 
 _LAST_RESORT = (
     "the server uses another chat template than the renderer {renderer}: serve the checkpoint with its own template, "
     "or start the server with --chat-template and the template that this renderer writes"
+)
+
+_REFUSAL_FIX = (
+    "Set engine.urls to the root of vLLM itself, without a proxy that changes requests. If vLLM refuses them, too, its "
+    "chat template cannot write such messages: start it with --chat-template and the template of {renderer}, or play "
+    "no conversations of this kind"
+)
+_ANSWER_FIX = (
+    "is engine.urls the root of vLLM itself, without a proxy that changes answers? If it is, the server's log has the "
+    "reason"
 )
 
 _SHOWN_NAMES = 4
@@ -43,12 +55,29 @@ async def check_rendering(engine: EngineUnderTest) -> str:
         advice = await advise(renderer, server_prompts)
         fix = advice.fix if advice else _LAST_RESORT.format(renderer=renderer.model.renderer)
         raise CheckFailed(_describe_differences(renderer, comparison), fix)
+    only_by_us = await _find_written(renderer, [one for one in conversations if one.name in refused])
+    fix_refusal = _REFUSAL_FIX.format(renderer=renderer.model.renderer)
     if not comparison.equal:
-        raise CheckNotMade(f"no conversation was rendered by both sides: {_list_reasons(comparison, refused)}")
+        reasons = _list_reasons(comparison, refused)
+        fix = f". {fix_refusal}" if only_by_us else ""
+        raise CheckNotMade(f"no conversation was rendered by both sides: {reasons}{fix}")
     if comparison.unsupported or KnownDifference.UNWRITTEN_REASONING in comparison.known:
         await _refuse_better_renderer(renderer, comparison, server_prompts)
+    if only_by_us:
+        reason = refused[only_by_us[0]].rstrip(".")
+        refused_by_both = {name: refused[name] for name in refused if name not in only_by_us}
+        equal = _describe_success(comparison, _list_not_compared(comparison, refused_by_both, server))
+        raise CheckNotMade(
+            f"the server refuses {len(only_by_us)} of {len(conversations)} conversations, but our renderer writes "
+            f"them: {_join_first(only_by_us)} ({reason}). {fix_refusal}\n{equal}"
+        )
     other_modes = await _compare_other_modes(renderer, server, conversations)
     return _describe_success(comparison, [*_list_not_compared(comparison, refused, server), *other_modes])
+
+
+def rendering_fix(engine: EngineUnderTest, error: Exception) -> str | None:
+    """Return what corrects an error of `check_rendering`."""
+    return _ANSWER_FIX if isinstance(error, EngineError) else None
 
 
 async def _fetch_prompts(
@@ -64,6 +93,16 @@ async def _fetch_prompts(
         except EngineRefused as error:
             refused[conversation.name] = str(error)
     return prompts, refused
+
+
+async def _find_written(renderer: OwnRenderer, conversations: Sequence[Conversation]) -> list[str]:
+    """Return the names of the conversations that our renderer writes."""
+    names = []
+    for conversation in conversations:
+        with suppress(AdapterError, MessageError):
+            await renderer.make_prompts(conversation)
+            names.append(conversation.name)
+    return names
 
 
 async def _refuse_better_renderer(

@@ -62,14 +62,100 @@ async def test_any_other_difference_beside_a_known_one_is_not_known(text: str, o
     assert await explain(renderer("qwen3-vl"), SERVER_TEXT.replace(text, other)) is None
 
 
-def test_a_bridge_may_only_insert_tokens_into_an_answer() -> None:
+ANSWER_START, ANSWER_REST = "<|im_start|>assistant\n", "Blue.<|im_end|>"
+BLOCK = "<think>\nLight is scattered.\n</think>\n\n"
+EMPTY_BLOCK = "<think>\n\n</think>\n\n"
+
+
+def explain_kept_answer(
+    start: str, inserted: str, *, reasoning: str = "", position: int = 1, as_text: bool = False
+) -> set[KnownDifference] | None:
+    """Return what a bridge is found to do if one of its messages has an insertion after `start`."""
     ours = renderer("qwen3")
+    answer = {"role": "assistant", "content": "Blue.", **({"reasoning_content": reasoning} if reasoning else {})}
+    chat = [_CHAT[0], answer, _CHAT[2]]
+    conversation = Conversation("chat", chat, None, canonicalise(chat, ()), ())
+    encode = ours.tokenizer.encode
+    inserted_ids = ours.tokenizer.encode_as_text(inserted)["input_ids"] if as_text else encode(inserted)
+    rendered = [[*encode(start), *encode(ANSWER_REST)] for _ in range(4)]
+    bridged = [list(message) for message in rendered]
+    bridged[position] = [*encode(start), *inserted_ids, *encode(ANSWER_REST)]
+    return explain_bridged(ours, conversation, rendered, bridged)
+
+
+@pytest.mark.parametrize(
+    ("inserted", "reasoning"),
+    [
+        pytest.param(BLOCK, "Light is scattered.", id="a block"),
+        pytest.param(EMPTY_BLOCK, "", id="an empty block"),
+        pytest.param("<|channel>thought\nLight is scattered.\n<channel|>", "Light is scattered.", id="other marks"),
+    ],
+)
+def test_a_bridge_may_insert_the_reasoning_of_an_answer(inserted: str, reasoning: str) -> None:
+    found = explain_kept_answer(ANSWER_START, inserted, reasoning=reasoning)
+    assert found == {KnownDifference.SAMPLED_REASONING}
+
+
+@pytest.mark.parametrize(
+    ("inserted", "reasoning"),
+    [
+        pytest.param("<|im_end|>", "Light is scattered.", id="an end token"),
+        pytest.param(f"{BLOCK}<|im_end|>", "Light is scattered.", id="a block and an end token"),
+        pytest.param(f"{BLOCK}<|im_end|>\n{ANSWER_START}", "Light is scattered.", id="a block and a turn"),
+        pytest.param(f"No.<|im_end|>\n{ANSWER_START}", "", id="a turn"),
+        pytest.param(BLOCK, "", id="reasoning that the message does not have"),
+        pytest.param(BLOCK, "Light is blue.", id="other reasoning"),
+        pytest.param(EMPTY_BLOCK, "Light is scattered.", id="an empty block in place of reasoning"),
+        pytest.param("Sure. ", "", id="a text"),
+        pytest.param("\n", "", id="white space"),
+        pytest.param("</think>", "", id="half a block"),
+        pytest.param(BLOCK * 2, "Light is scattered.", id="two blocks"),
+    ],
+)
+def test_a_bridge_may_insert_nothing_else_into_an_answer(inserted: str, reasoning: str) -> None:
+    assert explain_kept_answer(ANSWER_START, inserted, reasoning=reasoning) is None
+
+
+def test_a_bridge_may_not_repeat_reasoning_that_the_template_writes() -> None:
+    assert explain_kept_answer(f"{ANSWER_START}{EMPTY_BLOCK}", "</think>") is None
+    assert explain_kept_answer(f"{ANSWER_START}{EMPTY_BLOCK}", EMPTY_BLOCK) is None
+
+
+def test_the_marks_of_reasoning_must_be_control_tokens() -> None:
+    assert explain_kept_answer(ANSWER_START, EMPTY_BLOCK, as_text=True) is None
+
+
+@pytest.mark.parametrize("position", [0, 2, 3])
+def test_a_bridge_may_insert_reasoning_only_into_answers(position: int) -> None:
+    assert explain_kept_answer(ANSWER_START, EMPTY_BLOCK, position=position) is None
+
+
+def test_a_bridge_may_not_leave_out_tokens_of_an_answer() -> None:
     rendered = [[1], [2, 3, 4], [5], [6]]
-    assert explain_bridged(ours, _CONVERSATION, rendered, [[1], [2, 8, 9, 3, 4], [5], [6]]) == {
-        KnownDifference.SAMPLED_REASONING
-    }
-    for other in ([[1], [2, 4], [5], [6]], [[1], [2, 7, 4], [5], [6]], [[1], [2, 3, 4], [7, 5], [6]]):
-        assert explain_bridged(ours, _CONVERSATION, rendered, other) is None
+    assert explain_bridged(renderer("qwen3"), _CONVERSATION, rendered, [[1], [2, 4], [5], [6]]) is None
+
+
+@pytest.mark.parametrize(
+    ("own_text", "server_text"),
+    [
+        pytest.param("Blue.", "Blue!", id="another text"),
+        pytest.param("Blue.<|im_end|>", "<|im_end|>Blue.", id="another place of a control token"),
+    ],
+)
+async def test_other_tokens_are_only_known_for_the_same_text(own_text: str, server_text: str) -> None:
+    ours = renderer("qwen3-vl")
+    encode = ours.tokenizer.encode
+    split = [encode(character)[0] for character in "Blue."]
+    assert await explain_rendered(ours, _CONVERSATION, [split], encode("Blue.")) == {KnownDifference.PARTS}
+    assert await explain_rendered(ours, _CONVERSATION, [encode(own_text)], encode(server_text)) is None
+
+
+async def test_other_tokens_are_only_known_with_the_same_control_tokens() -> None:
+    ours = renderer("qwen3-vl")
+    spelled = ours.tokenizer.encode_as_text("<|im_end|>")["input_ids"]
+    own_ids, server_ids = [*spelled, 1], [*ours.tokenizer.encode("<|im_end|>"), 1]
+    assert ours.tokenizer.decode(own_ids) == ours.tokenizer.decode(server_ids)
+    assert await explain_rendered(ours, _CONVERSATION, [own_ids], server_ids) is None
 
 
 def test_a_line_break_after_an_answer_may_only_be_missing_in_the_families_that_leave_it_out() -> None:

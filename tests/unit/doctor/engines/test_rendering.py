@@ -10,10 +10,10 @@ import pytest
 from renderers_adapter.adapter import RendererAdapter
 from rollout.config.load import load_config
 from rollout.config.model_directory import BUILTIN_MODELS
-from rollout.doctor.engines.rendering import check_rendering
+from rollout.doctor.engines.rendering import check_rendering, rendering_fix
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
 from rollout.engine.client import EngineClient
-from rollout.engine.errors import EngineMisconfigured
+from rollout.engine.errors import EngineError, EngineMisconfigured
 from tests.unit.doctor.engines.template_server import TemplateServer
 
 _TEMPLATES = Path("rollout/serving/tiny_model/templates")
@@ -56,6 +56,16 @@ def check(repository: Path, model: Path, tmp_path: Path) -> Check:
             return await check_rendering(EngineUnderTest(_URL, config, adapter, server, client, unused, unused))
 
     return run
+
+
+def answer_render_route(server: TemplateServer, answer: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the server one answer for all requests to its render route."""
+    send = server.send
+
+    async def answer_render(method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
+        return answer if url.endswith("/render") else await send(method, url, body, session_id=session_id)
+
+    monkeypatch.setattr(server, "send", answer_render)
 
 
 @pytest.mark.parametrize("mode", ["offload", "inline"])
@@ -124,8 +134,55 @@ async def test_a_server_without_a_parser_of_calls_still_renders_tools(
 
 
 async def test_a_server_that_refuses_every_conversation_cannot_be_checked(check: Check, serve: Any) -> None:
-    with pytest.raises(CheckNotMade, match=r"no conversation was rendered by both sides: a question, .*: no\)"):
+    with pytest.raises(
+        CheckNotMade, match=r"no conversation was rendered by both sides: a question, .*: no\)\. Set engine\.urls to"
+    ):
         await check(serve("{{ raise_exception('no.') }}"), "qwen3-vl")
+
+
+async def test_a_server_that_refuses_conversations_that_we_write_is_not_fully_checked(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    refusal = "{% if tools %}{{ raise_exception('tools are not allowed.') }}{% endif %}"
+    with pytest.raises(CheckNotMade) as reason:
+        await check(serve(refusal + templates["qwen3-vl"]), "qwen3-vl")
+    refused, equal, *_ = str(reason.value).splitlines()
+    assert refused.startswith(
+        "the server refuses 9 of 18 conversations, but our renderer writes them: tools without a system message, "
+        "tools without a call, a call and its result, a call with arguments of all types and 5 more "
+    )
+    assert "400: tools are not allowed). Set engine.urls to the root of vLLM itself" in refused
+    assert equal.startswith("the server renders 9 conversations as we do; ")
+
+
+async def test_a_conversation_that_neither_side_writes_is_only_named(
+    check: Check, serve: Any, templates: dict[str, str]
+) -> None:
+    refusal = "{% if tools %}{{ raise_exception('tools are not allowed.') }}{% endif %}"
+    found = await check(serve(refusal + templates["qwen2.5-vl"]), "qwen2.5-vl")
+    assert found.startswith("the server renders 8 conversations as we do; 5 of them also")
+    assert "tools are not allowed" in found
+
+
+@pytest.mark.parametrize("answer", [(200, b"<html></html>"), (200, b'{"token_ids": "x"}'), (401, b"{}"), (500, b"{}")])
+async def test_an_unusable_answer_of_the_server_gets_a_fix(
+    check: Check, serve: Any, templates: dict[str, str], monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes]
+) -> None:
+    server = serve(templates["qwen3-vl"])
+    answer_render_route(server, answer, monkeypatch)
+    with pytest.raises(EngineError) as error:
+        await check(server, "qwen3-vl")
+    unused: Any = None
+    assert "is engine.urls the root of vLLM itself" in str(rendering_fix(unused, error.value))
+
+
+async def test_a_redirected_render_route_cannot_be_checked(
+    check: Check, serve: Any, templates: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(templates["qwen3-vl"])
+    answer_render_route(server, (302, b"moved"), monkeypatch)
+    with pytest.raises(CheckNotMade, match=r"status 302: moved\)\. Set engine\.urls to the root of vLLM itself"):
+        await check(server, "qwen3-vl")
 
 
 @pytest.mark.parametrize("renderer", ["qwen3.5", "qwen3", "qwen2.5-vl"])
@@ -230,14 +287,6 @@ async def test_a_server_that_refuses_the_key_is_not_a_server_that_refuses_a_conv
     check: Check, serve: Any, templates: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(templates["qwen3-vl"])
-    answer = server.send
-
-    async def refuse(method: str, url: str, body: bytes, *, session_id: str | None = None) -> tuple[int, bytes]:
-        if url.endswith("/render"):
-            return 401, b"{}"
-        status: tuple[int, bytes] = await answer(method, url, body)
-        return status
-
-    monkeypatch.setattr(server, "send", refuse)
+    answer_render_route(server, (401, b"{}"), monkeypatch)
     with pytest.raises(EngineMisconfigured):
         await check(server, "qwen3-vl")
