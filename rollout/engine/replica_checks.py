@@ -92,9 +92,16 @@ def _parse_max_model_len(url: str, models_json: bytes, model: str) -> int | None
             )
         name = model
         while (entry := models.pop(name, None)) is not None:
-            if context_length := entry.get("max_model_len"):
-                return int(context_length)
+            if (context_length := entry.get("max_model_len")) is not None:
+                break
             name = entry.get("parent")
+        else:
+            return None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise EngineRefused(f"{url}/v1/models did not return a list of models; is this a vLLM server?") from None
-    return None
+    if type(context_length) is not int or context_length < 1:
+        raise EngineRefused(
+            f"{url}/v1/models reports the max_model_len {context_length!r} for the model {name!r}, but it must be a "
+            "positive integer. Is engine.urls the root of a vLLM server, without a proxy that changes answers?"
+        )
+    return context_length

@@ -22,7 +22,9 @@ _ADAPTERS_TIMEOUT = 30.0
 async def check_model(engine: EngineUnderTest) -> str:
     """Check that the engine answers and serves the model; return the finding."""
     await engine.client.check()
-    return f"serves {engine.client.model}; its context holds {engine.client.max_model_len} tokens"
+    length = engine.client.max_model_len
+    context = "it does not report the length of its context" if length is None else f"its context holds {length} tokens"
+    return f"serves {engine.client.model}; {context}"
 
 
 async def check_weights(engine: EngineUnderTest) -> str:

@@ -1,5 +1,6 @@
 """The check of all engines at the start of a run or a worker."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ async def test_an_adapter_has_the_context_of_its_parent(
     async with client_of(engine) as client:
         await client.check()
         assert client.max_model_len == context_length
+
+
+@pytest.mark.parametrize("length", ["lots", "64", 0, -1, 64.5, True, []])
+async def test_a_wrong_length_of_the_context_is_named(length: object) -> None:
+    engine = FaultyEngine(succeed)
+    engine.models = (200, orjson.dumps({"data": [{"id": "m", "max_model_len": length}]}))
+    async with client_of(engine) as client:
+        with pytest.raises(EngineRefused, match=re.escape(f"max_model_len {length!r} for the model 'm'")):
+            await client.check()
 
 
 async def test_the_adapter_of_a_recorded_server_has_the_context_of_its_parent() -> None:

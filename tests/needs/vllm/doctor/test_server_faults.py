@@ -49,6 +49,7 @@ class ServerFault:
         flags: the flags of the server; `{copy}` is a copy of the checkpoint.
         edit: changes the copy of the checkpoint.
         options: other options of the server.
+        other_media: whether the server reads images from another directory.
         settings: keys of the YAML.
         model: the checkpoint that the server loads, if it is the copy.
     """
@@ -59,6 +60,7 @@ class ServerFault:
     edit: Callable[[Path], object] = lambda copy: None
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    other_media: bool = False
     serves_copy: bool = False
 
 
@@ -102,7 +104,7 @@ SERVER_FAULTS = {
         _edit_json("tokenizer.json", lambda tokenizer: tokenizer["model"]["merges"].pop(500)),
     ),
     "no token endpoint": ServerFault("endpoint", "--enable-scale-out", ("--no-enable-scale-out",)),
-    "another media directory": ServerFault("images", "--allowed-local-media-path", options={"media": Path("/nowhere")}),
+    "another media directory": ServerFault("images", "--allowed-local-media-path", other_media=True),
     "other pixel limits": ServerFault(
         "images", "prompt", ("--mm-processor-kwargs", '{"size": {"shortest_edge": 4096, "longest_edge": 16777216}}')
     ),
@@ -138,7 +140,8 @@ def test_a_fault_of_the_server_is_found(
     shutil.copytree(checkpoint, copy)
     fault.edit(copy)
     flags = [flag.replace("{copy}", str(copy)) for flag in fault.flags]
-    live = start_server(*flags, **fault.options, **({"model": copy} if fault.serves_copy else {}))
+    media = {"media": tmp_path / "media"} if fault.other_media else {}
+    live = start_server(*flags, **fault.options, **media, **({"model": copy} if fault.serves_copy else {}))
     bench = bench_of(live)
     bench.set(model__path=checkpoint)
     bench.settings |= fault.settings

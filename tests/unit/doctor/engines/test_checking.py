@@ -18,6 +18,8 @@ from rollout.doctor.engines import serving as module
 from rollout.doctor.engines.checking import check_engines
 from rollout.doctor.engines.under_test import CheckPartlyMade, EngineUnderTest
 from rollout.doctor.results import CheckResult, CheckStatus
+from rollout.engine.client import EngineClient
+from rollout.engine.stand_in import StandInEngine
 from rollout.engine.transport import EngineTransport
 from rollout.engine.weight_updates import EngineState, NotUpdatable
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
@@ -66,6 +68,17 @@ async def test_a_good_engine_has_no_problem(config: Path, url: str, runs: Path, 
     assert "can be replaced" in messages["weights"]
     assert ("file://" if mode == "offload" else "data:") in messages["images"]
     assert os.listdir(runs) == []
+
+
+async def test_an_engine_without_a_context_length_is_no_problem() -> None:
+    async def list_models(url: str, body: bytes) -> tuple[int, bytes]:
+        return 200, b'{"data": [{"id": "tiny"}]}'
+
+    server = StandInEngine(list_models)
+    async with EngineClient(["http://engine"], "tiny", timeout=5, transport=server) as client:
+        unused: Any = None
+        engine = EngineUnderTest("http://engine", unused, unused, server, client, unused, unused)
+        assert await module.check_model(engine) == "serves tiny; it does not report the length of its context"
 
 
 async def test_an_engine_that_cannot_be_reached_gets_the_command_that_starts_it(config: Path, runs: Path) -> None:
