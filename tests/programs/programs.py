@@ -129,7 +129,8 @@ class Programs(RuleBasedStateMachine):
         self.engine, self.session = self.played.engine, self.played.session
         hashes = {url: mm_hash for url, (mm_hash, _) in self.resources.images.items()}
         tokenizer = MaskingTokenizer(self.pool.tokenizer)
-        self.reference = ReferenceModel(create_renderer(tokenizer, config_from_name(renderer)), tokenizer, hashes)
+        own_renderer = create_renderer(tokenizer, config_from_name(renderer))
+        self.reference = ReferenceModel(own_renderer, tokenizer, hashes, other_ends=self.pool.stop_token_ids[1:])
         self.run(self.played.begin())
         self.system = [{"role": "system", "content": "Be brief."}] if system else []
         self.new(said, False, answer)

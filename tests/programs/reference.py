@@ -28,12 +28,19 @@ class AnsweredConversation:
 
 
 class ReferenceModel:
-    """Computes what turns and records must contain. `hashes` maps the URL of each image to its hash."""
+    """Computes what turns and records must contain.
 
-    def __init__(self, renderer: Any, tokenizer: MaskingTokenizer, hashes: Mapping[str, str]) -> None:
+    `hashes` maps the URL of each image to its hash. An answer that ends with one of `other_ends` is never bridged,
+    because the template closes it with another token.
+    """
+
+    def __init__(
+        self, renderer: Any, tokenizer: MaskingTokenizer, hashes: Mapping[str, str], other_ends: Sequence[int]
+    ) -> None:
         self._renderer = renderer
         self._tokenizer = tokenizer
         self._hashes = hashes
+        self._other_ends = other_ends
         self.answered: list[AnsweredConversation] = []
 
     def check_turn(self, messages: Sequence[Message], tools: Tools, turn: ObservedTurn, source: str) -> None:
@@ -119,6 +126,8 @@ class ReferenceModel:
         if not tail or any(message["role"] == "assistant" for message in tail):
             return None
         prompt, completion = list(known.turn.logical), list(known.turn.answer.tokens)
+        if completion[-1] in self._other_ends:
+            return None
         masked, masked_tools = self._tokenizer.mask((list(tail), tools))
         found = self._renderer.bridge_to_next_turn(
             prompt, completion, masked, tools=masked_tools, process_multimodal=False
@@ -128,7 +137,7 @@ class ReferenceModel:
         return list(found.token_ids)
 
     def _rendered(self, messages: Sequence[Message], tools: Tools) -> list[int]:
-        masked, masked_tools = self._tokenizer.mask((list(messages), tools))
+        masked, masked_tools = self._tokenizer.mask(([_with_objects(message) for message in messages], tools))
         found = self._renderer.render(masked, tools=masked_tools, add_generation_prompt=True, process_multimodal=False)
         return list(found.token_ids)
 
@@ -140,11 +149,23 @@ class ReferenceModel:
 
     def _conversation_key(self, messages: Sequence[Message], tools: Tools) -> tuple[str, ...]:
         """Return the tools and each message as text, with images by hash; equal keys mean equal conversations."""
-        comparable = [{**message, "images": self._images(message)} for message in messages]
+        comparable = [{**_with_objects(message), "images": self._images(message)} for message in messages]
         for message in comparable:
             if isinstance(message.get("content"), list):
                 message["content"] = [part if part["type"] == "text" else "image" for part in message["content"]]
         return (json.dumps(tools), *(json.dumps(message, sort_keys=True) for message in comparable))
+
+
+def _with_objects(message: Message) -> Message:
+    """Return a message with the arguments of its calls as objects, as records and templates have them."""
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+        calls.append({**call, "function": {**call["function"], "arguments": value}})
+    return {**message, "tool_calls": calls}
 
 
 def joined(path: Sequence[TrajectoryNode]) -> list[int]:
