@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+import structlog
 from hypothesis import settings
 
 from renderers_adapter.adapter import RendererAdapter
@@ -23,6 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def default_log() -> Iterator[None]:
+    """Ends each test with the default log, because commands and workers configure it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,7 @@ async def test_small_images_that_come_later_wait_for_a_large_one() -> None:
                 await release.wait()
 
     tasks = [asyncio.create_task(decode(*one)) for one in [("first", 6), ("large", 8), ("small", 1), ("last", 1)]]
-    await until(lambda: len(waiting(memory)) == 3)
-    assert order == ["first"]
+    await until(lambda: order == ["first"] and len(waiting(memory)) == 3)
     release.set()
     await asyncio.gather(*tasks)
     assert order == ["first", "large", "small", "last"]
