@@ -127,11 +127,12 @@ def _raise_high_water(bench: Bench, fix: str) -> None:
     bench.set(queue__url=f"file://{bench.directory}/trajectories?high_water=200MB")
 
 
-def _dead_redis(bench: Bench) -> None:
-    bench.set(queue__url=f"redis://127.0.0.1:{unused_port()}/0?stream=trajectories")
+def _queue_below_a_file(bench: Bench) -> None:
+    (bench.directory / "file").touch()
+    bench.set(queue__url=f"file://{bench.directory}/file/trajectories")
 
 
-def _use_a_file_queue(bench: Bench, fix: str) -> None:
+def _use_another_queue(bench: Bench, fix: str) -> None:
     bench.set(queue__url="file://{run_dir}/trajectories")
 
 
@@ -328,11 +329,11 @@ FAULTS = (
         exit_code=2,
     ),
     Fault(
-        "a Redis that does not answer",
-        _dead_redis,
+        "a queue that cannot be made",
+        _queue_below_a_file,
         "queue",
-        "no server listens",
-        "Start the Redis server",
-        _use_a_file_queue,
+        "cannot be written",
+        "give another directory",
+        _use_another_queue,
     ),
 )
