@@ -76,11 +76,14 @@ class Bench:
         layout = adapter.geometry.layout(width=1000, height=700)
         return (layout.tokens, *layout.grid[1:], adapter.tokenizer.vocab_size)
 
+    def overrides(self) -> list[str]:
+        """Return the settings as options of the command line."""
+        return [f"{key}={json.dumps(value, default=str)}" for key, value in self.settings.items()]
+
     def check(self, *, forward: bool = False) -> list[CheckResult]:
         """Run all checks, and return their results."""
-        values = [f"{key}={json.dumps(value, default=str)}" for key, value in self.settings.items()]
         try:
-            config = load_config(self.config, values)
+            config = load_config(self.config, self.overrides())
         except ConfigFileError as error:
             return [CheckResult("file", str(error), CheckStatus.BAD, is_configuration_error=True)]
         return run_checks(config, live=True, forward=forward)

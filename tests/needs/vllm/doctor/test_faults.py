@@ -1,13 +1,16 @@
 """`rollout doctor --live` finds each fault of our side, and its fix works; it blames no sound set-up."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from rollout.doctor.results import CheckStatus, exit_code
+from tests.needs.vllm.conftest import API_KEY
 from tests.needs.vllm.doctor.bench import Bench, problems
 from tests.needs.vllm.doctor.faults import FAULTS, Fault
+from tests.unit.cli.in_process import run_cli, set_options
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
@@ -51,3 +54,18 @@ def test_the_sound_set_ups_differ_in_what_doctor_compares(bench_for: Callable[[s
     geometries = [bench_for(server).geometry() for server in ("qwen3-vl", "qwen2.5-vl")]
     for sizes in zip(*geometries, strict=True):
         assert len(set(sizes)) == len(geometries)
+
+
+@pytest.mark.parametrize("server", ["qwen3-vl", "qwen2.5-vl"])
+def test_the_command_proves_everything_and_shows_no_key(server: str, bench_for: Callable[[str], Bench]) -> None:
+    bench = bench_for(server)
+    settings = set_options(*bench.overrides())
+    result = run_cli("doctor", str(bench.config), "--forward", "--json", *settings)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert API_KEY not in result.stdout + result.stderr
+    messages = {check["subject"].rpartition(" ")[2]: check["message"] for check in json.loads(result.stdout)["checks"]}
+    assert "before normalisation, equal bit for bit" in messages["pixels"]
+    assert "gives the engine's log-probs" in messages["forward"]
+    assert "because the engine computes in float32" in messages["forward"]
+    assert 'Materializer.from_pretrained(checkpoint, backend="torchvision")' in messages["forward"]
+    assert "processed_logprobs" in messages["forward"]
