@@ -12,10 +12,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from rollout.launch.state import WaitedFor
 from rollout.records.task import Task
 from rollout.serving.embedded import EmbeddedServer, EmbeddedSettings
 from rollout.tasks.orders import RolloutOrder, encode_order
-from tests.faults.launched import LaunchHarness, worker_logs
+from tests.faults.launched import LaunchHarness, LaunchProcess, worker_logs
 from transports import open_queue
 
 MISBEHAVING = Path(__file__).parent / "misbehaving.yaml"
@@ -256,6 +257,10 @@ def test_a_blocked_terminal_does_not_hide_the_death_of_a_worker(world: LaunchHar
     assert (report["status"], report["deaths"]) == ({"ok": 60}, 1)
 
 
+def _waits_for(waited_for: WaitedFor, launched: LaunchProcess) -> bool:
+    return any(line.get("waited_for") == waited_for.value for line in launched.log())
+
+
 def test_a_launch_that_waits_for_its_orders_ends_at_once_on_ctrl_c(world: LaunchHarness) -> None:
     url = f"file://{world.directory}/orders"
     settings = {"tasks.does": "[behaves]", "tasks.count": 4, "tasks.group_size": 1, "queue.tasks": url}
@@ -267,7 +272,7 @@ def test_a_launch_that_waits_for_its_orders_ends_at_once_on_ctrl_c(world: Launch
             await tasks.put(encode_order(RolloutOrder(Task("somebody's", 0, seed=0), 0, 1)), key="somebody's")
             assert await tasks.receive(timeout=10) is not None
             resumed = world.resume(run_dir, {})
-            await asyncio.to_thread(resumed.wait_until, (run_dir / "metrics" / "launch.json").exists)
+            await asyncio.to_thread(resumed.wait_until, lambda: _waits_for(WaitedFor.EARLIER_ORDERS, resumed))
             resumed.process.send_signal(signal.SIGINT)
             report = await asyncio.to_thread(partial(resumed.report, code=130, seconds=30))
             assert (report["status"], report["total"]) == ({"ok": 4}, 4)

@@ -131,10 +131,14 @@ def test_doctor_asks_a_server_and_creates_nothing(repository: Path, guarded: str
         assert client.keys("*asked*") == []
 
 
-async def test_doctor_finds_the_partitions_of_a_queue(repository: Path, guarded: str) -> None:
+def test_doctor_finds_the_partitions_of_a_queue(repository: Path, guarded: str) -> None:
     url = guarded.replace("redis://", "redis://rollout:p%40ss%2Fword@") + "?stream=found"
-    async with open_queue(f"{url}&partitions=3") as queue:
-        await queue.stats()
+
+    async def create_queue() -> None:
+        async with open_queue(f"{url}&partitions=3") as queue:
+            await queue.stats()
+
+    asyncio.run(create_queue())
     code, status, message = doctor(repository, url)
     assert (code, status) == (0, "ok")
     assert "the queue has partitions=3" in message

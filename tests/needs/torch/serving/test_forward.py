@@ -18,7 +18,7 @@ from rollout.doctor.engines.forward.measuring import measure
 from rollout.doctor.engines.forward.network import CheckpointNetwork
 from rollout.doctor.engines.forward.precision import TOLERANCES
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade
-from rollout.doctor.results import CheckResult
+from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.trainer import TrainingSample
 
 torch: Any = importlib.import_module("torch")
@@ -48,7 +48,7 @@ def forward(repository: Path, tmp_path: Path, world: Callable[..., Any]) -> Call
 
 async def test_the_backend_of_our_own_engine_is_named(forward: Any, checkpoint: Callable[..., Path]) -> None:
     result = await forward(checkpoint())
-    assert result.status.value == "ok", result.message
+    assert result.status is CheckStatus.OK, result.message
     assert 'so train with Materializer.from_pretrained(checkpoint, backend="pil")' in result.message
     assert (
         "after the ban of pad tokens" in result.message
@@ -62,7 +62,7 @@ async def test_other_constants_of_normalisation_are_found(
     path = other / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.4] * 3, "image_std": [0.3] * 3}))
     result = await forward(other)
-    assert result.status.value == "bad", result.message
+    assert result.status is CheckStatus.BAD, result.message
     assert "With image_mean [0.5, 0.5, 0.5] and image_std [0.5, 0.5, 0.5]" in result.message
 
 
@@ -73,7 +73,7 @@ async def test_a_checkpoint_in_bfloat16_is_compared_in_bfloat16(
     path = coarse / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
     result = await forward(coarse)
-    assert result.status.value == "ok", result.message
+    assert result.status is CheckStatus.OK, result.message
     assert "the checkpoint is bfloat16" in result.message
     assert "the line `pixels` names the engine's" in result.message
 
@@ -82,7 +82,7 @@ async def test_the_name_of_a_pushed_version_excuses_other_weights(
     forward: Any, checkpoint: Callable[..., Path]
 ) -> None:
     result = await forward(checkpoint(seed=1))
-    assert result.status.value == "?"
+    assert result.status is CheckStatus.UNKNOWN
     assert "pushed version 1" in result.message
 
 
@@ -91,7 +91,7 @@ async def test_a_checkpoint_without_weights_is_not_compared(
 ) -> None:
     empty = shutil.copytree(checkpoint(), tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
     result = await forward(empty)
-    assert result.status.value == "?"
+    assert result.status is CheckStatus.UNKNOWN
     assert "cannot load" in result.message
 
 
