@@ -1,19 +1,18 @@
 """Wraps the renderer of a model family in a small interface: render, bridge, parse.
 
-Only this module imports the `renderers` package. It does so when an adapter is opened, because the import takes more
-than a second. Each image is rendered as one pad token and is not processed, so torch and transformers are not needed.
+Each image is rendered as one pad token and is not processed, so torch and transformers are not needed.
 """
 
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from renderers_adapter.errors import AdapterError
+from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
+from renderers_adapter.creation import load_processor_config, renderer_factory
 from renderers_adapter.families import RendererFamily, get_family
 from renderers_adapter.geometry import Geometry, geometry_for
+from renderers_adapter.options import RendererOptions, SpecialText
 from renderers_adapter.rendered import (
     ParsedCompletion,
     ParsedToolCall,
@@ -24,45 +23,9 @@ from renderers_adapter.rendered import (
     split_by_message,
 )
 from renderers_adapter.short_conversation import ANSWER_INDEX, conversation_until
-from renderers_adapter.special_text import MaskingTokenizer, SpecialText
+from renderers_adapter.special_text import MaskingTokenizer
 from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_tokenizer
 from renderers_adapter.tokens import LogicalIds
-
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_IMAGE_NUMBERING_ARGUMENTS = frozenset(("add_vision_id",))
-
-
-class RendererMismatch(AdapterError):
-    """A renderer does not fit the model's tokenizer or the configured template arguments."""
-
-
-class BridgeRefusalReason(StrEnum):
-    """The reason why a turn cannot be bridged, so that the whole conversation must be rendered.
-
-    Attributes:
-        ASSISTANT_MESSAGE: the new messages contain an assistant message that the policy did not sample here, or there
-            are no new messages.
-        THINKING_DROPPED: the template drops earlier reasoning after a new question.
-        END_TOKEN: the answer ended on another stop token than the one with which the template closes it.
-        RENDERER_REFUSED: the renderer cannot be sure that a bridge is correct, for example after unfinished reasoning.
-    """
-
-    ASSISTANT_MESSAGE = "assistant"
-    THINKING_DROPPED = "thinking"
-    END_TOKEN = "end_token"  # noqa: S105 - a token of the model, and no password
-    RENDERER_REFUSED = "refused"
-
-
-class BridgeRefused(AdapterError):
-    """A bridge would give wrong tokens; render the whole conversation instead.
-
-    Attributes:
-        reason: the reason why the turn cannot be bridged.
-    """
-
-    def __init__(self, reason: BridgeRefusalReason) -> None:
-        self.reason = reason
-        super().__init__(f"this turn cannot be bridged: {reason}")
 
 
 class RendererAdapter:
@@ -109,8 +72,7 @@ class RendererAdapter:
         cls,
         directory: Path,
         renderer: str,
-        template: Mapping[str, Any] | None = None,
-        special_text: SpecialText = SpecialText.TEXT,
+        options: RendererOptions | None = None,
         *,
         tokenizer: FastTokenizer | None = None,
     ) -> "RendererAdapter":
@@ -119,8 +81,7 @@ class RendererAdapter:
         Args:
             directory: the model's directory.
             renderer: the name of the model's family.
-            template: arguments of the chat template by name, such as `enable_thinking`.
-            special_text: how control tokens in the text of messages are handled.
+            options: the arguments of the template, and what else can be configured.
             tokenizer: the tokenizer of the directory, if it is loaded already.
 
         Raises:
@@ -130,16 +91,16 @@ class RendererAdapter:
             RendererMismatch: the tokenizer does not have a token of this chat format, or the template does not have an
                 argument.
         """
-        family = get_family(renderer)
+        family, options = get_family(renderer), options or RendererOptions()
         tokenizer = tokenizer or load_tokenizer(directory)
         geometry = None if family.geometry is None else geometry_for(family.geometry, load_processor_config(directory))
-        return cls(
-            lambda masking_tokenizer: _create_renderer(family, masking_tokenizer, template or {}),
-            family,
-            tokenizer,
-            geometry,
-            special_text,
-        )
+        create_renderer = renderer_factory(family, directory, options)
+        return cls(create_renderer, family, tokenizer, geometry, options.special_text)
+
+    @property
+    def bridges_with_whole_conversation(self) -> bool:
+        """Whether `bridge` reads the messages before the new ones."""
+        return self._family.uses_checkpoint_template
 
     def clone(self) -> "RendererAdapter":
         """Return a new adapter for the same model, with its own renderer and the same tokenizer."""
@@ -175,6 +136,7 @@ class RendererAdapter:
 
     def bridge(
         self,
+        conversation: Sequence[Mapping[str, Any]],
         parse_prefix: LogicalIds,
         completion: LogicalIds,
         messages: Sequence[Mapping[str, Any]],
@@ -183,6 +145,8 @@ class RendererAdapter:
         """Return only the tokens that new messages add after a completion.
 
         Args:
+            conversation: the messages before the new ones; the last one is the answer with these tokens. Only the
+                renderer `template` needs it.
             parse_prefix: the generation prompt before the completion; the renderer does not need earlier tokens.
             completion: the tokens that the policy sampled.
             messages: the new messages.
@@ -195,6 +159,8 @@ class RendererAdapter:
         if not messages or any(message["role"] == "assistant" for message in messages):
             raise BridgeRefused(BridgeRefusalReason.ASSISTANT_MESSAGE)
         self._refuse_unsupported(messages, tools, starts_conversation=False)
+        if self._family.uses_checkpoint_template:
+            return self._bridge_with_template(conversation, completion.tolist(), messages, tools)
         prompt_ids, completion_ids = parse_prefix.tolist(), completion.tolist()
         with self._lock:
             try:
@@ -214,6 +180,19 @@ class RendererAdapter:
         if self._has_other_end_token(completion_ids, messages):
             raise BridgeRefused(BridgeRefusalReason.END_TOKEN)
         return split_by_message(bridged, messages, len(known_ids), self.pad_id)
+
+    def _bridge_with_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        completion: Sequence[int],
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> RenderedMessages:
+        with self._lock:
+            masked, masked_tools = self._masked([*conversation, *messages], tools)
+            size = len(conversation)
+            bridged = self._renderer.bridge(masked[:size], completion, masked[size:], masked_tools)
+        return split_by_message(bridged, messages, 0, self.pad_id)
 
     def parse(
         self, parse_prefix: LogicalIds, completion: LogicalIds, tools: Sequence[Mapping[str, Any]] | None = None
@@ -300,26 +279,6 @@ class RendererAdapter:
         return completion_ids[-1] != self._closing_tokens[next_role]
 
 
-def load_processor_config(directory: Path) -> dict[str, Any]:
-    """Return the configuration of a checkpoint's image processor.
-
-    Raises:
-        AdapterError: the directory does not have the configuration file, or the file is not JSON.
-    """
-    for name in _PROCESSOR_FILES:
-        path = directory / name
-        if path.is_file():
-            try:
-                config = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise AdapterError(f"{path} is not JSON: {error}. Copy it from the checkpoint again.") from None
-            return dict(config.get("image_processor", config))
-    raise AdapterError(
-        f"{directory} has neither {' nor '.join(_PROCESSOR_FILES)}, which determine the number of an image's "
-        "tokens; copy one of them from the checkpoint."
-    )
-
-
 def _check_roles(messages: Sequence[Mapping[str, Any]], *, starts_conversation: bool) -> None:
     for index, message in enumerate(messages):
         role = message["role"]
@@ -337,53 +296,3 @@ def _check_roles(messages: Sequence[Mapping[str, Any]], *, starts_conversation: 
 
 def _uses_tools(message: Mapping[str, Any]) -> bool:
     return message["role"] == "tool" or bool(message.get("tool_calls"))
-
-
-def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, template: Mapping[str, Any]) -> Any:
-    from renderers import config_from_name, create_renderer
-
-    if numbering_arguments := sorted(_IMAGE_NUMBERING_ARGUMENTS & template.keys()):
-        raise RendererMismatch(
-            f"the template argument {numbering_arguments[0]!r} numbers the images of a whole conversation, but a "
-            "bridge has only its last messages; remove the argument from model.template."
-        )
-    try:
-        renderer_tokenizer = (
-            _TokenizerWithMissingTokens(tokenizer, family.missing_tokens) if family.missing_tokens else tokenizer
-        )
-        return create_renderer(
-            renderer_tokenizer, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None
-        )
-    except Exception as error:  # renderers raise different errors for a token that does not exist
-        if type(error).__module__ == "openai_harmony":
-            raise RendererMismatch(
-                f"the renderer {family.name} cannot be created: its vocabulary, {family.vocabulary_file}, was neither "
-                f"found nor downloaded ({error}). Set TIKTOKEN_ENCODINGS_BASE to a directory with this file."
-            ) from error
-        template_fix = f", or correct model.template ({', '.join(template)})" if template else ""
-        raise RendererMismatch(
-            f"the renderer {family.name} cannot be created for {tokenizer.name_or_path}: {error}. "
-            f"Choose the renderer that belongs to the model (model.renderer){template_fix}."
-        ) from error
-
-
-class _TokenizerWithMissingTokens:
-    """A tokenizer that gives missing tokens ids beyond its vocabulary, because the renderer needs their ids."""
-
-    def __init__(self, tokenizer: MaskingTokenizer, possibly_missing: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
-        missing = [
-            token for token in possibly_missing if tokenizer.convert_tokens_to_ids(token) == tokenizer.unk_token_id
-        ]
-        self._made_up_ids = {token: tokenizer.vocab_size + at for at, token in enumerate(missing)}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._tokenizer(*arguments, **options)
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        """Return the id of a token as `FastTokenizer.convert_tokens_to_ids` does, also of a missing token."""
-        found_id: int | None = self._made_up_ids.get(token, self._tokenizer.convert_tokens_to_ids(token))
-        return found_id

@@ -38,6 +38,7 @@ class RendererFamily:
         encodes_messages_as_text: whether the renderer itself encodes control tokens in messages as text.
         model_types: the values of `model_type` in the config.json of the family's checkpoints. Values that checkpoints
             with many different chat formats have, such as `llama`, are left out.
+        uses_checkpoint_template: whether the renderer is the checkpoint's own chat template.
     """
 
     name: str
@@ -52,7 +53,11 @@ class RendererFamily:
     vocabulary_file: str | None = None
     encodes_messages_as_text: bool = False
     model_types: tuple[str, ...] = ()
+    uses_checkpoint_template: bool = False
 
+
+TEMPLATE_FAMILY = "template"
+"""The family whose renderer uses the checkpoint's own chat template."""
 
 _QWEN_OTHER_MEDIA = ("<|video_pad|>", "<|vision_pad|>")
 
@@ -116,6 +121,7 @@ FAMILIES: Mapping[str, RendererFamily] = MappingProxyType(
                 encodes_messages_as_text=True,
                 model_types=("gpt_oss",),
             ),
+            RendererFamily(TEMPLATE_FAMILY, TEMPLATE_FAMILY, uses_checkpoint_template=True),
             *(RendererFamily(name, name, model_types=types) for name, types in _TEXT_ONLY.items()),
         )
     }

@@ -7,7 +7,6 @@ A renderer encodes one text at a time. Short texts are encoded on the event loop
 cost more. Long texts are encoded in a thread, so that other rollouts can continue.
 """
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,8 +20,8 @@ import anyio.to_thread
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import TooManyTokens
 from renderers_adapter.geometry import Geometry
+from renderers_adapter.options import RendererOptions
 from renderers_adapter.rendered import ParsedCompletion, RenderedMessages
-from renderers_adapter.special_text import SpecialText
 from renderers_adapter.tokenizer import FastTokenizer
 from renderers_adapter.tokens import LogicalIds
 
@@ -66,6 +65,7 @@ class RendererPool:
 
     async def bridge(
         self,
+        conversation: _Messages,
         parse_prefix: LogicalIds,
         completion: LogicalIds,
         messages: _Messages,
@@ -76,8 +76,12 @@ class RendererPool:
         """See `RendererAdapter.bridge`, and `render` for `token_limit`."""
         character_count = _count_characters(messages)
         require_room = partial(self._require_room, character_count, token_limit, messages, ())
+        if self._prototype.bridges_with_whole_conversation:
+            character_count += _count_characters(conversation)
         return await self._run_encoder(
-            character_count, require_room, lambda adapter: adapter.bridge(parse_prefix, completion, messages, tools)
+            character_count,
+            require_room,
+            lambda adapter: adapter.bridge(conversation, parse_prefix, completion, messages, tools),
         )
 
     def parse(
@@ -121,8 +125,7 @@ class RendererPool:
 def shared_pool(
     directory: Path,
     renderer: str,
-    template: Mapping[str, Any] | None = None,
-    special_text: SpecialText = SpecialText.TEXT,
+    options: RendererOptions | None = None,
 ) -> RendererPool:
     """Return the pool of a model, which the whole process shares. The first caller loads the model, and others wait.
 
@@ -130,7 +133,7 @@ def shared_pool(
         AdapterError: the model cannot be loaded; see `RendererAdapter.open`. All waiting callers get the error, and the
             next caller tries again.
     """
-    key = (directory.resolve(), renderer, json.dumps(template or {}, sort_keys=True), special_text)
+    key = (directory.resolve(), renderer, repr(options or RendererOptions()))
     with _pools_lock:
         future = _pools.get(key)
         if must_load := future is None:
@@ -138,7 +141,7 @@ def shared_pool(
     assert future is not None
     if must_load:
         try:
-            future.set_result(RendererPool(RendererAdapter.open(directory, renderer, template, special_text)))
+            future.set_result(RendererPool(RendererAdapter.open(directory, renderer, options)))
         except BaseException as error:  # noqa: BLE001 - every error must reach the waiting callers
             with _pools_lock:
                 del _pools[key]
@@ -175,4 +178,4 @@ def _count_characters(value: Any) -> int:
 
 
 _pools_lock = threading.Lock()
-_pools: dict[tuple[Path, str, str, SpecialText], Future[RendererPool]] = {}
+_pools: dict[tuple[Path, str, str], Future[RendererPool]] = {}

@@ -13,7 +13,6 @@ may complete such a token. If no control token results, the ids are the same as 
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -37,20 +36,6 @@ _KNOWN_KEYS = frozenset(
     )
 )
 """The keys of messages, tools and JSON schemas that renderers look up. They must not get marks."""
-
-
-class SpecialText(StrEnum):
-    """How control tokens in the text of messages are handled.
-
-    Attributes:
-        TEXT: they are encoded as text.
-        REFUSE: they are an error, but in assistant messages they are encoded as text.
-        ALLOW: they are encoded as control tokens, as engines do it.
-    """
-
-    TEXT = "text"
-    REFUSE = "refuse"
-    ALLOW = "allow"
 
 
 class SpecialTextRefused(UnsupportedConversation):

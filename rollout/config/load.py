@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT
 from rollout.config.environment_class import class_problem
 from rollout.config.gateway import GatewayConfig
 from rollout.config.problems import KeyPath, describe_problem, key_of, show_key, show_written, suggest_name
@@ -111,6 +112,8 @@ class Config:
             identifying["gateway"] = gateway
         for section, key in (("model", "path"), ("images", "allow"), ("engine", "urls")):
             identifying[section].pop(key)
+        if file := self.model.template.get(TEMPLATE_FILE_ARGUMENT):
+            identifying["model"]["template"][TEMPLATE_FILE_ARGUMENT] = Path(str(file)).name
         if source := self.tasks.source:
             identifying["tasks"]["source"] = Path(source).name if Path(source).is_absolute() else source
         return hashlib.sha256(orjson.dumps(identifying, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -21,6 +21,8 @@ def check_model_type(model: ModelConfig) -> str:
         ConfigurationError: the renderer belongs to another model, or config.json is not JSON.
     """
     family = get_family(model.renderer)
+    if family.uses_checkpoint_template:
+        return "the checkpoint's own chat template fits every model_type"
     path = model.path / _CONFIG_FILE
     if not path.is_file():
         return f"no {_CONFIG_FILE}, so its model_type was not compared"

@@ -6,10 +6,21 @@ The sections `environment` and `tasks` are not here, because the class of the en
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY
+from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT
 from rollout.config.image_limits import (
     DEFAULT_MAX_IMAGE_BYTES,
     DEFAULT_MAX_PIXELS,
@@ -31,6 +42,13 @@ def _resolve_path(path: Path, info: ValidationInfo) -> Path:
         return resolve_path(expand_home(path), info.context["directory"]) if info.context else path
     except PathUnusable as error:
         raise ValueError(error.reason) from None
+
+
+def _resolve_template_file(template: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    file = template.get(TEMPLATE_FILE_ARGUMENT)
+    if file is None:
+        return template
+    return {**template, TEMPLATE_FILE_ARGUMENT: str(_resolve_path(Path(str(file)), info))}
 
 
 MultimodalMode = Literal["auto", "content_parts", "mmraw"]
@@ -68,9 +86,23 @@ class ModelConfig(Section):
     """The directory with tokenizer.json and the configuration of the image processor. builtin:tiny is the small model
     that the package ships."""
     renderer: str
-    """The name of the model's chat format in the package renderers."""
-    template: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
-    """Arguments of the model's chat template by name, such as enable_thinking."""
+    """The name of the model's chat format in the package renderers, or template, which uses the chat template in the
+    model's directory."""
+    template: Annotated[dict[str, str | int | float | bool | None], AfterValidator(_resolve_template_file)] = Field(
+        default_factory=dict
+    )
+    """Arguments of the model's chat template by name, such as enable_thinking. With the renderer template, file is the
+    path of another template."""
+    tool_parser: str | None = None
+    """With the renderer template: the parser of tool calls, such as qwen3 or llama-3. Without it, calls stay text."""
+    reasoning_parser: str | None = None
+    """With the renderer template: the parser of reasoning: think, for <think>. Without it, reasoning stays text."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset_parsers(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out parsers that are not set, so that configurations keep the digest of earlier versions."""
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
     special_text: Literal["text", "refuse", "allow"] = "text"
     """What happens if the text of a message contains a control token, such as <|im_end|>. text: it is encoded as plain
     text. refuse: the rollout fails. allow: it is encoded as the control token."""

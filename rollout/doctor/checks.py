@@ -13,6 +13,7 @@ from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model, written_model_path
 from rollout.config.model_type import check_model_type
+from rollout.config.renderer_options import renderer_options
 from rollout.doctor.disk import PlannedRollouts, check_disk
 from rollout.doctor.queues import check_other_queue, check_trajectories_queue
 from rollout.doctor.results import CheckResult, CheckStatus, error_result
@@ -164,7 +165,7 @@ def check_engine_settings(config: Config) -> Finding:
 
 def _check_model(config: Config) -> str:
     require_model(config.model.path, Path(config.file_name))
-    adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
+    adapter = RendererAdapter.open(config.model.path, config.model.renderer, renderer_options(config.model))
     image_support = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
     return (
         f"{written_model_path(config.model.path)}: vocabulary of {adapter.tokenizer.vocab_size:,} tokens, "

@@ -139,7 +139,7 @@ class RolloutStarted:
 class PromptSource(StrEnum):
     """How the tokens of a prompt were made: by a bridge, or by a full render for one of several reasons.
 
-    The last four reasons are those of `renderers_adapter.adapter.BridgeRefusalReason`.
+    The last five reasons are those of `renderers_adapter.bridge_refusal.BridgeRefusalReason`.
 
     Attributes:
         BRIDGE: the tokens of the new messages were added to known tokens.
@@ -150,6 +150,7 @@ class PromptSource(StrEnum):
         ASSISTANT: the new messages contain an answer that the policy did not give in this rollout.
         THINKING: the template drops earlier reasoning after a new question.
         END_TOKEN: the last answer ended on another stop token than the one with which the template closes it.
+        EARLIER_TEXT: with the new messages, the checkpoint's template writes earlier text in another way.
         REFUSED: the renderer cannot be sure that a bridge is correct.
     """
 
@@ -161,6 +162,7 @@ class PromptSource(StrEnum):
     ASSISTANT = "assistant"
     THINKING = "thinking"
     END_TOKEN = "end_token"  # noqa: S105 - a token of the model, and no password
+    EARLIER_TEXT = "earlier_text"
     REFUSED = "refused"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.creation import load_processor_config
 from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY, shared_decoding_memory
 from renderers_adapter.geometry import GeometryError, geometry_for
 from renderers_adapter.tokenizer import TokenizerError, load_tokenizer

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from renderers_adapter.adapter import BridgeRefused
+from renderers_adapter.bridge_refusal import BridgeRefused
 from renderers_adapter.pool import RendererPool
 from renderers_adapter.rendered import MessageSegment
 from renderers_adapter.tokens import (
@@ -41,6 +41,7 @@ _RENDER_REASONS = {
     PromptSource.ASSISTANT: "foreign answer",
     PromptSource.THINKING: "reasoning dropped",
     PromptSource.END_TOKEN: "other end token",
+    PromptSource.EARLIER_TEXT: "earlier text changed",
     PromptSource.REFUSED: "bridge refused",
 }
 """The reasons for a full render, as the summary of a run shows them; docs/traces.md explains each reason."""
@@ -150,6 +151,7 @@ class PromptBuilder:
                 parse_prefix = concat_ids(*(run.ids for run in self._trace.path_runs(last_answer.parent)))
             try:
                 bridged = await self._renderers.bridge(
+                    [message.message for message in messages[: prefix_match.answered_messages]],
                     parse_prefix,
                     completion,
                     [message.message for message in new_messages],

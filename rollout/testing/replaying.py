@@ -20,8 +20,8 @@ import anyio.to_thread
 
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.pool import RendererPool, shared_pool
-from renderers_adapter.special_text import SpecialText
 from rollout.config.load import Config
+from rollout.config.renderer_options import renderer_options
 from rollout.engine import errors as engine_errors
 from rollout.engine.errors import EngineError
 from rollout.environments.base import Environment, Retry
@@ -232,9 +232,7 @@ async def _open_renderers(config: Config) -> RendererPool | None:
     """Return the renderers, which parse sampled tokens; None if the model is not on this machine."""
     model = config.model
     with suppress(AdapterError, OSError):
-        return await anyio.to_thread.run_sync(
-            shared_pool, model.path, model.renderer, model.template, SpecialText(model.special_text)
-        )
+        return await anyio.to_thread.run_sync(shared_pool, model.path, model.renderer, renderer_options(model))
     return None
 
 

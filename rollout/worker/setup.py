@@ -10,11 +10,11 @@ import anyio.to_thread
 import structlog
 
 from renderers_adapter.pool import RendererPool, shared_pool
-from renderers_adapter.special_text import SpecialText
 from rollout.config.gateway import GatewayConfig
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model
 from rollout.config.model_type import check_model_type
+from rollout.config.renderer_options import renderer_options
 from rollout.engine.client import WaitObserver
 from rollout.engine.from_config import api_key_from_config, engine_client_from_config
 from rollout.errors import RolloutError
@@ -90,9 +90,8 @@ async def open_policy(
 
     async def open_renderers() -> None:
         model = config.model
-        special_text = SpecialText(model.special_text)
         renderer_pool = await anyio.to_thread.run_sync(
-            partial(shared_pool, model.path, model.renderer, model.template, special_text)
+            partial(shared_pool, model.path, model.renderer, renderer_options(model))
         )
         renderer_pools.append(renderer_pool)
 

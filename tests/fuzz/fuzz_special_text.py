@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from renderers_adapter.adapter import BridgeRefused, RendererAdapter
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.bridge_refusal import BridgeRefused
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.families import FAMILIES
 from renderers_adapter.rendered import RenderedMessages
@@ -143,7 +144,7 @@ def write(adapter: RendererAdapter, conversation: Conversation, bridged: int) ->
     messages, tools = conversation
     if not bridged:
         return adapter.render(messages, tools)
-    return adapter.bridge(*answered(adapter), messages[-bridged:], tools)
+    return adapter.bridge([], *answered(adapter), messages[-bridged:], tools)
 
 
 @functools.cache

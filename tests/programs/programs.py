@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from renderers import config_from_name, create_renderer
 
-from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.creation import load_processor_config
 from renderers_adapter.geometry import geometry_for
 from renderers_adapter.pool import RendererPool, shared_pool
 from renderers_adapter.special_text import MaskingTokenizer

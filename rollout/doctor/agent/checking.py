@@ -10,8 +10,8 @@ from pathlib import Path
 import anyio.to_thread
 
 from renderers_adapter.pool import shared_pool
-from renderers_adapter.special_text import SpecialText
 from rollout.config.load import Config
+from rollout.config.renderer_options import renderer_options
 from rollout.doctor.agent.endings import OUTPUT_FOLLOWS
 from rollout.doctor.agent.fault_findings import describe_fault_play
 from rollout.doctor.agent.faults import Fault
@@ -90,7 +90,7 @@ async def _check(
     ):
         try:
             renderers = await anyio.to_thread.run_sync(
-                partial(shared_pool, model.path, model.renderer, model.template, SpecialText(model.special_text))
+                partial(shared_pool, model.path, model.renderer, renderer_options(model))
             )
             async with open_shared_resources(config.environment_class, config.environment_settings) as shared:
                 player = AgentPlayer(config, order, renderers, shared, Path(name))

@@ -41,10 +41,11 @@ _SOURCE_TEXTS = {
     PromptSource.ASSISTANT: "an answer that the policy did not give",
     PromptSource.THINKING: "the template drops earlier reasoning",
     PromptSource.END_TOKEN: "the template closes the answer with another token",
+    PromptSource.EARLIER_TEXT: "the template writes earlier text in another way",
     PromptSource.REFUSED: "the renderer is not sure",
 }
 
-_TEMPLATE_SOURCES = {PromptSource.THINKING, PromptSource.END_TOKEN, PromptSource.REFUSED}
+_TEMPLATE_SOURCES = {PromptSource.THINKING, PromptSource.END_TOKEN, PromptSource.EARLIER_TEXT, PromptSource.REFUSED}
 
 
 def describe_play(config: Config, play: AgentPlay) -> Iterator[CheckResult]:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
 from rollout.config.load import Config
+from rollout.config.renderer_options import renderer_options
 from rollout.doctor.engines.pixels import check_pixels
 from rollout.doctor.engines.probe_requests import PROBE_SIZES, probe_directory, probe_request
 from rollout.doctor.engines.rendering import check_rendering, rendering_fix
@@ -79,7 +80,7 @@ async def check_engines(
             "engine", "embedded: it starts with the run, so there is no engine to check", CheckStatus.NOTHING
         )
         return
-    adapter = RendererAdapter.open(config.model.path, config.model.renderer, config.model.template)
+    adapter = RendererAdapter.open(config.model.path, config.model.renderer, renderer_options(config.model))
     with ExitStack() as stack:
         try:
             directory = stack.enter_context(probe_directory(config.run.directory))

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from enum import StrEnum
 
-from renderers_adapter.special_text import SpecialText
+from renderers_adapter.options import SpecialText
 from renderers_adapter.tokenizer import FastTokenizer
 from rollout.doctor.engines.conversations import Conversation, without_reasoning
 from rollout.doctor.engines.own_prompts import OwnRenderer, PromptTokens

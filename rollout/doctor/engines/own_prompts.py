@@ -9,9 +9,9 @@ import numpy as np
 
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.pool import RendererPool
-from renderers_adapter.special_text import SpecialText
 from renderers_adapter.tokenizer import FastTokenizer
 from renderers_adapter.tokens import LogicalIds, TokenRun, as_logical_ids, concat_ids
+from rollout.config.renderer_options import renderer_options
 from rollout.config.sections import ModelConfig
 from rollout.doctor.engines.conversations import Conversation
 from rollout.records.kinds import MessageTokens, PromptSource
@@ -61,9 +61,8 @@ class OwnRenderer:
         self.model = model
         self.tokenizer = tokenizer
         self._expands_images = expands_images
-        special_text = SpecialText(model.special_text)
         self._pool = RendererPool(
-            RendererAdapter.open(model.path, model.renderer, model.template, special_text, tokenizer=tokenizer)
+            RendererAdapter.open(model.path, model.renderer, renderer_options(model), tokenizer=tokenizer)
         )
         self.pad_id = self._pool.pad_id
 

@@ -1,6 +1,6 @@
 """Checks that the trainer and the engine make the same patches of images, as 8-bit values before normalisation."""
 
-from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.creation import load_processor_config
 from rollout.doctor.engines.own_engine import is_own_engine
 from rollout.doctor.engines.pixel_comparison import NormalisedPatches, PixelComparison, compare_pixels
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.creation import load_processor_config
 from rollout.images.processors import ProcessedImage, ResizeBackend, image_processor_for
 from rollout.images.rope import rope_positions
 from rollout.images.single_flight import SingleFlightCache

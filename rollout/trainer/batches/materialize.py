@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.creation import load_processor_config
 from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY, shared_decoding_memory
 from renderers_adapter.descriptors import RawMMItem, parse_raw_mm_item
 from renderers_adapter.errors import AdapterError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.creation import load_processor_config
 from renderers_adapter.descriptors import raw_mm_item
 from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.tokens import ExpandedIds, Placeholder

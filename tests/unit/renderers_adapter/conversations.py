@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.families import FAMILIES
 
+BUILT_IN = sorted(name for name, family in FAMILIES.items() if not family.uses_checkpoint_template)
+"""The families whose renderers are in the `renderers` package."""
 IMAGE = {"type": "image", "hash": "0" * 32}
 SYSTEM = {"role": "system", "content": "Be brief."}
 

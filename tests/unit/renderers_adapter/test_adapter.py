@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from renderers_adapter.adapter import BridgeRefusalReason, BridgeRefused, RendererAdapter
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.rendered import UnsupportedConversation
 from renderers_adapter.tokens import LogicalIds, as_logical_ids
@@ -26,7 +27,7 @@ def test_a_bridge_adds_exactly_what_a_full_render_would(adapter: RendererAdapter
     rendered = adapter.render(first, None)
     answer = completion(adapter, "red")
 
-    bridged = adapter.bridge(rendered.generation_prompt, answer, tail, None)
+    bridged = adapter.bridge([], rendered.generation_prompt, answer, tail, None)
 
     added = [*answer.tolist(), *joined(bridged.segments), *bridged.generation_prompt.tolist()]
     assert [*rendered_ids(adapter, first), *added] == rendered_ids(adapter, [*first, assistant("red"), *tail])
@@ -35,7 +36,7 @@ def test_a_bridge_adds_exactly_what_a_full_render_would(adapter: RendererAdapter
 def test_bridge_and_render_attribute_the_same_tokens_to_the_same_message(adapter: RendererAdapter) -> None:
     first, tail = [user(IMAGE, "One")], [user("Two"), user(IMAGE, "three")]
     rendered = adapter.render(first, None)
-    bridged = adapter.bridge(rendered.generation_prompt, completion(adapter, "red"), tail, None)
+    bridged = adapter.bridge([], rendered.generation_prompt, completion(adapter, "red"), tail, None)
     full = adapter.render([*first, assistant("red"), *tail], None)
     assert [s.ids.tolist() for s in bridged.segments] == [s.ids.tolist() for s in full.segments[2:]]
     assert [s.content_spans for s in bridged.segments] == [s.content_spans for s in full.segments[2:]]
@@ -52,7 +53,7 @@ def test_content_spans_contain_only_the_text_and_the_images(adapter: RendererAda
 def test_the_bridge_closes_a_completion_that_was_cut(adapter: RendererAdapter) -> None:
     rendered = adapter.render([user("Say much")], None)
     cut = as_logical_ids(adapter.tokenizer.encode("and so on"))
-    bridged = adapter.bridge(rendered.generation_prompt, cut, [user("Go on")], None)
+    bridged = adapter.bridge([], rendered.generation_prompt, cut, [user("Go on")], None)
     assert bridged.segments[0].ids[0] == adapter.stop_token_ids[0]
 
 
@@ -62,14 +63,14 @@ def test_an_answer_with_another_end_token_needs_a_full_render(adapter: RendererA
     assert ended[-1] in adapter.stop_token_ids
     for message in (user("Sure?"), {"role": "tool", "content": "3"}):
         with pytest.raises(BridgeRefused) as refusal:
-            adapter.bridge(opening, ended, [message], None)
+            adapter.bridge([], opening, ended, [message], None)
         assert refusal.value.reason is BridgeRefusalReason.END_TOKEN
 
 
 def test_an_assistant_message_in_the_tail_needs_a_full_render(adapter: RendererAdapter) -> None:
     rendered = adapter.render([user("Hi")], None)
     with pytest.raises(BridgeRefused) as refusal:
-        adapter.bridge(rendered.generation_prompt, completion(adapter, "a"), [assistant("b"), user("c")], None)
+        adapter.bridge([], rendered.generation_prompt, completion(adapter, "a"), [assistant("b"), user("c")], None)
     assert refusal.value.reason is BridgeRefusalReason.ASSISTANT_MESSAGE
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from renderers_adapter.adapter import BridgeRefusalReason, BridgeRefused, RendererAdapter, RendererMismatch
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.families import FAMILIES, UnknownRenderer, get_family
+from renderers_adapter.options import RendererMismatch, RendererOptions
 from renderers_adapter.rendered import UnsupportedConversation
 from renderers_adapter.tokens import LogicalIds, as_logical_ids
-from tests.unit.renderers_adapter.conversations import IMAGE, SYSTEM, joined, rendered_ids, user
+from tests.unit.renderers_adapter.conversations import BUILT_IN, IMAGE, SYSTEM, joined, rendered_ids, user
 
 CLOSES_WITH_MORE = {"laguna-m.1", "laguna-xs.2"}
 """Families whose full render has a line break after a past answer. Their bridge has none."""
@@ -54,7 +56,7 @@ def sampled_part(opening: LogicalIds, past: Any) -> LogicalIds:
     return as_logical_ids(past.ids[len(opening) :] if has_prompt else past.ids)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", BUILT_IN)
 def test_the_bridge_of_a_question_equals_the_full_render_or_is_refused_for_dropped_reasoning(
     adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
@@ -70,17 +72,17 @@ def test_the_bridge_of_a_question_equals_the_full_render_or_is_refused_for_dropp
 
     if family in FORGETS_REASONING:
         with pytest.raises(BridgeRefused) as refusal:
-            adapter.bridge(first.generation_prompt, completion_ids, tail, None)
+            adapter.bridge([], first.generation_prompt, completion_ids, tail, None)
         assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
         return
-    bridged = adapter.bridge(first.generation_prompt, completion_ids, tail, None)
+    bridged = adapter.bridge([], first.generation_prompt, completion_ids, tail, None)
     more = adapter.tokenizer.encode("\n") if family in CLOSES_WITH_MORE else []
     assert [*more, *joined(bridged.segments)] == joined(whole.segments[3:])
     assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
     assert [segment.image_offsets for segment in bridged.segments] == [whole.segments[3].image_offsets]
 
 
-@pytest.mark.parametrize("family", sorted(name for name, family in FAMILIES.items() if family.supports_tools))
+@pytest.mark.parametrize("family", [name for name in BUILT_IN if FAMILIES[name].supports_tools])
 def test_a_tool_call_is_parsed_and_its_result_is_bridged(
     adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
@@ -96,10 +98,10 @@ def test_a_tool_call_is_parsed_and_its_result_is_bridged(
 
     if family == "deepseek-r1":
         with pytest.raises(BridgeRefused) as refusal:
-            adapter.bridge(first.generation_prompt, completion_ids, [RESULT], TOOLS)
+            adapter.bridge([], first.generation_prompt, completion_ids, [RESULT], TOOLS)
         assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
         return
-    bridged = adapter.bridge(first.generation_prompt, completion_ids, [RESULT], TOOLS)
+    bridged = adapter.bridge([], first.generation_prompt, completion_ids, [RESULT], TOOLS)
     more = adapter.tokenizer.encode("\n") if family in CLOSES_WITH_MORE else []
     assert [*more, *joined(bridged.segments)] == joined(whole.segments[3:])
     assert np.array_equal(bridged.generation_prompt, whole.generation_prompt)
@@ -107,8 +109,8 @@ def test_a_tool_call_is_parsed_and_its_result_is_bridged(
 
 @pytest.mark.parametrize(
     ("family", "answer", "next_message"),
-    [(name, ANSWER, QUESTION) for name in sorted(FAMILIES)]
-    + [(name, CALL, RESULT) for name, family in sorted(FAMILIES.items()) if family.supports_tools],
+    [(name, ANSWER, QUESTION) for name in BUILT_IN]
+    + [(name, CALL, RESULT) for name in BUILT_IN if FAMILIES[name].supports_tools],
 )
 def test_an_answer_is_bridged_only_after_the_end_token_of_the_template(
     adapter_for: Callable[[str], RendererAdapter], family: str, answer: dict[str, Any], next_message: dict[str, Any]
@@ -132,13 +134,13 @@ def refusal_of(
 ) -> BridgeRefusalReason | None:
     """Return the reason why a completion is not bridged; None if it is bridged."""
     try:
-        adapter.bridge(opening, completion, [next_message], tools)
+        adapter.bridge([], opening, completion, [next_message], tools)
     except BridgeRefused as refusal:
         return refusal.reason
     return None
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", BUILT_IN)
 def test_no_end_token_is_part_of_a_parsed_answer(adapter_for: Callable[[str], RendererAdapter], family: str) -> None:
     adapter = adapter_for(family)
     opening = adapter.render([SYSTEM, {"role": "user", "content": "Hi"}], None).generation_prompt
@@ -171,29 +173,29 @@ def test_reasoning_is_dropped_at_a_new_question_and_kept_for_a_tool(
     opening = adapter.render([user("Hi")], None).generation_prompt
     completion_ids = as_logical_ids([*adapter.tokenizer.encode("hm</think>red"), adapter.stop_token_ids[0]])
     with pytest.raises(BridgeRefused) as refusal:
-        adapter.bridge(opening, completion_ids, [user("Sure?")], None)
+        adapter.bridge([], opening, completion_ids, [user("Sure?")], None)
     assert refusal.value.reason is BridgeRefusalReason.THINKING_DROPPED
     result = {"role": "tool", "tool_call_id": "look:0", "content": [IMAGE, {"type": "text", "text": "found"}]}
-    (segment,) = adapter.bridge(opening, completion_ids, [result], None).segments
+    (segment,) = adapter.bridge([], opening, completion_ids, [result], None).segments
     assert len(segment.image_offsets) == 1
 
 
 def test_a_template_argument_changes_what_is_kept(tiny_model: Path) -> None:
-    no_thinking = RendererAdapter.open(tiny_model, "qwen3.5", {"enable_thinking": False})
+    no_thinking = RendererAdapter.open(tiny_model, "qwen3.5", RendererOptions({"enable_thinking": False}))
     opening = no_thinking.render([user("Hi")], None).generation_prompt
     assert no_thinking.tokenizer.decode(opening.tolist()).endswith("</think>\n\n")
     completion_ids = as_logical_ids([*no_thinking.tokenizer.encode("red"), no_thinking.stop_token_ids[0]])
-    assert len(no_thinking.bridge(opening, completion_ids, [user("Sure?")], None).segments) == 1
+    assert len(no_thinking.bridge([], opening, completion_ids, [user("Sure?")], None).segments) == 1
 
 
 def test_an_unknown_template_argument_is_refused(tiny_model: Path) -> None:
     with pytest.raises(RendererMismatch, match=r"enable_thinking.*correct model.template"):
-        RendererAdapter.open(tiny_model, "qwen3-vl", {"enable_thinking": True})
+        RendererAdapter.open(tiny_model, "qwen3-vl", RendererOptions({"enable_thinking": True}))
 
 
 def test_a_template_argument_that_numbers_images_is_refused(tiny_model: Path) -> None:
     with pytest.raises(RendererMismatch, match="'add_vision_id' numbers the images"):
-        RendererAdapter.open(tiny_model, "qwen3-vl", {"add_vision_id": True})
+        RendererAdapter.open(tiny_model, "qwen3-vl", RendererOptions({"add_vision_id": True}))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_model: Path) -> None:
@@ -220,7 +222,7 @@ def test_another_family_is_never_suggested(written: str, suggested: str | None) 
 def test_every_renderer_of_the_renderers_package_has_a_family() -> None:
     from renderers.configs import _CONFIG_BY_NAME
 
-    ours = {family.renderer for family in FAMILIES.values()}
+    ours = {FAMILIES[name].renderer for name in BUILT_IN}
     assert ours == set(_CONFIG_BY_NAME) - {"auto", "default", "custom"}
 
 
@@ -228,8 +230,8 @@ def test_the_documentation_says_for_each_family_how_a_new_question_is_rendered(r
     lines = (repository / "docs" / "traces.md").read_text("utf-8").splitlines()
     rows = [line.split("|")[1:4] for line in lines if line.startswith("| `") and line.count("|") == 4]
     documented = {name: (sees, asked) for names, sees, asked in rows for name in re.findall(r"`([^`]+)`", names)}
-    for name, family in FAMILIES.items():
-        sees, asked = documented[name]
+    for name in BUILT_IN:
+        family, (sees, asked) = FAMILIES[name], documented[name]
         assert sees.strip().startswith("yes") == (family.geometry is not None), name
         assert asked.strip().startswith("rendered (`thinking`)") == (name in FORGETS_REASONING), name
 
@@ -280,7 +282,7 @@ def test_a_bridge_of_qwen2_vl_equals_its_template(qwen2: RendererAdapter) -> Non
     begin, tail = CONVERSATIONS[0], [user("And this?", IMAGE)]
     first = qwen2.render(begin, None)
     completion_ids = as_logical_ids([*qwen2.tokenizer.encode("red"), qwen2.stop_token_ids[0]])
-    bridged = qwen2.bridge(first.generation_prompt, completion_ids, tail, None)
+    bridged = qwen2.bridge([], first.generation_prompt, completion_ids, tail, None)
     added = [*completion_ids.tolist(), *joined(bridged.segments), *bridged.generation_prompt.tolist()]
     expected = qwen2_vl_template([*begin, {"role": "assistant", "content": "red"}, *tail])
     assert [*rendered_ids(qwen2, begin), *added] == qwen2.tokenizer.encode(expected)
@@ -290,7 +292,7 @@ def test_a_token_that_the_tokenizer_does_not_have_is_never_written(qwen2: Render
     opening = qwen2.render(CONVERSATIONS[0], None).generation_prompt
     unclosed = as_logical_ids(qwen2.tokenizer.encode("<think>\nhm"))
     with pytest.raises(BridgeRefused):
-        qwen2.bridge(opening, unclosed, [user("Go on")], None)
+        qwen2.bridge([], opening, unclosed, [user("Go on")], None)
 
 
 @pytest.mark.parametrize(

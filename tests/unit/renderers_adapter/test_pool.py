@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from renderers_adapter import pool as pools
-from renderers_adapter.adapter import BridgeRefused, RendererAdapter
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.bridge_refusal import BridgeRefused
 from renderers_adapter.errors import TooManyTokens
 from renderers_adapter.families import UnknownRenderer
 from renderers_adapter.pool import RendererPool, shared_pool
@@ -148,7 +149,7 @@ async def test_a_refused_bridge_returns_its_renderer_to_the_pool(adapter: Render
     opening = adapter.render(user("Hi"), None).generation_prompt
     for _ in range(2):
         with pytest.raises(BridgeRefused):
-            await pool.bridge(opening, as_logical_ids([1]), [{"role": "assistant", "content": "a"}], None)
+            await pool.bridge([], opening, as_logical_ids([1]), [{"role": "assistant", "content": "a"}], None)
     assert len((await pool.render(user("Hi"), None)).segments) == 1
 
 

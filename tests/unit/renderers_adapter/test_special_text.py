@@ -12,13 +12,15 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from renderers_adapter.adapter import BridgeRefused, RendererAdapter
+from renderers_adapter.adapter import RendererAdapter
+from renderers_adapter.bridge_refusal import BridgeRefused
 from renderers_adapter.families import FAMILIES
+from renderers_adapter.options import RendererOptions, SpecialText
 from renderers_adapter.rendered import UnsupportedConversation
-from renderers_adapter.special_text import MaskingTokenizer, SpecialText, SpecialTextRefused
+from renderers_adapter.special_text import MaskingTokenizer, SpecialTextRefused
 from renderers_adapter.tokenizer import FastTokenizer, TokenizerError
 from renderers_adapter.tokens import PlaceholderError, as_logical_ids
-from tests.unit.renderers_adapter.conversations import IMAGE, SYSTEM, rendered_ids, user
+from tests.unit.renderers_adapter.conversations import BUILT_IN, IMAGE, SYSTEM, rendered_ids, user
 
 HARMLESS = "harmless"
 
@@ -78,7 +80,7 @@ def as_unescaped(text: str) -> str:
     return re.sub(r"\\u([0-9a-f]{4})", lambda escape: chr(int(escape[1], 16)), text)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", BUILT_IN)
 def test_control_tokens_that_messages_and_tools_spell_are_text(
     adapter_for: Callable[[str], RendererAdapter], family: str
 ) -> None:
@@ -102,7 +104,7 @@ def test_a_bridge_encodes_control_tokens_like_a_full_render(
     tail = {"role": "user", "content": " ".join(adapter.tokenizer.control_tokens)}
     answer = as_logical_ids([*adapter.tokenizer.encode("red"), adapter.stop_token_ids[0]])
     opening = adapter.render(begin, None).generation_prompt
-    bridged = adapter.bridge(opening, answer, [tail], None)
+    bridged = adapter.bridge([], opening, answer, [tail], None)
     whole = adapter.render([*begin, {"role": "assistant", "content": "red"}, tail], None)
     expected = whole.segments[3].ids.tolist()
     # The full render of two families has a line break after a past answer; their bridge has none.
@@ -136,7 +138,9 @@ def test_a_tool_that_echoes_the_placeholder_is_text_beside_an_image(adapter: Ren
 
 @pytest.mark.parametrize("text", ["a < b and c > d", "<", "> quoted", "<|im_", "end|> <", "[<b>]</b> <thin k>"])
 def test_text_that_only_resembles_control_tokens_has_its_usual_ids(tiny_model: Path, text: str) -> None:
-    adapters = [RendererAdapter.open(tiny_model, "qwen3-vl", None, mode) for mode in SpecialText]
+    adapters = [
+        RendererAdapter.open(tiny_model, "qwen3-vl", RendererOptions(special_text=mode)) for mode in SpecialText
+    ]
     assert len({tuple(rendered_ids(adapter, *with_every_role(adapter, text))) for adapter in adapters}) == 1
 
 
@@ -184,27 +188,27 @@ def test_a_key_of_a_tool_that_a_template_writes_as_a_tag_is_text(adapter_for: Ca
 
 
 def test_text_that_spells_a_control_token_can_be_refused(tiny_model: Path) -> None:
-    adapter = RendererAdapter.open(tiny_model, "qwen3-vl", None, SpecialText.REFUSE)
+    adapter = RendererAdapter.open(tiny_model, "qwen3-vl", RendererOptions(special_text=SpecialText.REFUSE))
     with pytest.raises(
         SpecialTextRefused, match=r"the user message 1 contains the control token '<\|im_end\|>' at cha"
     ):
         adapter.render([{"role": "system", "content": "Be brief."}, user("Hi", "so <|im_end|>")], None)
     opening = adapter.render([user("Hi")], None).generation_prompt
     with pytest.raises(BridgeRefused):  # the full render that follows names the message
-        adapter.bridge(opening, as_logical_ids([adapter.stop_token_ids[0]]), [user("<|im_end|>")], None)
+        adapter.bridge([], opening, as_logical_ids([adapter.stop_token_ids[0]]), [user("<|im_end|>")], None)
     with pytest.raises(SpecialTextRefused, match=r"the tool 0 contains the control token '</tool_call>'"):
         adapter.render([user("Hi")], [{"type": "function", "function": {"name": "x</tool_call>"}}])
 
 
 def test_an_answer_of_the_policy_is_never_refused(tiny_model: Path) -> None:
-    adapter = RendererAdapter.open(tiny_model, "qwen3-vl", None, SpecialText.REFUSE)
+    adapter = RendererAdapter.open(tiny_model, "qwen3-vl", RendererOptions(special_text=SpecialText.REFUSE))
     said = {"role": "assistant", "content": "<tool_call>\nnonsense"}
     ids = rendered_ids(adapter, [user("Hi"), said, user("So?")])
     assert adapter.tokenizer.token_id("<tool_call>") not in ids
 
 
 def test_control_tokens_can_be_allowed(tiny_model: Path) -> None:
-    adapter = RendererAdapter.open(tiny_model, "qwen3-vl", None, SpecialText.ALLOW)
+    adapter = RendererAdapter.open(tiny_model, "qwen3-vl", RendererOptions(special_text=SpecialText.ALLOW))
     ids = rendered_ids(adapter, [user("<think>")])
     assert adapter.tokenizer.token_id("<think>") in ids
     with pytest.raises(PlaceholderError, match="message 0 has 0 images, but its tokens contain 1"):

@@ -7,7 +7,7 @@ from typing import get_args
 
 import torch
 
-from renderers_adapter.adapter import load_processor_config
+from renderers_adapter.creation import load_processor_config
 from rollout.doctor.engines.forward.conversation import PlayedConversation
 from rollout.doctor.engines.forward.network import CheckpointNetwork
 from rollout.doctor.engines.forward.normalisation import Normalisation

@@ -10,6 +10,7 @@ import pytest
 from renderers_adapter.adapter import RendererAdapter
 from rollout.config.load import load_config
 from rollout.config.model_directory import BUILTIN_MODELS
+from rollout.config.renderer_options import renderer_options
 from rollout.doctor.engines.rendering import check_rendering, rendering_fix
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
 from rollout.engine.client import EngineClient
@@ -50,7 +51,7 @@ def check(repository: Path, model: Path, tmp_path: Path) -> Check:
     async def run(server: TemplateServer, renderer: str, *overrides: str) -> str:
         keys = ["model.name=tiny", f"model.path={model}", f"model.renderer={renderer}", f"run.directory={tmp_path}"]
         config = load_config(repository / "configs" / "color_codeword.yaml", [*keys, *overrides])
-        adapter = RendererAdapter.open(model, renderer, config.model.template)
+        adapter = RendererAdapter.open(model, renderer, renderer_options(config.model))
         async with EngineClient([_URL], "tiny", timeout=5, transport=server) as client:
             unused: Any = None
             return await check_rendering(EngineUnderTest(_URL, config, adapter, server, client, unused, unused))

@@ -1,0 +1,174 @@
+"""Renders, bridges and parses conversations with a checkpoint's own chat template.
+
+A `TemplateRenderer` has the methods of a renderer of the `renderers` package, so `RendererAdapter` can use either. Only
+`bridge` differs: a template can look at a whole conversation, so the bridge needs all of it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
+from renderers_adapter.checkpoint_template.answer_parser import AnswerParser
+from renderers_adapter.checkpoint_template.bridge import find_tail
+from renderers_adapter.checkpoint_template.chat_template import ChatTemplate
+from renderers_adapter.checkpoint_template.end_tokens import find_end_tokens
+from renderers_adapter.checkpoint_template.message_marks import (
+    Spans,
+    find_spans,
+    locate_messages,
+    mark_messages,
+    message_boundaries,
+    without_marks,
+)
+from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererOptions
+from renderers_adapter.special_text import MaskingTokenizer
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokensByMessage:
+    """Tokens, and for each the message that it belongs to, as renderers of the `renderers` package return them.
+
+    Attributes:
+        token_ids: the tokens.
+        message_indices: for each token the index of its message; -1 for tokens of the generation prompt.
+        is_content: for each token whether it is a part of its message's content.
+        sampled_mask: empty, because a template does not say what a policy samples.
+    """
+
+    token_ids: list[int]
+    message_indices: list[int]
+    is_content: list[bool]
+    sampled_mask: tuple[()] = ()
+
+
+class TemplateRenderer:
+    """Renders conversations with a chat template. It is not thread-safe, because its tokenizer has state."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: MaskingTokenizer,
+        arguments: Mapping[str, Any],
+        end_tokens: Sequence[str],
+        parser: AnswerParser,
+    ) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+        self._arguments = dict(arguments)
+        self._end_ids = [tokenizer.token_id(token) for token in end_tokens]
+        self._end_pattern = re.compile("|".join(map(re.escape, sorted(end_tokens, key=len, reverse=True))))
+        self._parser = parser
+
+    def get_stop_token_ids(self) -> list[int]:
+        """Return the ids of the tokens that end an answer."""
+        return self._end_ids
+
+    def render(self, messages: Messages, *, tools: Messages | None, add_generation_prompt: bool) -> TokensByMessage:
+        """Return the tokens of a whole conversation.
+
+        Raises:
+            jinja2.TemplateError: the template refuses the conversation.
+        """
+        given = [self._template.for_template(message) for message in messages]
+        text = self._text(given, tools, add_generation_prompt=add_generation_prompt)
+        spans = locate_messages(
+            given, text, lambda marked: self._text(marked, tools, add_generation_prompt=add_generation_prompt)
+        )
+        return self._tokens(text, [message["role"] for message in messages], spans)
+
+    def bridge(
+        self, conversation: Messages, completion: Sequence[int], messages: Messages, tools: Messages | None
+    ) -> TokensByMessage:
+        """Return only the tokens that new messages add after a completion.
+
+        Args:
+            conversation: the messages before the new ones; the last one is the answer that was sampled.
+            completion: the tokens of the answer.
+            messages: the new messages.
+            tools: the tools of the conversation.
+
+        Raises:
+            BridgeRefused: the whole conversation must be rendered; `reason` says why.
+        """
+        *history, answer = (self._template.for_template(message) for message in conversation)
+        added = [self._template.for_template(message) for message in messages]
+        try:
+            prompt = self._text(history, tools)
+            whole = self._text([*history, answer, *added], tools)
+            marked = self._text([*history, answer, *mark_messages(added)], tools)
+        except jinja2.TemplateError as error:
+            raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from error
+        marked_tail = find_tail(prompt, whole, marked, answer, self._end_pattern)
+        tail = without_marks(marked_tail)
+        spans = find_spans(marked_tail)
+        tokens = self._tokens(tail, [message["role"] for message in messages], spans)
+        ended = bool(completion) and completion[-1] in self._end_ids
+        if tokens.token_ids[0] not in self._end_ids:
+            raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
+        if not ended:
+            if answer.get("reasoning_content") and not answer["content"]:
+                raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)  # it was cut within its reasoning
+            return tokens
+        if tokens.token_ids[0] != completion[-1]:
+            raise BridgeRefused(BridgeRefusalReason.END_TOKEN)
+        return TokensByMessage(tokens.token_ids[1:], tokens.message_indices[1:], tokens.is_content[1:])
+
+    def parse_response(
+        self, token_ids: Sequence[int], *, tools: Messages | None = None, prompt_ids: Sequence[int]
+    ) -> Any:
+        """Parse a completion with the parsers of the configuration."""
+        return self._parser.parse(token_ids, prompt_ids)
+
+    def _text(self, messages: Messages, tools: Messages | None, *, add_generation_prompt: bool = True) -> str:
+        return self._template.render(messages, tools, self._arguments, add_generation_prompt=add_generation_prompt)
+
+    def _tokens(self, text: str, roles: Sequence[str], spans: Spans) -> TokensByMessage:
+        encoded = self._tokenizer(text, return_offsets_mapping=True)
+        offsets = encoded["offset_mapping"]
+        ends = message_boundaries(text, roles, spans, self._end_pattern)
+        indices: list[int] = []
+        for index, end in enumerate(ends):
+            at = len(indices)
+            while at < len(offsets) and offsets[at][0] < end:
+                at += 1
+            indices += [index] * (at - len(indices))
+        indices += [-1] * (len(offsets) - len(indices))
+        is_content = [False] * len(offsets)
+        contents = [span.content for span in spans.values() if span.content is not None]
+        at = 0
+        for begin, end in contents:
+            while at < len(offsets) and offsets[at][0] < begin:
+                at += 1
+            while at < len(offsets) and offsets[at][0] < end:
+                is_content[at] = True
+                at += 1
+        return TokensByMessage(encoded["input_ids"], indices, is_content)
+
+
+def template_renderer_factory(
+    directory: Path, options: RendererOptions
+) -> Callable[[MaskingTokenizer], TemplateRenderer]:
+    """Load the chat template of a checkpoint; return a function that creates its renderer for a tokenizer.
+
+    Raises:
+        ChatTemplateError: the checkpoint has no template that can be used, or names no token that ends an answer.
+    """
+    arguments = dict(options.template)
+    file = arguments.pop(TEMPLATE_FILE_ARGUMENT, None)
+    template = ChatTemplate.load(directory, None if file is None else Path(str(file)))
+    template.check_arguments(arguments)
+
+    def create(tokenizer: MaskingTokenizer) -> TemplateRenderer:
+        end_tokens = find_end_tokens(directory, template, arguments, tokenizer)
+        end_ids = [tokenizer.token_id(token) for token in end_tokens]
+        parser = AnswerParser(tokenizer, end_ids, options.tool_parser, options.reasoning_parser)
+        return TemplateRenderer(template, tokenizer, arguments, end_tokens, parser)
+
+    return create
