@@ -5,7 +5,7 @@ Three servers start together: a Qwen3-VL, the same without a multimodal cache, a
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +26,21 @@ from tests.needs.vllm.servers import MODEL, VENV, LiveServer, ServerStarter
 
 collect_ignore_glob = [] if VENV else ["test_*.py"]
 
+_HALF_OF_THE_SUITE = ("doctor", "chat_templates")
+"""The directories whose tests take about half of the time. Each process starts the servers that its tests need."""
+
 API_KEY = "a key that nobody may see"
 OTHER_SIZES = ("--merge-size", "3", "--merges", "600")
 
 Mode = Literal["offload", "inline"]
 PolicyFor = Callable[..., AbstractAsyncContextManager[PolicyClient]]
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Divide the tests between two processes (`--dist loadgroup`)."""
+    for item in items:
+        is_first_half = any(name in item.path.parts for name in _HALF_OF_THE_SUITE)
+        item.add_marker(pytest.mark.xdist_group("first half" if is_first_half else "second half"))
 
 
 class RecordingClient(EngineClient):

@@ -97,7 +97,7 @@ class ServerStarter:
         self._started.append(live)
         server.start()
         if PIDS:
-            (Path(PIDS) / name).write_text(str(server.pid))
+            (Path(PIDS) / str(server.pid)).write_text(str(server.pid))
         return live
 
     def stop_all(self) -> None:
