@@ -1,4 +1,4 @@
-"""Measures what a turn costs with the renderer `template`, beside the built-in renderer `qwen3`. CPU time of the worker.
+"""Measures the CPU time of a turn with the renderer `template`, beside that of the built-in renderer `qwen3`.
 
     python -m benchmarks.chat_templates [--turns 200] [--rounds 15] [--json]
 

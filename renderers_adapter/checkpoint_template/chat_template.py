@@ -9,7 +9,7 @@ A template is a Jinja program from the checkpoint, so it runs in Jinja's sandbox
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,14 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter writes characters of HTML as escapes.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _encoder(ensure_ascii, indent, separators and tuple(separators), sort_keys).encode(value)
+
+
+@lru_cache(maxsize=64)
+def _encoder(
+    ensure_ascii: bool, indent: int | None, separators: tuple[str, str] | None, sort_keys: bool
+) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
