@@ -188,10 +188,14 @@ class RendererAdapter:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> RenderedMessages:
+        size = len(conversation)
+        whole: Sequence[Any] = [*conversation, *messages]
         with self._lock:
-            masked, masked_tools = self._masked([*conversation, *messages], tools)
-            size = len(conversation)
-            bridged = self._renderer.bridge(masked[:size], completion, masked[size:], masked_tools)
+            prompt = self._renderer.find_prompt(whole[: size - 1], tools)
+            if prompt is None or self._masking_tokenizer.needs_marks(whole[size - 1 :]):
+                prompt = None
+                whole, tools = self._masked(whole, tools)
+            bridged = self._renderer.bridge(whole[:size], completion, whole[size:], tools, prompt)
         return split_by_message(bridged, messages, 0, self.pad_id)
 
     def parse(

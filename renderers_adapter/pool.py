@@ -77,7 +77,7 @@ class RendererPool:
         character_count = _count_characters(messages)
         require_room = partial(self._require_room, character_count, token_limit, messages, ())
         if self._prototype.bridges_with_whole_conversation:
-            character_count += _count_characters(conversation)
+            character_count += _count_up_to(_INLINE_CHARACTERS, conversation)
         return await self._run_encoder(
             character_count,
             require_room,
@@ -175,6 +175,16 @@ def _count_characters(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(_count_characters, value.values()))
     return sum(map(_count_characters, value)) if isinstance(value, list | tuple) else 0
+
+
+def _count_up_to(limit: int, messages: _Messages) -> int:
+    """Return the number of characters of messages, or of so many of them that they have more than `limit`."""
+    count = 0
+    for message in reversed(messages):
+        count += _count_characters(message)
+        if count > limit:
+            break
+    return count
 
 
 _pools_lock = threading.Lock()

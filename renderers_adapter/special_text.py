@@ -119,10 +119,14 @@ class MaskingTokenizer:
                     "model.special_text: text, which encodes it as text."
                 )
 
+    def needs_marks(self, value: Any) -> bool:
+        """Whether `mask` would mark a text. The marks of the last call of `mask` are not valid afterwards."""
+        self._originals, self._marks = {}, None
+        return any(self._find_marks(text, is_key) for text, is_key in _texts(value))
+
     def mask(self, value: _T) -> _T:
         """Return the messages and tools with marks in their texts. The marks are valid until the next call."""
-        self._originals, self._marks = {}, None
-        if not any(self._find_marks(text, is_key) for text, is_key in _texts(value)):
+        if not self.needs_marks(value):
             return value
         escapes = {text[at : at + 6].lower() for text, _ in _texts(value) for at in _positions(text, "\\ud")}
         free = (chr(code) for code in _SURROGATES if f"\\u{code:04x}" not in escapes)

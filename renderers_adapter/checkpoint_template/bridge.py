@@ -41,17 +41,20 @@ def find_tail(prompt: str, whole: str, marked: str, answer: Message, end_tokens:
         raise BridgeRefused(
             BridgeRefusalReason.THINKING_DROPPED if drops_reasoning else BridgeRefusalReason.EARLIER_TEXT_CHANGED
         )
-    if contains_marks(whole) or not contains_marks(marked) or without_marks(marked) != whole:
+    after, marked_after = whole[len(prompt) :], marked[len(prompt) :]
+    if contains_marks(after) or not contains_marks(marked_after):
         raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
-    ends = list(end_tokens.finditer(marked, len(prompt), first_mark(marked)))
+    if not marked.startswith(prompt) or without_marks(marked_after) != after:
+        raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
+    ends = list(end_tokens.finditer(marked_after, 0, first_mark(marked_after)))
     if len(ends) != 1:
         raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
-    written = marked[len(prompt) : ends[0].start()]
+    written = marked_after[: ends[0].start()]
     if reasoning not in written:
         raise BridgeRefused(BridgeRefusalReason.THINKING_DROPPED)
     if not reasoning and not answer.get("tool_calls") and written.strip() != _text(answer).strip():
         raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
-    return marked[ends[0].start() :]
+    return marked_after[ends[0].start() :]
 
 
 def _text(answer: Message) -> str:

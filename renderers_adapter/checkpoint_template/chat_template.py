@@ -7,19 +7,19 @@ A template is a Jinja program from the checkpoint, so it runs in Jinja's sandbox
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
-import jinja2.sandbox
 from jinja2.parser import Parser
 
 from renderers_adapter.checkpoint_template.content_loops import loops_over_content
+from renderers_adapter.checkpoint_template.sandbox import TemplateSandbox
 from renderers_adapter.errors import AdapterError
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -27,6 +27,14 @@ _TOKENIZER_FILES = ("tokenizer_config.json", "chat_template.json")
 _DEFAULT_NAME, _TOOLS_NAME = "default", "tool_use"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _RESERVED_ARGUMENTS = frozenset(("messages", "tools", "documents", "add_generation_prompt", *_SPECIAL_TOKENS))
+
+_CHANGED_KEYS = frozenset(("reasoning_content", "tool_calls"))
+"""The keys that `for_template` reads, beside the content."""
+
+
+def format_now(text_format: str) -> str:
+    """Return the present time as text."""
+    return datetime.now().astimezone().strftime(text_format)
 
 
 class ChatTemplateError(AdapterError):
@@ -112,6 +120,7 @@ class ChatTemplate:
         arguments: Mapping[str, Any],
         *,
         add_generation_prompt: bool = True,
+        strftime_now: Callable[[str], str] = format_now,
     ) -> str:
         """Return the text of a conversation. Messages are given as they are; see `for_template`.
 
@@ -124,14 +133,16 @@ class ChatTemplate:
             tools=list(tools) if tools else None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            **self._special_tokens,
-            **arguments,
+            **{"strftime_now": strftime_now, **self._special_tokens, **arguments},
         )
 
-    def for_template(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def for_template(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a message in canonical form as this template reads it."""
+        content = message.get("content")
+        if isinstance(content, str) and not self.takes_content_parts and not message.keys() & _CHANGED_KEYS:
+            return message
         converted = dict(message)
-        converted["content"] = self._content_for_template(message.get("content"), message["role"])
+        converted["content"] = self._content_for_template(content, message["role"])
         if (reasoning := message.get("reasoning_content")) is not None:
             converted["reasoning"] = reasoning
         if not message.get("tool_calls"):
@@ -183,12 +194,11 @@ class _GenerationBlocks(jinja2.ext.Extension):
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = TemplateSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _format_now
     return environment
 
 
@@ -200,15 +210,18 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter writes characters of HTML as escapes.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _encoder(ensure_ascii, indent, separators and tuple(separators), sort_keys).encode(value)
+
+
+@lru_cache(maxsize=64)
+def _encoder(
+    ensure_ascii: bool, indent: int | None, separators: tuple[str, str] | None, sort_keys: bool
+) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _format_now(text_format: str) -> str:
-    return datetime.now().astimezone().strftime(text_format)
 
 
 def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import jinja2
 from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.checkpoint_template.answer_parser import AnswerParser
 from renderers_adapter.checkpoint_template.bridge import find_tail
-from renderers_adapter.checkpoint_template.chat_template import ChatTemplate
+from renderers_adapter.checkpoint_template.chat_template import ChatTemplate, format_now
 from renderers_adapter.checkpoint_template.end_tokens import find_end_tokens
 from renderers_adapter.checkpoint_template.message_marks import (
     Spans,
@@ -25,6 +25,7 @@ from renderers_adapter.checkpoint_template.message_marks import (
     message_boundaries,
     without_marks,
 )
+from renderers_adapter.checkpoint_template.text_memory import Clock, TextMemory
 from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererOptions
 from renderers_adapter.special_text import MaskingTokenizer
 
@@ -58,8 +59,10 @@ class TemplateRenderer:
         arguments: Mapping[str, Any],
         end_tokens: Sequence[str],
         parser: AnswerParser,
+        memory: TextMemory,
     ) -> None:
         self._template = template
+        self._memory = memory
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
         self._end_ids = [tokenizer.token_id(token) for token in end_tokens]
@@ -77,14 +80,29 @@ class TemplateRenderer:
             jinja2.TemplateError: the template refuses the conversation.
         """
         given = [self._template.for_template(message) for message in messages]
-        text = self._text(given, tools, add_generation_prompt=add_generation_prompt)
+        clock = Clock()
+        text = self._text(given, tools, clock, add_generation_prompt=add_generation_prompt)
+        if add_generation_prompt:
+            self._memory.add(messages, tools, text, clock)
         spans = locate_messages(
             given, text, lambda marked: self._text(marked, tools, add_generation_prompt=add_generation_prompt)
         )
         return self._tokens(text, [message["role"] for message in messages], spans)
 
+    def find_prompt(self, messages: Messages, tools: Messages | None) -> str | None:
+        """Return the text of a prompt that was rendered lately without marks for control tokens; None if there is none.
+
+        The messages and tools are those of the rollout, so a text that is found also says that they need no marks.
+        """
+        return self._memory.find(messages, tools)
+
     def bridge(
-        self, conversation: Messages, completion: Sequence[int], messages: Messages, tools: Messages | None
+        self,
+        conversation: Messages,
+        completion: Sequence[int],
+        messages: Messages,
+        tools: Messages | None,
+        prompt: str | None,
     ) -> TokensByMessage:
         """Return only the tokens that new messages add after a completion.
 
@@ -93,6 +111,7 @@ class TemplateRenderer:
             completion: the tokens of the answer.
             messages: the new messages.
             tools: the tools of the conversation.
+            prompt: the text of the messages before the answer, if `find_prompt` knows it.
 
         Raises:
             BridgeRefused: the whole conversation must be rendered; `reason` says why.
@@ -100,11 +119,13 @@ class TemplateRenderer:
         *history, answer = (self._template.for_template(message) for message in conversation)
         added = [self._template.for_template(message) for message in messages]
         try:
-            prompt = self._text(history, tools)
-            whole = self._text([*history, answer, *added], tools)
+            prompt = self._text(history, tools) if prompt is None else prompt
+            clock = Clock()
+            whole = self._text([*history, answer, *added], tools, clock)
             marked = self._text([*history, answer, *mark_messages(added)], tools)
         except jinja2.TemplateError as error:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from error
+        self._memory.add([*conversation, *messages], tools, whole, clock)
         marked_tail = find_tail(prompt, whole, marked, answer, self._end_pattern)
         tail = without_marks(marked_tail)
         spans = find_spans(marked_tail)
@@ -126,8 +147,21 @@ class TemplateRenderer:
         """Parse a completion with the parsers of the configuration."""
         return self._parser.parse(token_ids, prompt_ids)
 
-    def _text(self, messages: Messages, tools: Messages | None, *, add_generation_prompt: bool = True) -> str:
-        return self._template.render(messages, tools, self._arguments, add_generation_prompt=add_generation_prompt)
+    def _text(
+        self,
+        messages: Messages,
+        tools: Messages | None,
+        clock: Clock | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        return self._template.render(
+            messages,
+            tools,
+            self._arguments,
+            add_generation_prompt=add_generation_prompt,
+            strftime_now=format_now if clock is None else clock.format_now,
+        )
 
     def _tokens(self, text: str, roles: Sequence[str], spans: Spans) -> TokensByMessage:
         encoded = self._tokenizer(text, return_offsets_mapping=True)
@@ -164,11 +198,12 @@ def template_renderer_factory(
     file = arguments.pop(TEMPLATE_FILE_ARGUMENT, None)
     template = ChatTemplate.load(directory, None if file is None else Path(str(file)))
     template.check_arguments(arguments)
+    memory = TextMemory()
 
     def create(tokenizer: MaskingTokenizer) -> TemplateRenderer:
         end_tokens = find_end_tokens(directory, template, arguments, tokenizer)
         end_ids = [tokenizer.token_id(token) for token in end_tokens]
         parser = AnswerParser(tokenizer, end_ids, options.tool_parser, options.reasoning_parser)
-        return TemplateRenderer(template, tokenizer, arguments, end_tokens, parser)
+        return TemplateRenderer(template, tokenizer, arguments, end_tokens, parser, memory)
 
     return create
