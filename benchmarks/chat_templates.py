@@ -44,8 +44,8 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"place": "the left corner", 
 FIRST, EARLY = 1, 16
 BOUNDS = {FIRST: 1.5, EARLY: 2.0}
 """The highest ratio of a turn's CPU time by turn. The first prompt is rendered, the others are bridged."""
-_ONE_SAMPLE_TURNS = 8
-"""So many turns before a turn count for its figure, because garbage collection and timers disturb single turns."""
+_NEAR_TURNS = 8
+"""A figure is the median of so many turns up to its turn, because single turns are disturbed. Turn 1 stands alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,12 @@ class MeasuredPool(RendererPool):
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The CPU milliseconds of each turn of a rollout: of the whole turn, and of the renderer's call."""
+    """The CPU milliseconds of a rollout.
+
+    Attributes:
+        turns: of each turn.
+        calls: of the renderer's call in each turn.
+    """
 
     turns: Sequence[float]
     calls: Sequence[float]
@@ -166,7 +171,7 @@ async def measure(turns: int, rounds: int, directory: Path) -> list[Figure]:
 
 def figure(played: Mapping[str, Sequence[Played]], turn: int) -> Figure:
     """Return the medians of a turn."""
-    first = turn - 1 if turn == FIRST else max(FIRST, turn - _ONE_SAMPLE_TURNS)
+    first = turn - 1 if turn == FIRST else max(FIRST, turn - _NEAR_TURNS)
 
     def median(lists: Sequence[Sequence[float]]) -> float:
         return statistics.median(spent for one in lists if len(one) >= turn for spent in one[first:turn])

@@ -29,6 +29,9 @@ _DEFAULT_POOL_SIZE = 4
 _INLINE_CHARACTERS = 20_000
 """The maximum length of texts that are encoded on the event loop, which takes a few milliseconds at most."""
 
+_CHARACTERS_OF_A_KNOWN_MESSAGE = 100
+"""To render a message again with a chat template takes as long as to encode so many characters."""
+
 _CHARACTERS_OF_A_TOKEN = 8
 """Texts with fewer characters for each token that fits are encoded without a check; they may fit."""
 _TOKENS_AT_A_CUT = 4
@@ -77,7 +80,7 @@ class RendererPool:
         character_count = _count_characters(messages)
         require_room = partial(self._require_room, character_count, token_limit, messages, ())
         if self._prototype.bridges_with_whole_conversation:
-            character_count += _count_up_to(_INLINE_CHARACTERS, conversation)
+            character_count += _count_known(conversation)
         return await self._run_encoder(
             character_count,
             require_room,
@@ -116,8 +119,12 @@ class RendererPool:
             try:
                 if character_count <= _INLINE_CHARACTERS:
                     return operation(adapter)
-                await anyio.to_thread.run_sync(require_room)
-                return await anyio.to_thread.run_sync(operation, adapter)
+
+                def encode() -> _T:
+                    require_room()
+                    return operation(adapter)
+
+                return await anyio.to_thread.run_sync(encode)
             finally:
                 self._idle.append(adapter)
 
@@ -177,12 +184,12 @@ def _count_characters(value: Any) -> int:
     return sum(map(_count_characters, value)) if isinstance(value, list | tuple) else 0
 
 
-def _count_up_to(limit: int, messages: _Messages) -> int:
-    """Return the number of characters of messages, or of so many of them that they have more than `limit`."""
+def _count_known(messages: _Messages) -> int:
+    """Return the number of characters that take as long as the known messages; if they are too many, only a part."""
     count = 0
     for message in reversed(messages):
-        count += _count_characters(message)
-        if count > limit:
+        count += _CHARACTERS_OF_A_KNOWN_MESSAGE + _count_characters(message)
+        if count > _INLINE_CHARACTERS:
             break
     return count
 

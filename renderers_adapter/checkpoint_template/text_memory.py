@@ -16,8 +16,9 @@ import orjson
 
 from renderers_adapter.checkpoint_template.chat_template import format_now
 
-_MAX_TEXTS = 256
+_MAX_TEXTS = 4096
 _MAX_CHARACTERS = 16_000_000
+"""The texts of the rollouts in flight, each character of which takes 1 to 4 bytes."""
 _JSON_OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 Messages = Sequence[Mapping[str, Any]]
