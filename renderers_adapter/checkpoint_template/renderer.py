@@ -124,7 +124,7 @@ class TemplateRenderer:
         self, token_ids: Sequence[int], *, tools: Messages | None = None, prompt_ids: Sequence[int]
     ) -> Any:
         """Parse a completion with the parsers of the configuration."""
-        return self._parser.parse(token_ids, prompt_ids)
+        return self._parser.parse(token_ids, prompt_ids, tools)
 
     def _text(self, messages: Messages, tools: Messages | None, *, add_generation_prompt: bool = True) -> str:
         return self._template.render(messages, tools, self._arguments, add_generation_prompt=add_generation_prompt)
