@@ -40,7 +40,8 @@ def renderer_factory(
     if TEMPLATE_FILE_ARGUMENT in options.template:
         raise RendererMismatch(
             f"model.template.{TEMPLATE_FILE_ARGUMENT} is only for the renderer template; the renderer {family.name} "
-            f"reads no chat template. Remove model.template.{TEMPLATE_FILE_ARGUMENT}, or set model.renderer to template."
+            f"reads no chat template. Remove model.template.{TEMPLATE_FILE_ARGUMENT}, or set model.renderer to "
+            "template."
         )
     return lambda tokenizer: _create_renderer(family, tokenizer, options.template)
 

@@ -17,7 +17,7 @@ _SIGNS_OF_CALLS: Mapping[str, str] = {
     "qwen3": "<tool_call>",
     "llama-3": '"parameters": ',
 }
-"""The text by which each tool parser is recognised in a template that writes calls. The first one that fits is taken."""
+"""The text by which each tool parser is recognised in a template that writes calls. The first that fits is taken."""
 _CALLS = "tool_calls"
 
 

@@ -68,8 +68,8 @@ def test_the_line_of_a_template_says_where_it_is_and_proposes_parsers(config: Pa
     assert "renderer template, text only; no config.json" in line
     assert f"; template {tiny_model}/chat_template.jinja; an answer ends with <|im_end|>" in line
     assert line.endswith(
-        "; calls would stay text: set model.tool_parser to qwen3, which reads what the template writes; reasoning would "
-        "stay text"
+        "; calls would stay text: set model.tool_parser to qwen3, which reads what the template writes; "
+        "reasoning would stay text"
     )
 
 
