@@ -151,6 +151,8 @@ async def _compare_other_modes(
 ) -> list[str]:
     """Compare with reasoning on and off, and return the findings. The run has another mode, so nothing is an error."""
     findings = []
+    if not _has_thinking_switch(renderer.model):
+        return []
     for is_on in (True, False):
         template = {**renderer.model.template, THINKING_SWITCH: is_on}
         if template == renderer.model.template:
@@ -166,6 +168,13 @@ async def _compare_other_modes(
         mode = f"{THINKING_SWITCH}: {str(is_on).lower()}"
         findings.append(f"also with {mode}" if fits else f"but not with {mode}, which this configuration does not set")
     return findings
+
+
+def _has_thinking_switch(model: ModelConfig) -> bool:
+    """Whether the renderer may have the switch. A template accepts any argument, so its text must name the switch."""
+    if not get_family(model.renderer).uses_checkpoint_template:
+        return True
+    return any(THINKING_SWITCH in source for source in load_template(model.path, renderer_options(model)).sources)
 
 
 def _describe_differences(renderer: OwnRenderer, comparison: Comparison) -> str:

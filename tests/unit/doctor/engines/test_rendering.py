@@ -376,3 +376,4 @@ async def test_a_template_that_writes_no_answers_is_compared_without_a_bridge(
     (model / "chat_template.jinja").write_text(template, "utf-8")
     found = await check(serve(template, contents_are_texts=True), "template")
     assert found.startswith("the server renders 15 conversations as we do; 0 of them also if the last turn is bridged")
+    assert "enable_thinking" not in found
