@@ -9,6 +9,7 @@ import pytest
 
 from rollout.rundir.manifest import resume_run
 from tests.unit.cli.in_process import run_cli, set_options
+from tests.unit.doctor.template_errors import TEMPLATE_ERRORS
 
 
 @pytest.fixture
@@ -65,3 +66,14 @@ def test_workers_find_the_file_of_a_template_beside_the_configuration(
     monkeypatch.chdir(tmp_path)
     _, (launch_config,) = resume_run(run, ())
     assert launch_config.config.model.template == {"file": str(path.parent / "chat.jinja")}
+
+
+@pytest.mark.parametrize("command", ["run", "doctor"])
+@pytest.mark.parametrize(("settings", "message"), TEMPLATE_ERRORS)
+def test_a_bad_template_or_parser_has_the_exit_code_of_a_bad_configuration(
+    repository: Path, tmp_path: Path, command: str, settings: list[str], message: str
+) -> None:
+    config = repository / "configs" / "color_codeword.yaml"
+    result = run_cli(command, str(config), *set_options("tasks.count=1", f"run.directory={tmp_path}", *settings))
+    assert result.returncode == 2
+    assert re.search(message, " ".join((result.stdout + result.stderr).split()))
