@@ -10,7 +10,7 @@ from typing import Any
 
 from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.creation import load_processor_config, renderer_factory
-from renderers_adapter.families import RendererFamily, get_family
+from renderers_adapter.families import ALL_MEDIA_TOKENS, RendererFamily, get_family
 from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.options import RendererOptions, SpecialText
 from renderers_adapter.rendered import (
@@ -61,8 +61,7 @@ class RendererAdapter:
         self.tokenizer = tokenizer
         self.geometry = geometry
         self.pad_id = tokenizer.token_id(family.image_pad_token) if family.image_pad_token is not None else None
-        media_tokens = () if family.image_pad_token is None else (family.image_pad_token, *family.other_media_tokens)
-        found_ids = (tokenizer.convert_tokens_to_ids(token) for token in media_tokens)
+        found_ids = (tokenizer.convert_tokens_to_ids(token) for token in _media_tokens(family))
         self.media_ids = tuple(found for found in found_ids if found not in (None, tokenizer.unk_token_id))
         self.stop_token_ids: tuple[int, ...] = tuple(renderer.get_stop_token_ids())
         self._closing_tokens: dict[str, int] = {}
@@ -281,6 +280,12 @@ class RendererAdapter:
             answer = self.render(conversation_until(next_role), None).segments[ANSWER_INDEX]
             self._closing_tokens[next_role] = int(answer.ids[-1])
         return completion_ids[-1] != self._closing_tokens[next_role]
+
+
+def _media_tokens(family: RendererFamily) -> tuple[str, ...]:
+    if family.uses_checkpoint_template:  # the checkpoint may be of any family
+        return ALL_MEDIA_TOKENS
+    return () if family.image_pad_token is None else (family.image_pad_token, *family.other_media_tokens)
 
 
 def _check_roles(messages: Sequence[Mapping[str, Any]], *, starts_conversation: bool) -> None:

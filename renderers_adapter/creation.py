@@ -11,7 +11,7 @@ from typing import Any
 
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.families import RendererFamily
-from renderers_adapter.options import RendererMismatch, RendererOptions
+from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererMismatch, RendererOptions
 from renderers_adapter.special_text import MaskingTokenizer
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -25,7 +25,7 @@ def renderer_factory(
 
     Raises:
         ChatTemplateError: the checkpoint has no chat template that can be used.
-        RendererMismatch: a parser is set, but the family has its own.
+        RendererMismatch: a parser or a template's file is set, but the family has its own.
     """
     if family.uses_checkpoint_template:
         from renderers_adapter.checkpoint_template.renderer import template_renderer_factory
@@ -37,6 +37,12 @@ def renderer_factory(
                 f"model.{setting} is only for the renderer template; the renderer {family.name} has its own parser. "
                 f"Remove model.{setting}."
             )
+    if TEMPLATE_FILE_ARGUMENT in options.template:
+        raise RendererMismatch(
+            f"model.template.{TEMPLATE_FILE_ARGUMENT} is only for the renderer template; the renderer {family.name} "
+            f"reads no chat template. Remove model.template.{TEMPLATE_FILE_ARGUMENT}, or set model.renderer to "
+            "template."
+        )
     return lambda tokenizer: _create_renderer(family, tokenizer, options.template)
 
 

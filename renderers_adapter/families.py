@@ -128,6 +128,17 @@ FAMILIES: Mapping[str, RendererFamily] = MappingProxyType(
 )
 
 
+ALL_MEDIA_TOKENS = tuple(
+    dict.fromkeys(
+        token
+        for family in FAMILIES.values()
+        if family.image_pad_token is not None
+        for token in (family.image_pad_token, *family.other_media_tokens)
+    )
+)
+"""The tokens for images and other media of all families."""
+
+
 def get_family(name: str) -> RendererFamily:
     """Return the family with this name.
 
@@ -138,7 +149,10 @@ def get_family(name: str) -> RendererFamily:
         return FAMILIES[name]
     nearest = _misspelt_family(name)
     hint = f" Did you mean {nearest!r}?" if nearest else ""
-    raise UnknownRenderer(f"renderer {name!r} is not known.{hint} Use one of {', '.join(sorted(FAMILIES))}.")
+    raise UnknownRenderer(
+        f"renderer {name!r} is not known.{hint} Use one of {', '.join(sorted(FAMILIES))}. The renderer "
+        f"{TEMPLATE_FAMILY} uses the chat template in the model's directory, so it fits any text model."
+    )
 
 
 def _misspelt_family(name: str) -> str | None:

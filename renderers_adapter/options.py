@@ -45,3 +45,8 @@ class RendererOptions:
     special_text: SpecialText = SpecialText.TEXT
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """The arguments of the chat template, without the path of its file."""
+        return {name: value for name, value in self.template.items() if name != TEMPLATE_FILE_ARGUMENT}

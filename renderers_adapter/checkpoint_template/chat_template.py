@@ -73,6 +73,8 @@ class ChatTemplate:
         tokenizer_config = _read_json(directory / _TOKENIZER_FILES[0])
         special_tokens = _special_tokens(tokenizer_config, _read_json(directory / "special_tokens_map.json"))
         if file is not None:
+            if not file.is_file():
+                raise ChatTemplateError(f"model.template.file: {file} is not a file. Name the file of a chat template.")
             return cls(_read_text(file), special_tokens=special_tokens, origin=str(file))
         path = directory / TEMPLATE_FILE
         if path.is_file():
@@ -103,15 +105,16 @@ class ChatTemplate:
         source, tools_source = by_name[_DEFAULT_NAME], by_name.get(_TOOLS_NAME)
         return cls(source, tools_source=tools_source, special_tokens=special_tokens, origin=str(path))
 
+    @property
+    def sources(self) -> Sequence[str]:
+        """The texts of the template: the one for every conversation, and the one for conversations with tools."""
+        return [source for source in (self._source, self._tools_source) if source is not None]
+
     @cached_property
     def takes_content_parts(self) -> bool:
         """Whether the template loops over the parts of a content, so that it gets lists instead of texts."""
         environment = self._compiled.environment
-        return any(
-            loops_over_content(environment.parse(source))
-            for source in (self._source, self._tools_source)
-            if source is not None
-        )
+        return any(loops_over_content(environment.parse(source)) for source in self.sources)
 
     def render(
         self,

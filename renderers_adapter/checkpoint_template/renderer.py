@@ -145,7 +145,7 @@ class TemplateRenderer:
         self, token_ids: Sequence[int], *, tools: Messages | None = None, prompt_ids: Sequence[int]
     ) -> Any:
         """Parse a completion with the parsers of the configuration."""
-        return self._parser.parse(token_ids, prompt_ids)
+        return self._parser.parse(token_ids, prompt_ids, tools)
 
     def _text(
         self,
@@ -186,6 +186,16 @@ class TemplateRenderer:
         return TokensByMessage(encoded["input_ids"], indices, is_content)
 
 
+def load_template(directory: Path, options: RendererOptions) -> ChatTemplate:
+    """Load the chat template that the options name, or the one of the checkpoint.
+
+    Raises:
+        ChatTemplateError: there is no template, or it cannot be read.
+    """
+    file = options.template.get(TEMPLATE_FILE_ARGUMENT)
+    return ChatTemplate.load(directory, None if file is None else Path(str(file)))
+
+
 def template_renderer_factory(
     directory: Path, options: RendererOptions
 ) -> Callable[[MaskingTokenizer], TemplateRenderer]:
@@ -194,9 +204,8 @@ def template_renderer_factory(
     Raises:
         ChatTemplateError: the checkpoint has no template that can be used, or names no token that ends an answer.
     """
-    arguments = dict(options.template)
-    file = arguments.pop(TEMPLATE_FILE_ARGUMENT, None)
-    template = ChatTemplate.load(directory, None if file is None else Path(str(file)))
+    template = load_template(directory, options)
+    arguments = options.template_arguments
     template.check_arguments(arguments)
     memory = TextMemory()
 

@@ -237,7 +237,7 @@ def _announce_vllm(settings: "VllmSettings", log: Path) -> None:
         f"  model: {{name: {settings.served_name}, path: {path}, renderer: RENDERER}}\n"
         f"  engine: {{urls: [{settings.url}]{_key_setting(settings.api_key_env)}}}\n"
         f"  run: {{directory: {settings.media_directory.resolve()}}}\n"
-        "where RENDERER is the model's chat format, such as qwen3-vl"
+        "where RENDERER is the model's chat format, such as qwen3-vl, or template for the checkpoint's own"
         f"{', and DIRECTORY holds its tokenizer and processor files' if path == 'DIRECTORY' else ''}"
     )
 

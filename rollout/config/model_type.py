@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from renderers_adapter.families import FAMILIES, get_family
+from renderers_adapter.families import FAMILIES, TEMPLATE_FAMILY, get_family
 from rollout.config.sections import ModelConfig
 from rollout.errors import ConfigurationError
 
 _CONFIG_FILE = "config.json"
+_VISION_SECTION = "vision_config"
 
 
 def check_model_type(model: ModelConfig) -> str:
@@ -21,18 +23,23 @@ def check_model_type(model: ModelConfig) -> str:
         ConfigurationError: the renderer belongs to another model, or config.json is not JSON.
     """
     family = get_family(model.renderer)
-    if family.uses_checkpoint_template:
-        return "the checkpoint's own chat template fits every model_type"
     path = model.path / _CONFIG_FILE
     if not path.is_file():
         return f"no {_CONFIG_FILE}, so its model_type was not compared"
-    model_type = _read_model_type(path)
+    values = _read_config(path)
+    model_type = values.get("model_type") if isinstance(values.get("model_type"), str) else None
     fitting = [family for family in FAMILIES.values() if model_type in family.model_types]
+    names = " or ".join(fitting_family.name for fitting_family in fitting)
+    if family.uses_checkpoint_template:
+        takes_images = _VISION_SECTION in values or any(fitting_family.geometry for fitting_family in fitting)
+        return _describe_template(model_type, names, takes_images=takes_images)
     if not fitting:
-        return f"model_type {model_type!r} does not say which renderer fits"
+        return (
+            f"model_type {model_type!r} does not say which renderer fits; {TEMPLATE_FAMILY} uses the checkpoint's own "
+            "chat template"
+        )
     if family in fitting:
         return f"model_type {model_type} fits"
-    names = " or ".join(fitting_family.name for fitting_family in fitting)
     if family.geometry is None and all(fitting_family.geometry is None for fitting_family in fitting):
         return f"model_type {model_type} usually has the renderer {names}"
     raise ConfigurationError(
@@ -41,13 +48,19 @@ def check_model_type(model: ModelConfig) -> str:
     )
 
 
-def _read_model_type(path: Path) -> str | None:
+def _describe_template(model_type: str | None, names: str, *, takes_images: bool) -> str:
+    finding = f"the checkpoint's own chat template fits model_type {model_type!r}"
+    if names:
+        finding += f", which has the built-in renderer {names}, too"
+    return finding + ("; this model takes images, but the renderer template plays text only" if takes_images else "")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read ({error}). Copy it from the checkpoint again.") from None
-    model_type = values.get("model_type") if isinstance(values, dict) else None
-    return model_type if isinstance(model_type, str) else None
+    return values if isinstance(values, dict) else {}
 
 
 def _describe_models(model_types: tuple[str, ...]) -> str:

@@ -45,10 +45,12 @@ def _resolve_path(path: Path, info: ValidationInfo) -> Path:
 
 
 def _resolve_template_file(template: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    file = template.get(TEMPLATE_FILE_ARGUMENT)
-    if file is None:
+    if TEMPLATE_FILE_ARGUMENT not in template:
         return template
-    return {**template, TEMPLATE_FILE_ARGUMENT: str(_resolve_path(Path(str(file)), info))}
+    file = template[TEMPLATE_FILE_ARGUMENT]
+    if not isinstance(file, str):
+        raise ValueError(f"expected the path of a chat template as {TEMPLATE_FILE_ARGUMENT}, found {file!r}")
+    return {**template, TEMPLATE_FILE_ARGUMENT: str(_resolve_path(Path(file), info))}
 
 
 MultimodalMode = Literal["auto", "content_parts", "mmraw"]
@@ -94,7 +96,8 @@ class ModelConfig(Section):
     """Arguments of the model's chat template by name, such as enable_thinking. With the renderer template, file is the
     path of another template."""
     tool_parser: str | None = None
-    """With the renderer template: the parser of tool calls, such as qwen3 or llama-3. Without it, calls stay text."""
+    """With the renderer template: the parser of tool calls: qwen3, qwen3.5, glm, deepseek-v3, kimi-k2, minimax-m2 or
+    llama-3. Without it, calls stay text."""
     reasoning_parser: str | None = None
     """With the renderer template: the parser of reasoning: think, for <think>. Without it, reasoning stays text."""
 

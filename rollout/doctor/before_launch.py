@@ -8,9 +8,15 @@ whether their rollouts fit on the disk.
 from collections.abc import Sequence
 from pathlib import Path
 
+from renderers_adapter.creation import renderer_factory
+from renderers_adapter.families import get_family
+from renderers_adapter.special_text import MaskingTokenizer
+from renderers_adapter.tokenizer import load_tokenizer
 from rollout.config.load import Config
 from rollout.config.model_directory import require_model
 from rollout.config.model_type import check_model_type
+from rollout.config.renderer_options import renderer_options
+from rollout.config.sections import ModelConfig
 from rollout.doctor.checks import check_engine_settings, check_images, check_this_machine
 from rollout.doctor.queues import can_be_asked, check_other_queue, check_trajectories_queue
 from rollout.doctor.results import CheckResult, CheckStatus
@@ -40,6 +46,7 @@ def check_before_launch(
             # Otherwise, each worker would fail with these errors.
             require_model(config.model.path, launch_config.file)
             check_model_type(config.model)
+            _check_renderer(config.model)
             check_this_machine(config)
             check_images(config)
             check_engine_settings(config)
@@ -59,6 +66,14 @@ def _check_queues(config: Config, run_directory: Path) -> list[CheckResult]:
     if can_be_asked(config.queue.control):
         results.append(check_other_queue(config, "control", run_directory))
     return [result for result in results if result is not None]
+
+
+def _check_renderer(model: ModelConfig) -> None:
+    """Check what needs no import of the `renderers` package, which takes more than a second."""
+    family = get_family(model.renderer)
+    create_renderer = renderer_factory(family, model.path, renderer_options(model))
+    if family.uses_checkpoint_template:
+        create_renderer(MaskingTokenizer(load_tokenizer(model.path)))
 
 
 def _refuse_memory_queues(config: Config) -> None:

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import anyio
 
-from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.errors import AdapterError
 from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
-from rollout.config.model_directory import require_model, written_model_path
-from rollout.config.model_type import check_model_type
-from rollout.config.renderer_options import renderer_options
 from rollout.doctor.disk import PlannedRollouts, check_disk
+from rollout.doctor.model import check_model
 from rollout.doctor.queues import check_other_queue, check_trajectories_queue
 from rollout.doctor.results import CheckResult, CheckStatus, error_result
 from rollout.engine.from_config import api_key_from_config
@@ -163,16 +160,6 @@ def check_engine_settings(config: Config) -> Finding:
     return f"embedded, the script {config.engine.embedded.policy}; no neural network"
 
 
-def _check_model(config: Config) -> str:
-    require_model(config.model.path, Path(config.file_name))
-    adapter = RendererAdapter.open(config.model.path, config.model.renderer, renderer_options(config.model))
-    image_support = f", images {adapter.geometry.family}" if adapter.geometry else ", text only"
-    return (
-        f"{written_model_path(config.model.path)}: vocabulary of {adapter.tokenizer.vocab_size:,} tokens, "
-        f"renderer {config.model.renderer}{image_support}; {check_model_type(config.model)}"
-    )
-
-
 def _checks(tasks: _TaskCounter) -> Iterator[tuple[str, Callable[[Config], Finding]]]:
     """Yield each check with its subject, in their order."""
     yield "configuration", _check_configuration
@@ -181,7 +168,7 @@ def _checks(tasks: _TaskCounter) -> Iterator[tuple[str, Callable[[Config], Findi
     yield "tasks", tasks.check
     yield "images", check_images
     yield "engine", check_engine_settings
-    yield "model", _check_model
+    yield "model", check_model
     yield "queue", lambda config: check_trajectories_queue(config, _future_run(config))
     yield "queue.tasks", lambda config: check_other_queue(config, "tasks", _future_run(config))
     yield "queue.control", lambda config: check_other_queue(config, "control", _future_run(config))

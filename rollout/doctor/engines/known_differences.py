@@ -29,7 +29,7 @@ class KnownDifference(StrEnum):
             the template's text before it. With the whole text encoded at once, our prompt is that of the server.
         SAMPLED_REASONING: a bridge keeps earlier answers as they were sampled, but the template leaves out their
             reasoning, or an empty reasoning block. Without it, the bridged prompt is the rendered one. What is left out
-            is the text of the reasoning and the family's marks around it, and no other token.
+            is the text of the reasoning, the family's marks around it and white space, and no other token.
         LINE_BREAK: the bridges of two families leave out the line break after an answer. With this line break, the
             bridged prompt is the rendered one.
     """
@@ -98,7 +98,10 @@ def explain_bridged(
     messages = [(message["role"], message.get("reasoning_content", "")) for message in conversation.messages]
     for (role, reasoning), whole, kept in zip([*messages, (None, "")], rendered, bridged, strict=True):
         if whole != kept:
-            if role == "assistant" and _has_reasoning_inserted(renderer.tokenizer, kept, whole, reasoning):
+            if role == "assistant" and (
+                _has_reasoning_inserted(renderer.tokenizer, kept, whole, reasoning)
+                or _has_reasoning_for_space(renderer.tokenizer, kept, whole, reasoning)
+            ):
                 found.add(KnownDifference.SAMPLED_REASONING)
             elif was_answer and line_break and whole == line_break + kept:
                 found.add(KnownDifference.LINE_BREAK)
@@ -122,6 +125,30 @@ def _has_reasoning_inserted(tokenizer: FastTokenizer, kept: list[int], whole: li
         and _is_reasoning(tokenizer, kept[at : at + surplus], tokenizer.decode(whole), reasoning.strip())
         for at in range(len(whole) + 1)
     )
+
+
+def _has_reasoning_for_space(tokenizer: FastTokenizer, kept: list[int], whole: list[int], reasoning: str) -> bool:
+    """Whether an answer that a bridge keeps is the rendered one with its reasoning in the place of white space.
+
+    Templates write reasoning directly before the text, but without reasoning some keep the white space of the text.
+    """
+    kept_text, whole_text = tokenizer.decode(kept), tokenizer.decode(whole)
+    if _control_ids(tokenizer, kept) != _control_ids(tokenizer, tokenizer.encode(kept_text)):
+        return False  # a mark is only spelled
+    for opening, closing in _REASONING_MARKS:
+        block = rf"\s*{re.escape(opening)}\s*{re.escape(reasoning.strip())}\s*{re.escape(closing)}\s*"
+        found = re.search(block, kept_text)
+        if found is None or opening in whole_text:
+            continue
+        before, after = kept_text[: found.start()], kept_text[found.end() :]
+        ids_without = tokenizer.encode(before + after)
+        is_same_text = re.fullmatch(rf"{re.escape(before)}\s*{re.escape(after)}", whole_text) is not None
+        return is_same_text and _control_ids(tokenizer, ids_without) == _control_ids(tokenizer, whole)
+    return False
+
+
+def _control_ids(tokenizer: FastTokenizer, ids: list[int]) -> list[int]:
+    return [token for token in ids if token in tokenizer.control_ids]
 
 
 def _is_reasoning(tokenizer: FastTokenizer, inserted: list[int], whole_text: str, reasoning: str) -> bool:

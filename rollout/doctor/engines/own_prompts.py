@@ -82,7 +82,8 @@ class OwnRenderer:
         answered = [at for at, message in enumerate(messages) if message.role == "assistant"]
         player = _Player(self._pool, conversation)
         for at in answered:
-            if not await player.play_turn(messages[:at], messages[at], ending=rendered[at][-1]):
+            answer = rendered[at]
+            if not answer or not await player.play_turn(messages[:at], messages[at], ending=answer[-1]):
                 return OwnPrompts(rendered, None)
         prompt = await player.build_prompt(messages)
         return OwnPrompts(rendered, self._tokens(prompt) if prompt.source is PromptSource.BRIDGE else None)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from renderers_adapter.errors import AdapterError
-from renderers_adapter.families import FAMILIES
+from renderers_adapter.families import FAMILIES, TEMPLATE_FAMILY
+from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT
+from rollout.config.renderer_options import renderer_options
 from rollout.config.sections import ModelConfig
 from rollout.doctor.engines.comparison import ServerPrompt, compare_prompts
 from rollout.doctor.engines.known_differences import KnownDifference
@@ -13,6 +15,8 @@ from rollout.doctor.engines.own_prompts import OwnRenderer
 
 THINKING_SWITCH = "enable_thinking"
 """The argument of templates that switches reasoning on and off."""
+_ONLY_OF_TEMPLATES = ("tool_parser", "reasoning_parser")
+"""The settings that only the renderer `template` has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +37,24 @@ class Advice:
 async def advise(renderer: OwnRenderer, server_prompts: Sequence[ServerPrompt]) -> Advice | None:
     """Return the settings with which most prompts are equal and none differs; None if there are no such settings.
 
-    The settings that change least are preferred.
+    The settings that change least are preferred. The renderer `template` is not among the others, because a built-in
+    renderer writes a little more than a template; see `advise_template`.
     """
+    built_in = [name for name, family in FAMILIES.items() if not family.uses_checkpoint_template]
+    return await _find_best(renderer, server_prompts, [renderer.model.renderer, *built_in])
+
+
+async def advise_template(renderer: OwnRenderer, server_prompts: Sequence[ServerPrompt]) -> Advice | None:
+    """Return the settings of the renderer `template` with which all prompts are equal; None if there are none."""
+    advice = await _find_best(renderer, server_prompts, [TEMPLATE_FAMILY])
+    return advice if advice and advice.equal == len(server_prompts) else None
+
+
+async def _find_best(
+    renderer: OwnRenderer, server_prompts: Sequence[ServerPrompt], names: Sequence[str]
+) -> Advice | None:
     best: Advice | None = None
-    for settings in _settings(renderer.model):
+    for settings in _settings(renderer.model, names):
         try:
             other = renderer.with_settings(**settings)
         except AdapterError:  # this family does not fit the tokenizer
@@ -60,31 +78,39 @@ async def _count_equal(renderer: OwnRenderer, server_prompts: Sequence[ServerPro
     return equal
 
 
-def _settings(model: ModelConfig) -> Iterator[dict[str, Any]]:
-    """Yield the settings to try: first other arguments of the template, and then other families."""
-    without_switch = {name: value for name, value in model.template.items() if name != THINKING_SWITCH}
-    templates = [
-        model.template,
-        {**model.template, THINKING_SWITCH: True},
-        {**model.template, THINKING_SWITCH: False},
-        without_switch,
-    ]
-    # A family with a vocabulary of its own would download it.
-    others = [name for name, family in FAMILIES.items() if name != model.renderer and family.vocabulary_file is None]
-    for name in (model.renderer, *others):
-        for template in templates:
-            yield {"renderer": name, "template": template}
+def _settings(model: ModelConfig, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the settings to try: the renderers in this order, each with other arguments of its template."""
+    for name in dict.fromkeys(names):
+        if name == model.renderer:
+            given: dict[str, Any] = {"renderer": name}
+            arguments = dict(model.template)
+        elif FAMILIES[name].vocabulary_file is not None:
+            continue  # this family would download its vocabulary
+        else:
+            given = {"renderer": name, **dict.fromkeys(_ONLY_OF_TEMPLATES)}
+            arguments = renderer_options(model).template_arguments
+        without_switch = {key: value for key, value in arguments.items() if key != THINKING_SWITCH}
+        for template in (
+            arguments,
+            {**arguments, THINKING_SWITCH: True},
+            {**arguments, THINKING_SWITCH: False},
+            without_switch,
+        ):
+            yield {**given, "template": template}
 
 
 def _describe(model: ModelConfig, settings: dict[str, Any]) -> str:
     changes = []
     if settings["renderer"] != model.renderer:
         changes.append(f"set model.renderer to {settings['renderer']}")
-    if settings["template"] != model.template:
-        value = settings["template"].get(THINKING_SWITCH)
+    value = settings["template"].get(THINKING_SWITCH)
+    if value != model.template.get(THINKING_SWITCH):
         changes.append(
             f"remove {THINKING_SWITCH} from model.template"
             if value is None
             else f"set model.template.{THINKING_SWITCH} to {str(value).lower()}"
         )
-    return " and ".join(changes)
+    removed = [f"model.{key}" for key in _ONLY_OF_TEMPLATES if key in settings and getattr(model, key) is not None]
+    if TEMPLATE_FILE_ARGUMENT in model.template.keys() - settings["template"].keys():
+        removed.append(f"model.template.{TEMPLATE_FILE_ARGUMENT}")
+    return " and ".join([*changes, *(f"remove {key}" for key in removed)])

@@ -3,14 +3,18 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from renderers_adapter.checkpoint_template.renderer import load_template
 from renderers_adapter.errors import AdapterError
+from renderers_adapter.families import get_family
+from rollout.config.renderer_options import renderer_options
+from rollout.config.sections import ModelConfig
 from rollout.doctor.engines.comparison import Comparison, Difference, ServerPrompt, compare_prompts
 from rollout.doctor.engines.conversations import MODE_CONVERSATIONS, Conversation, prepare_conversations
 from rollout.doctor.engines.known_differences import KnownDifference, join_tokens
 from rollout.doctor.engines.own_engine import is_own_engine
 from rollout.doctor.engines.own_prompts import OwnRenderer
 from rollout.doctor.engines.probe_requests import probe_directory
-from rollout.doctor.engines.renderer_advice import THINKING_SWITCH, advise
+from rollout.doctor.engines.renderer_advice import THINKING_SWITCH, advise, advise_template
 from rollout.doctor.engines.server_prompts import ServerPrompts
 from rollout.doctor.engines.text_difference import describe_difference
 from rollout.doctor.engines.under_test import CheckFailed, CheckNotMade, EngineUnderTest, NothingToCheck
@@ -21,6 +25,10 @@ from rollout.records.messages import MessageError
 _LAST_RESORT = (
     "the server uses another chat template than the renderer {renderer}: serve the checkpoint with its own template, "
     "or start the server with --chat-template and the template that this renderer writes"
+)
+_LAST_RESORT_OF_TEMPLATES = (
+    "the server uses another chat template than {origin}: set model.template.file to the file of the server's "
+    "template, or start the server with --chat-template {origin}"
 )
 
 _REFUSAL_FIX = (
@@ -52,8 +60,8 @@ async def check_rendering(engine: EngineUnderTest) -> str:
     renderer = OwnRenderer(engine.config.model, engine.adapter.tokenizer, expands_images=server.expands_images)
     comparison = await compare_prompts(renderer, server_prompts)
     if comparison.differences:
-        advice = await advise(renderer, server_prompts)
-        fix = advice.fix if advice else _LAST_RESORT.format(renderer=renderer.model.renderer)
+        advice = await advise(renderer, server_prompts) or await advise_template(renderer, server_prompts)
+        fix = advice.fix if advice else _last_resort(renderer.model)
         raise CheckFailed(_describe_differences(renderer, comparison), fix)
     only_by_us = await _find_written(renderer, [one for one in conversations if one.name in refused])
     fix_refusal = _REFUSAL_FIX.format(renderer=renderer.model.renderer)
@@ -78,6 +86,12 @@ async def check_rendering(engine: EngineUnderTest) -> str:
 def rendering_fix(engine: EngineUnderTest, error: Exception) -> str | None:
     """Return what corrects an error of `check_rendering`."""
     return _ANSWER_FIX if isinstance(error, EngineError) else None
+
+
+def _last_resort(model: ModelConfig) -> str:
+    if not get_family(model.renderer).uses_checkpoint_template:
+        return _LAST_RESORT.format(renderer=model.renderer)
+    return _LAST_RESORT_OF_TEMPLATES.format(origin=load_template(model.path, renderer_options(model)).origin)
 
 
 async def _fetch_prompts(
@@ -137,6 +151,8 @@ async def _compare_other_modes(
 ) -> list[str]:
     """Compare with reasoning on and off, and return the findings. The run has another mode, so nothing is an error."""
     findings = []
+    if not _has_thinking_switch(renderer.model):
+        return []
     for is_on in (True, False):
         template = {**renderer.model.template, THINKING_SWITCH: is_on}
         if template == renderer.model.template:
@@ -152,6 +168,13 @@ async def _compare_other_modes(
         mode = f"{THINKING_SWITCH}: {str(is_on).lower()}"
         findings.append(f"also with {mode}" if fits else f"but not with {mode}, which this configuration does not set")
     return findings
+
+
+def _has_thinking_switch(model: ModelConfig) -> bool:
+    """Whether the renderer may have the switch. A template accepts any argument, so its text must name the switch."""
+    if not get_family(model.renderer).uses_checkpoint_template:
+        return True
+    return any(THINKING_SWITCH in source for source in load_template(model.path, renderer_options(model)).sources)
 
 
 def _describe_differences(renderer: OwnRenderer, comparison: Comparison) -> str:

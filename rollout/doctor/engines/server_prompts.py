@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import orjson
 
+from rollout.config.renderer_options import renderer_options
 from rollout.doctor.engines.conversations import Conversation
 from rollout.doctor.engines.under_test import CheckNotMade, EngineUnderTest
 from rollout.engine.errors import EngineMisconfigured, EngineMismatch, EngineNotFound, EngineRefused, EngineTimeout
@@ -65,7 +66,7 @@ class ServerPrompts:
             EngineRefused: the server refuses the conversation.
             EngineError: the server gives no usable answer.
         """
-        arguments = {**self._engine.config.model.template, **template}
+        arguments = {**renderer_options(self._engine.config.model).template_arguments, **template}
         fields: dict[str, Any] = {"chat_template_kwargs": arguments} if arguments else {}
         if not conversation.tools:
             return await self._post(conversation, fields)

@@ -361,3 +361,29 @@ def test_a_variable_in_an_override_is_replaced_as_in_the_file(tmp_path: Path, mo
     monkeypatch.setenv("N", "7")
     config = load_config(write(tmp_path), ["tasks.count=${N}", "model.name='${N}'"])
     assert (config.tasks.count, config.model.name) == (7, "7")
+
+
+def test_a_relative_path_of_a_template_belongs_to_the_directory_of_the_file(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path), ["model.renderer=template", "model.template.file=chat/model.jinja"])
+    assert config.model.template == {"file": str(tmp_path / "chat" / "model.jinja")}
+
+
+def test_the_path_of_a_template_is_a_text(tmp_path: Path) -> None:
+    error = load_error(write(tmp_path), "model.template.file=3")
+    assert "model.template" in error
+    assert "expected the path of a chat template as file, found 3" in error
+
+
+def test_the_digest_contains_the_name_of_a_template_and_not_its_directory(tmp_path: Path) -> None:
+    def digest(file: str) -> str:
+        return load_config(write(tmp_path), ["model.renderer=template", f"model.template.file={file}"]).digest()
+
+    assert digest("/a/model.jinja") == digest("/b/model.jinja") != digest("/a/other.jinja")
+
+
+@pytest.mark.parametrize("key", ["tool_parser", "reasoning_parser"])
+def test_a_parser_can_be_set_and_is_a_part_of_the_digest(tmp_path: Path, key: str) -> None:
+    plain, parsed = (load_config(write(tmp_path), settings) for settings in ([], [f"model.{key}=qwen3"]))
+    assert getattr(parsed.model, key) == "qwen3"
+    assert plain.digest() != parsed.digest()
+    assert key not in plain.to_dict()["model"]

@@ -55,7 +55,38 @@ def test_another_text_renderer_is_only_reported_for_a_text_model(
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "deepseek_v3", "new_model", None])
 def test_a_type_of_many_formats_is_no_error(repository_config: Path, tmp_path: Path, model_type: str | None) -> None:
     config = configured(repository_config, tmp_path, "qwen3-vl", model_type)
-    assert check_model_type(config.model) == f"model_type {model_type!r} does not say which renderer fits"
+    assert check_model_type(config.model) == (
+        f"model_type {model_type!r} does not say which renderer fits; template uses the checkpoint's own chat template"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more"),
+    [
+        ("llama", ""),
+        ("qwen3", ", which has the built-in renderer prime-qwen3 or qwen3, too"),
+        (
+            "qwen3_vl",
+            ", which has the built-in renderer qwen3-vl, too; this model takes images, but the renderer template plays "
+            "text only",
+        ),
+    ],
+)
+def test_the_renderer_of_a_template_says_what_else_fits(
+    repository_config: Path, tmp_path: Path, model_type: str, more: str
+) -> None:
+    config = configured(repository_config, tmp_path, "template", model_type)
+    assert check_model_type(config.model) == (
+        f"the checkpoint's own chat template fits model_type {model_type!r}{more}"
+    )
+
+
+def test_the_renderer_of_a_template_says_that_it_plays_no_images(repository_config: Path, tmp_path: Path) -> None:
+    config = load_config(repository_config, [f"model.path={tmp_path}", "model.renderer=template"])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "vision_config": {}}))
+    assert check_model_type(config.model).endswith(
+        "; this model takes images, but the renderer template plays text only"
+    )
 
 
 def test_a_model_without_a_config_file_is_not_compared(repository_config: Path) -> None:

@@ -1,5 +1,7 @@
 """The checks of `rollout doctor` that need no engine."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from rollout.doctor.checks import run_checks
 from rollout.doctor.results import CheckStatus, exit_code
 from rollout.environments.color_codeword import ColorCodeword
 from tests.unit.doctor.problems import only_problem
+from tests.unit.doctor.template_errors import TEMPLATE_ERRORS
 
 
 @pytest.fixture
@@ -31,6 +34,49 @@ def test_a_high_water_below_two_batches_is_bad(config: Path, limit: str, *, live
     bad = only_problem(load_config(config, [url]), live=live)
     assert bad.subject == "queue"
     assert "two batches of 64 rollouts (policy.batch)" in bad.message
+
+
+@pytest.mark.parametrize(("settings", "message"), TEMPLATE_ERRORS)
+def test_a_bad_template_or_parser_is_an_error_of_the_configuration(
+    config: Path, settings: list[str], message: str
+) -> None:
+    bad = only_problem(load_config(config, settings))
+    assert bad.subject == "model"
+    assert re.search(message, bad.message)
+    assert bad.is_configuration_error
+
+
+def test_a_checkpoint_without_a_template_is_an_error_of_the_configuration(
+    config: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "chat_template.jinja").unlink()
+    bad = only_problem(load_config(config, [f"model.path={model}", "model.renderer=template"]))
+    assert "has no chat template" in bad.message
+    assert bad.message.endswith("Copy it from the checkpoint, or set model.template.file.")
+    assert bad.is_configuration_error
+
+
+def model_line(config: Config) -> str:
+    (found,) = [result for result in run_checks(config, live=False) if result.subject == "model"]
+    assert found.status is CheckStatus.OK
+    return found.message
+
+
+def test_the_line_of_a_template_says_where_it_is_and_proposes_parsers(config: Path, tiny_model: Path) -> None:
+    line = model_line(load_config(config, ["model.renderer=template"]))
+    assert "renderer template, text only; no config.json" in line
+    assert f"; template {tiny_model}/chat_template.jinja; an answer ends with <|im_end|>" in line
+    assert line.endswith(
+        "; calls would stay text: set model.tool_parser to qwen3, which reads what the template writes; "
+        "reasoning would stay text"
+    )
+
+
+def test_the_line_of_a_template_names_its_parsers(config: Path) -> None:
+    settings = ["model.renderer=template", "model.tool_parser=qwen3", "model.reasoning_parser=think"]
+    line = model_line(load_config(config, settings))
+    assert line.endswith("; the parser qwen3 reads calls; the parser think reads reasoning")
 
 
 def test_a_missing_directory_of_images_is_bad(config: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rollout.doctor.results import CheckStatus
 from rollout.errors import ConfigurationError
 from rollout.rundir.manifest import create_run, load_launch_configs
 from tests.unit.cli.in_process import run_cli, set_options
+from tests.unit.doctor.template_errors import TEMPLATE_ERRORS
 
 
 @pytest.fixture
@@ -132,6 +134,16 @@ def test_a_launch_with_an_unknown_renderer_creates_no_run(config: Path, tmp_path
     code, out, err = launch(config, tmp_path, "model.renderer=qwen3-vll")
     assert (code, out) == (2, "")
     assert "Did you mean 'qwen3-vl'?" in err
+    assert no_run(tmp_path)
+
+
+@pytest.mark.parametrize(("settings", "message"), TEMPLATE_ERRORS)
+def test_a_launch_with_a_bad_template_or_parser_creates_no_run(
+    config: Path, tmp_path: Path, settings: list[str], message: str
+) -> None:
+    code, out, err = launch(config, tmp_path, *settings)
+    assert (code, out) == (2, "")
+    assert re.search(message, err)
     assert no_run(tmp_path)
 
 

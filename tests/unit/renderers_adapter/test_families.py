@@ -219,6 +219,11 @@ def test_another_family_is_never_suggested(written: str, suggested: str | None) 
     assert re.findall(r"Did you mean '(.*?)'", str(refusal.value)) == ([suggested] if suggested else [])
 
 
+def test_an_unknown_name_gets_the_renderer_that_fits_any_text_model() -> None:
+    with pytest.raises(UnknownRenderer, match=r"The renderer template uses the chat template in the model's directory"):
+        get_family("llama-4")
+
+
 def test_every_renderer_of_the_renderers_package_has_a_family() -> None:
     from renderers.configs import _CONFIG_BY_NAME
 

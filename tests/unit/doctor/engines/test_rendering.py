@@ -1,5 +1,6 @@
 """The check `rendering`, with servers that render with right and wrong chat templates."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,9 +40,9 @@ def templates(repository: Path, model: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve(model: Path) -> Callable[..., TemplateServer]:
+def serve() -> Callable[..., TemplateServer]:
     def start(template: str, **options: Any) -> TemplateServer:
-        return TemplateServer(template, RendererAdapter.open(model, "qwen3-vl"), **options)
+        return TemplateServer(template, RendererAdapter.open(BUILTIN_MODELS["builtin:tiny"], "qwen3-vl"), **options)
 
     return start
 
@@ -291,3 +292,88 @@ async def test_a_server_that_refuses_the_key_is_not_a_server_that_refuses_a_conv
     answer_render_route(server, (401, b"{}"), monkeypatch)
     with pytest.raises(EngineMisconfigured):
         await check(server, "qwen3-vl")
+
+
+def with_role(template: str, name: str) -> str:
+    """Return a template that writes another name for the assistant."""
+    return template.replace("<|im_start|>assistant", f"<|im_start|>{name}")
+
+
+@pytest.fixture
+def text_model(model: Path, templates: dict[str, str]) -> Path:
+    """The same model as a text model, with a chat template that no built-in renderer writes."""
+    (model / "preprocessor_config.json").unlink()
+    (model / "chat_template.jinja").write_text(with_role(templates["qwen3"], "helper"), "utf-8")
+    return model
+
+
+@pytest.mark.parametrize("family", ["qwen3", "another"])
+async def test_the_checkpoint_s_own_template_is_no_problem(
+    check: Check, serve: Any, templates: dict[str, str], model: Path, family: str
+) -> None:
+    template = templates["qwen3"] if family == "qwen3" else with_role(templates["qwen3"], "helper")
+    (model / "chat_template.jinja").write_text(template, "utf-8")
+    found = await check(serve(template, contents_are_texts=True), "template")
+    assert re.match(r"the server renders 15 conversations as we do; [1-9]\d* of them also if the last turn", found)
+    assert "not compared" not in found
+
+
+async def test_the_template_of_a_file_is_not_sent_to_the_server_as_an_argument(
+    check: Check, serve: Any, templates: dict[str, str], repository: Path
+) -> None:
+    server = serve("{{ raise_exception('file') if file is defined }}" + templates["qwen3"], contents_are_texts=True)
+    found = await check(server, "template", f"model.template.file={repository / _TEMPLATES / 'qwen3.jinja'}")
+    assert found.startswith("the server renders 15 conversations as we do")
+
+
+async def test_another_template_on_the_server_gets_a_template_as_a_fix(
+    check: Check, serve: Any, templates: dict[str, str], text_model: Path
+) -> None:
+    server = serve(with_role(templates["qwen3"], "model"), contents_are_texts=True)
+    with pytest.raises(CheckFailed, match="15 of 15 conversations are rendered differently") as failure:
+        await check(server, "template")
+    origin = text_model / "chat_template.jinja"
+    assert failure.value.fix == (
+        f"the server uses another chat template than {origin}: set model.template.file to the file of the server's "
+        f"template, or start the server with --chat-template {origin}"
+    )
+
+
+async def test_a_built_in_renderer_that_writes_the_server_s_template_is_the_fix(
+    check: Check, serve: Any, templates: dict[str, str], text_model: Path
+) -> None:
+    server = serve(templates["qwen3"], contents_are_texts=True)
+    with pytest.raises(CheckFailed) as failure:
+        await check(server, "template", "model.tool_parser=qwen3", "model.reasoning_parser=think")
+    assert failure.value.fix == (
+        "set model.renderer to qwen3 and remove model.tool_parser and remove model.reasoning_parser"
+    )
+
+
+async def test_the_checkpoint_s_own_template_is_advised_if_no_built_in_renderer_fits(
+    check: Check, serve: Any, text_model: Path
+) -> None:
+    server = serve((text_model / "chat_template.jinja").read_text("utf-8"), contents_are_texts=True)
+    with pytest.raises(CheckFailed, match="15 of 15 conversations are rendered differently") as failure:
+        await check(server, "qwen3")
+    assert failure.value.fix == "set model.renderer to template"
+    assert (await check(server, "template")).startswith("the server renders 15 conversations as we do")
+
+
+async def test_a_built_in_renderer_is_preferred_to_the_checkpoint_s_own_template(
+    check: Check, serve: Any, templates: dict[str, str], text_model: Path
+) -> None:
+    (text_model / "chat_template.jinja").write_text(templates["qwen3"], "utf-8")
+    with pytest.raises(CheckFailed) as failure:
+        await check(serve(templates["qwen3"], contents_are_texts=True), "prime-qwen3")
+    assert failure.value.fix == "set model.renderer to qwen3"
+
+
+async def test_a_template_that_writes_no_answers_is_compared_without_a_bridge(
+    check: Check, serve: Any, model: Path
+) -> None:
+    template = "{% for message in messages if message.role == 'user' %}{{ message.content }}<|im_end|>{% endfor %}"
+    (model / "chat_template.jinja").write_text(template, "utf-8")
+    found = await check(serve(template, contents_are_texts=True), "template")
+    assert found.startswith("the server renders 15 conversations as we do; 0 of them also if the last turn is bridged")
+    assert "enable_thinking" not in found
