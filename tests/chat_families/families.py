@@ -1,7 +1,7 @@
 """The families that are rendered with their own chat templates, and tiny checkpoints of them.
 
-    directory = write_checkpoint(FAMILIES["llama-3"], path)                      # all files but the network's
-    python -m tests.chat_families.networks DIRECTORY llama-3                     # the network, with transformers
+directory = write_checkpoint(FAMILIES["llama-3"], path)                      # all files but the network's
+python -m tests.chat_families.networks DIRECTORY llama-3                     # the network, with transformers
 """
 
 import json
@@ -100,27 +100,29 @@ def _llama_3_tokenizer() -> Mapping[str, Any]:
     header = ("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
     return byte_level(
         _special("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", *header),
-        bos_token="<|begin_of_text|>",  # noqa: S106 - a token of the model, and no password
+        bos_token="<|begin_of_text|>",
     )
 
 
 def _mistral_tokenizer() -> Mapping[str, Any]:
     layout = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
     results = ("[TOOL_RESULTS]", "[/TOOL_RESULTS]")
-    return metaspace(_special("<unk>", "<s>", "</s>", *layout, *results), bos_token="<s>")  # noqa: S106
+    return metaspace(_special("<unk>", "<s>", "</s>", *layout, *results), bos_token="<s>")
 
 
 def _gemma_3_tokenizer() -> Mapping[str, Any]:
     first = _special("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
     breaks = [ControlToken("\n" * count, special=False) for count in (2, 3, 4)]
     turns = _special("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
-    return splitting([*first, *breaks, *turns], bos_token="<bos>")  # noqa: S106
+    return splitting([*first, *breaks, *turns], bos_token="<bos>")
 
 
 def _phi_3_tokenizer() -> Mapping[str, Any]:
     roles = ("<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
     layout = [ControlToken(text, rstrip=True) for text in roles]
-    return prepending([*_special("<unk>", "<s>"), ControlToken("</s>", rstrip=True), ControlToken("<|endoftext|>"), *layout])
+    return prepending(
+        [*_special("<unk>", "<s>"), ControlToken("</s>", rstrip=True), ControlToken("<|endoftext|>"), *layout]
+    )
 
 
 def _smollm3_tokenizer() -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Every family with a chat template of its own plays whole rollouts: it renders, bridges and parses.
 
-`tests/needs/vllm/chat_templates` plays the same conversations on real vLLM servers. Here the reference is the tokenizer.
+`tests/needs/vllm/chat_templates` plays the same conversations on real vLLM servers. Here, full renders are the
+reference.
 """
 
 import json

@@ -15,7 +15,7 @@ from tests.needs.vllm.servers import VENV, LiveServer, ServerStarter
 collect_ignore_glob = [] if VENV else ["test_*.py"]
 
 _ALWAYS = ("Llama 3.x", "Mistral")
-"""The families that `.ci/run` plays: one with byte-level BPE, and one whose tokenizer writes a space at the beginning."""
+"""The families that `.ci/run` plays: one with byte-level BPE, and one that writes a space at the beginning."""
 _ONLY_FULL = pytest.mark.skipif(
     os.environ.get("ROLLOUT_TESTS") != "full", reason="each family starts a server; set ROLLOUT_TESTS=full"
 )

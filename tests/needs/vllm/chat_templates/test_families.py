@@ -1,7 +1,7 @@
 """With the checkpoint's own chat template, prompts are those of a real vLLM, and begin with exactly what was sampled.
 
-The reference is the server's render route. A bridged prompt must be the earlier prompt, the sampled tokens, and then what
-the server writes after the answer.
+The reference is the server's render route. A bridged prompt must be the earlier prompt, the sampled tokens, and then
+what the server writes after the answer.
 """
 
 import copy
@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from rollout import Environment
 from rollout.records.messages import Message
 from rollout.session.policy import PolicyClient
 from rollout.testing import play
@@ -56,7 +55,6 @@ async def play_and_compare(
     served: ServedFamily, policy: PolicyClient, environment: Any, tools: Sequence[Mapping[str, Any]] | None
 ) -> list[str]:
     """Play, compare each prompt with the server's, and return the sources of the prompts."""
-    assert isinstance(environment, Environment)
     trajectory = (await play(environment, TASK, policy=policy)).trajectory
     assert trajectory.error is None
     assert check(trajectory) == []
