@@ -133,7 +133,8 @@ def foreign_conversation(*, with_calls: bool) -> list[Message]:
         messages.append(_question(question))
         if with_calls and turn % 2 == 0:
             call_id = f"call{turn:05}"  # Mistral's template requires nine characters
-            function = {"name": "look_up", "arguments": json.dumps({"word": "red"})}
+            # vLLM puts the arguments first, whatever the order in the request; Mistral's template writes this order.
+            function = {"arguments": json.dumps({"word": "red"}), "name": "look_up"}
             call = {"id": call_id, "type": "function", "function": function}
             messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
             messages.append({"role": "tool", "content": f"warm {turn}", "tool_call_id": call_id})
