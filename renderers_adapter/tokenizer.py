@@ -22,6 +22,9 @@ from renderers_adapter.errors import AdapterError
 _MAX_CACHED_CHARACTERS = 32
 """The ids of texts up to this length are cached, because each turn encodes the same short texts of the template."""
 
+_SPACE_AT_BEGIN, _NO_SPACE_AT_BEGIN = '"prepend_scheme":"first"', '"prepend_scheme":"never"'
+"""What a tokenizer.json says if the first word of a whole text gets a space, and if no word gets one."""
+
 _SPACES = " \t\r\n\v\f\u2581"
 """White space, and the character that many vocabularies use for a space."""
 
@@ -108,13 +111,15 @@ class FastTokenizer:
             return []
         return [at for at, character in enumerate(text) if self._normalizer.normalize_str(character) != character]
 
-    def encode_as_text(self, text: str) -> EncodedText:
+    def encode_as_text(self, text: str, *, begins: bool = True) -> EncodedText:
         """Return the ids and offsets of a text. Control tokens that are written in the text stay text.
+
+        Some tokenizers write a space before the first word of a whole text. `begins` says whether this text begins one.
 
         Raises:
             TokenizerError: the vocabulary can encode a part of the text only as a control token.
         """
-        encoding = _encode_with(self._text_backend, text)
+        encoding = _encode_with(self._text_backend if begins else self._inner_text_backend, text)
         control_spans = [
             span for token_id, span in zip(encoding.ids, encoding.offsets, strict=True) if token_id in self.control_ids
         ]
@@ -130,7 +135,7 @@ class FastTokenizer:
                     f"The tokenizer {self.name_or_path} can encode {text!r} only as a control token. Remove this text "
                     "from the messages, or set model.special_text: allow."
                 )
-            piece = self.encode_as_text(text[begin:end])
+            piece = self.encode_as_text(text[begin:end], begins=begins and begin == 0)
             ids += piece["input_ids"]
             offsets += ((first + begin, last + begin) for first, last in piece["offset_mapping"])
         return EncodedText(input_ids=ids, offset_mapping=offsets)
@@ -138,7 +143,17 @@ class FastTokenizer:
     @cached_property
     def _text_backend(self) -> Tokenizer:
         """The same tokenizer without control tokens. It is created on demand, because few conversations need it."""
-        backend = Tokenizer.from_str(self._backend.to_str())
+        return self._without_control_tokens(self._backend.to_str())
+
+    @cached_property
+    def _inner_text_backend(self) -> Tokenizer:
+        """The tokenizer without control tokens for a text that does not begin with its first character."""
+        written = self._backend.to_str()
+        inner = written.replace(_SPACE_AT_BEGIN, _NO_SPACE_AT_BEGIN)
+        return self._text_backend if inner == written else self._without_control_tokens(inner)
+
+    def _without_control_tokens(self, written: str) -> Tokenizer:
+        backend = Tokenizer.from_str(written)
         added_tokens = self._backend.get_added_tokens_decoder()
         backend.add_special_tokens([_as_special(added_tokens[token_id]) for token_id in sorted(self.control_ids)])
         backend.encode_special_tokens = True

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
+from renderers_adapter.options import RendererOptions
 from renderers_adapter.pool import shared_pool
 from rollout.config.gateway import GatewayConfig
 from rollout.engine.client import EngineClient
@@ -114,9 +115,10 @@ def policy_for(media: Path, tmp_path: Path) -> PolicyFor:
         *,
         client: type[RecordingClient] = RecordingClient,
         gateway: GatewayConfig | None = None,
+        options: RendererOptions | None = None,
         **sampling: Any,
     ) -> AsyncIterator[PolicyClient]:
-        renderers = shared_pool(live.model_dir, live.renderer)
+        renderers = shared_pool(live.model_dir, live.renderer, options)
         images = ImagePolicy(mode, media / tmp_path.name)
         async with (
             client([live.url], MODEL, timeout=120, api_key=live.api_key) as engine,
