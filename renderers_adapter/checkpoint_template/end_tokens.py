@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from renderers_adapter.checkpoint_template.chat_template import ChatTemplate, ChatTemplateError
 from renderers_adapter.special_text import MaskingTokenizer
 
@@ -45,7 +43,7 @@ def _closing_token(template: ChatTemplate, arguments: Mapping[str, Any], tokeniz
     ]
     try:
         text = template.render(messages, None, arguments)
-    except jinja2.TemplateError:
+    except Exception:  # noqa: BLE001 - a template may raise any error
         return None  # such as a template that requires a system message
     after = text.partition(_STAND_IN)[2].lstrip()
     return next((token for token in sorted(tokenizer.control_tokens, key=len)[::-1] if after.startswith(token)), None)

@@ -1,8 +1,8 @@
 """Finds out which part of a rendered text comes from which message.
 
 A template joins its own text with the texts of messages. To find the parts, the conversation is rendered a second time
-with marks around each content and at the end of each call. Without the marks, both texts must be equal: a template that
-reacts to a mark gets fewer marks.
+with marks around each content, at each reasoning and at the last call. Without the marks, both texts must be equal: a
+template that reacts to a mark gets fewer marks.
 
     spans = find_spans(plain_text, render(mark_messages(messages)))
     boundaries = message_boundaries(plain_text, messages, spans, stop_pattern)
@@ -11,14 +11,31 @@ reacts to a mark gets fewer marks.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 _FIRST_MARK = 0xF0000
-_MARKS_OF_A_MESSAGE = 3
-_BEGIN, _END, _CALL = range(_MARKS_OF_A_MESSAGE)
 _ANY_MARK = re.compile("[\U000f0000-\U0010ffff]")
 """Characters that no standard gives a meaning. A text that contains one gets no marks."""
-_MAX_MARKED_MESSAGES = (0x110000 - _FIRST_MARK) // _MARKS_OF_A_MESSAGE
+
+
+class Mark(IntEnum):
+    """The marks of a message.
+
+    Attributes:
+        BEGIN: before the content.
+        END: after the content.
+        CALL: after the name of the last call.
+        REASONING: before the reasoning.
+    """
+
+    BEGIN = 0
+    END = 1
+    CALL = 2
+    REASONING = 3
+
+
+_MAX_MARKED_MESSAGES = (0x110000 - _FIRST_MARK) // len(Mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +67,10 @@ def locate_messages(messages: Sequence[Mapping[str, Any]], text: str, render: Re
     """
     if not contains_marks(text) and len(messages) <= _MAX_MARKED_MESSAGES:
         for marks_answers in (True, False):
-            marked_text = render(mark_messages(messages, marks_answers=marks_answers))
+            try:
+                marked_text = render(mark_messages(messages, marks_answers=marks_answers))
+            except Exception:  # noqa: BLE001, S112 - a template may refuse marks, and with any error
+                continue
             if without_marks(marked_text) == text:
                 return find_spans(marked_text)
     return {}
@@ -71,11 +91,16 @@ def contains_marks(text: str) -> bool:
     return _ANY_MARK.search(text) is not None
 
 
-def first_mark(text: str) -> int:
-    """Return the position of the first mark of a text that has one."""
-    found = _ANY_MARK.search(text)
-    assert found is not None
-    return found.start()
+def first_mark(text: str, first_index: int = 0) -> int | None:
+    """Return the position of the first mark of the messages from `first_index` on; None if there is none."""
+    first = _FIRST_MARK + len(Mark) * first_index
+    return next((found.start() for found in _ANY_MARK.finditer(text) if ord(found[0]) >= first), None)
+
+
+def find_mark(text: str, mark: Mark, index: int = 0) -> int | None:
+    """Return the position of a mark of one message; None if it is not there, or there more than once."""
+    character = _mark_of(mark, index)
+    return text.index(character) if text.count(character) == 1 else None
 
 
 def without_marks(marked_text: str) -> str:
@@ -83,19 +108,20 @@ def without_marks(marked_text: str) -> str:
     return _ANY_MARK.sub("", marked_text)
 
 
-def find_spans(marked_text: str) -> dict[int, MessageSpan]:
-    """Return the spans of the messages in the text without marks."""
+def find_spans(marked_text: str, first_index: int = 0) -> dict[int, MessageSpan]:
+    """Return the spans of the messages from `first_index` on, in the text without marks."""
     found: dict[int, dict[int, int]] = {}
     for mark_count, mark in enumerate(_ANY_MARK.finditer(marked_text)):
-        index, kind = divmod(ord(mark[0]) - _FIRST_MARK, _MARKS_OF_A_MESSAGE)
-        found.setdefault(index, {}).setdefault(kind, mark.start() - mark_count)
+        index, kind = divmod(ord(mark[0]) - _FIRST_MARK, len(Mark))
+        if index >= first_index:
+            found.setdefault(index, {}).setdefault(kind, mark.start() - mark_count)
     spans: dict[int, MessageSpan] = {}
     last_index, last_end = -1, 0
     for index, positions in found.items():
         begin, end = min(positions.values()), max(positions.values())
         if index > last_index and begin >= last_end:
-            has_content = _BEGIN in positions and _END in positions
-            content = (positions[_BEGIN], positions[_END]) if has_content else None
+            has_content = Mark.BEGIN in positions and Mark.END in positions
+            content = (positions[Mark.BEGIN], positions[Mark.END]) if has_content else None
             spans[index] = MessageSpan(begin, end, content)
             last_index, last_end = index, end
     return spans
@@ -138,9 +164,12 @@ def _cuts(text: str, begin: int, end: int, end_pattern: re.Pattern[str]) -> list
     return cuts
 
 
+def _mark_of(mark: Mark, index: int) -> str:
+    return chr(_FIRST_MARK + len(Mark) * index + mark)
+
+
 def _mark_message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    first = _FIRST_MARK + _MARKS_OF_A_MESSAGE * index
-    begin, end, call = (chr(first + kind) for kind in (_BEGIN, _END, _CALL))
+    begin, end = _mark_of(Mark.BEGIN, index), _mark_of(Mark.END, index)
     marked = dict(message)
     content = message["content"]
     if isinstance(content, str):
@@ -150,9 +179,12 @@ def _mark_message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
         parts[0]["text"] = _mark_text(parts[0]["text"], begin, "")
         parts[-1]["text"] = _mark_text(parts[-1]["text"], "", end)
         marked["content"] = parts
+    for key in ("reasoning_content", "reasoning"):
+        if reasoning := message.get(key):
+            marked[key] = _mark_text(reasoning, _mark_of(Mark.REASONING, index), "")
     if calls := message.get("tool_calls"):
         function = dict(calls[-1]["function"])
-        function["name"] = f"{function['name']}{call}"
+        function["name"] = f"{function['name']}{_mark_of(Mark.CALL, index)}"
         marked["tool_calls"] = [*calls[:-1], {**calls[-1], "function": function}]
     return marked
 

@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.checkpoint_template.answer_parser import AnswerParser
-from renderers_adapter.checkpoint_template.bridge import find_tail
+from renderers_adapter.checkpoint_template.bridge import find_tail, mark_answer_and_messages
 from renderers_adapter.checkpoint_template.chat_template import ChatTemplate, format_now
 from renderers_adapter.checkpoint_template.end_tokens import find_end_tokens
 from renderers_adapter.checkpoint_template.message_marks import (
     Spans,
     find_spans,
     locate_messages,
-    mark_messages,
     message_boundaries,
     without_marks,
 )
@@ -116,24 +113,23 @@ class TemplateRenderer:
         Raises:
             BridgeRefused: the whole conversation must be rendered; `reason` says why.
         """
-        *history, answer = (self._template.for_template(message) for message in conversation)
-        added = [self._template.for_template(message) for message in messages]
         try:
+            *history, answer = (self._template.for_template(message) for message in conversation)
+            added = [self._template.for_template(message) for message in messages]
             prompt = self._text(history, tools) if prompt is None else prompt
             clock = Clock()
             whole = self._text([*history, answer, *added], tools, clock)
-            marked = self._text([*history, answer, *mark_messages(added)], tools)
-        except jinja2.TemplateError as error:
+            marked = self._text([*history, *mark_answer_and_messages(answer, added)], tools)
+        except Exception as error:  # a template may raise any error; the render of the whole conversation names it
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from error
         self._memory.add([*conversation, *messages], tools, whole, clock)
-        marked_tail = find_tail(prompt, whole, marked, answer, self._end_pattern)
-        tail = without_marks(marked_tail)
-        spans = find_spans(marked_tail)
-        tokens = self._tokens(tail, [message["role"] for message in messages], spans)
-        ended = bool(completion) and completion[-1] in self._end_ids
+        is_cut = not completion or completion[-1] not in self._end_ids
+        marked_tail = find_tail(prompt, whole, marked, answer, self._end_pattern, is_cut=is_cut)
+        spans = find_spans(marked_tail, first_index=1)
+        tokens = self._tokens(without_marks(marked_tail), [message["role"] for message in messages], spans, 1)
         if tokens.token_ids[0] not in self._end_ids:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
-        if not ended:
+        if is_cut:
             if answer.get("reasoning_content") and not answer["content"]:
                 raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)  # it was cut within its reasoning
             return tokens
@@ -163,10 +159,10 @@ class TemplateRenderer:
             strftime_now=format_now if clock is None else clock.format_now,
         )
 
-    def _tokens(self, text: str, roles: Sequence[str], spans: Spans) -> TokensByMessage:
+    def _tokens(self, text: str, roles: Sequence[str], spans: Spans, first_index: int = 0) -> TokensByMessage:
         encoded = self._tokenizer(text, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
-        ends = message_boundaries(text, roles, spans, self._end_pattern)
+        ends = message_boundaries(text, roles, spans, self._end_pattern, first_index)
         indices: list[int] = []
         for index, end in enumerate(ends):
             at = len(indices)
