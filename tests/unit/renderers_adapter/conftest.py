@@ -31,7 +31,7 @@ class Harmony:
         to = f" to={fields['recipient']}" if fields.get("recipient") else ""
         channel = f"<|channel|>{fields['channel']}" if fields.get("channel") else ""
         calls = fields["role"] == "assistant" and to
-        header = f"<|start|>{fields.get('name') or fields['role']}{to}{channel}<|message|>"
+        header = f"<|start|>{fields.get('name') or message.author.role.value}{to}{channel}<|message|>"
         body_ids = self._tokenizer.encode_as_text(body)["input_ids"]
         return [
             *self._tokenizer.encode(header),
