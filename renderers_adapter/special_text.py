@@ -232,7 +232,7 @@ class MaskingTokenizer:
         template_tokens = self._control_tokens_of(self._tokenizer(template_text, return_offsets_mapping=True))
         end = 0
         for token, begin, next_end in (*template_tokens, (None, len(text), len(text))):
-            between = self._tokenizer.encode_as_text(text[end:begin])
+            between = self._tokenizer.encode_as_text(text[end:begin], follows_text=end > 0)
             ids += between["input_ids"]
             offsets += ((first + end, last + end) for first, last in between["offset_mapping"])
             if token is not None:

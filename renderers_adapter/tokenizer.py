@@ -108,13 +108,15 @@ class FastTokenizer:
             return []
         return [at for at, character in enumerate(text) if self._normalizer.normalize_str(character) != character]
 
-    def encode_as_text(self, text: str) -> EncodedText:
+    def encode_as_text(self, text: str, *, follows_text: bool = False) -> EncodedText:
         """Return the ids and offsets of a text. Control tokens that are written in the text stay text.
+
+        Some tokenizers write a space before the first word. They write none if the text follows another text.
 
         Raises:
             TokenizerError: the vocabulary can encode a part of the text only as a control token.
         """
-        encoding = _encode_with(self._text_backend, text)
+        encoding = _encode_with(self._following_text_backend if follows_text else self._text_backend, text)
         control_spans = [
             span for token_id, span in zip(encoding.ids, encoding.offsets, strict=True) if token_id in self.control_ids
         ]
@@ -130,7 +132,7 @@ class FastTokenizer:
                     f"The tokenizer {self.name_or_path} can encode {text!r} only as a control token. Remove this text "
                     "from the messages, or set model.special_text: allow."
                 )
-            piece = self.encode_as_text(text[begin:end])
+            piece = self.encode_as_text(text[begin:end], follows_text=follows_text or begin > 0)
             ids += piece["input_ids"]
             offsets += ((first + begin, last + begin) for first, last in piece["offset_mapping"])
         return EncodedText(input_ids=ids, offset_mapping=offsets)
@@ -138,7 +140,18 @@ class FastTokenizer:
     @cached_property
     def _text_backend(self) -> Tokenizer:
         """The same tokenizer without control tokens. It is created on demand, because few conversations need it."""
-        backend = Tokenizer.from_str(self._backend.to_str())
+        return self._without_control_tokens(self._backend.to_str())
+
+    @cached_property
+    def _following_text_backend(self) -> Tokenizer:
+        """The same as `_text_backend`, but without a space before the first word of a text."""
+        written = self._backend.to_str()
+        if '"prepend_scheme":"first"' not in written:
+            return self._text_backend
+        return self._without_control_tokens(written.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
+
+    def _without_control_tokens(self, written: str) -> Tokenizer:
+        backend = Tokenizer.from_str(written)
         added_tokens = self._backend.get_added_tokens_decoder()
         backend.add_special_tokens([_as_special(added_tokens[token_id]) for token_id in sorted(self.control_ids)])
         backend.encode_special_tokens = True

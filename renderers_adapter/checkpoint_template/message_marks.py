@@ -138,6 +138,9 @@ def message_boundaries(
     ends: list[int] = []
     at = 0
     indices = [index for index in spans if index >= first_index]
+    if not indices:  # no message can be told from the next one, so the first gets the text of all
+        cuts = _cuts(text, 0, len(text), end_pattern)
+        return [cuts[-1][1] if cuts else 0] * len(roles)
     for index, next_index in zip(indices, (*indices[1:], None), strict=True):
         here = index - first_index
         ends += [at] * (here - len(ends))  # messages without a text of their own
