@@ -5,6 +5,7 @@ messages, and the text after the answer is used only if
 
 - the template writes everything before the answer exactly as it wrote the prompt of this answer,
 - it writes the answer: its reasoning, its text and its calls, and without calls nothing but white space after them,
+- the policy sampled the control tokens that the template writes before the reasoning or the calls of the answer,
 - exactly one end token stands between the prompt and the new messages, and it is none of the answer's own text, and
 - marks in the answer and in the new messages change nothing.
 
@@ -15,6 +16,7 @@ answer. Otherwise `BridgeRefused` says why the whole conversation must be render
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
@@ -23,6 +25,7 @@ from renderers_adapter.checkpoint_template.message_marks import (
     contains_marks,
     find_mark,
     first_mark,
+    mark_empty_message,
     mark_messages,
     without_marks,
 )
@@ -30,15 +33,34 @@ from renderers_adapter.checkpoint_template.message_marks import (
 Message = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What a template writes after a prompt.
+
+    Attributes:
+        opening: the text before the first word of an answer with reasoning or calls; empty for other answers.
+        marked_text: the text after the answer, with marks. It begins with the answer's end token.
+    """
+
+    opening: str
+    marked_text: str
+
+
 def mark_answer_and_messages(answer: Message, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return the answer and the new messages with marks. The answer has the index 0."""
-    return mark_messages([answer, *messages])
+    """Return the answer and the new messages with marks. The answer has the index 0.
+
+    If all new messages are empty, such as the result of a tool without output, the first one gets marks as its text.
+    """
+    marked = mark_messages([answer, *messages])
+    if marked[1:] == list(messages):
+        marked[1] = mark_empty_message(messages[0], 1)
+    return marked
 
 
 def find_tail(
     prompt: str, whole: str, marked: str, answer: Message, end_tokens: re.Pattern[str], *, is_cut: bool
-) -> str:
-    """Return the text after the answer, with marks. It begins with the answer's end token.
+) -> Tail:
+    """Return the text after the answer, and what the template writes before the answer's own words.
 
     Args:
         prompt: the rendered conversation before the answer, with the generation prompt.
@@ -71,7 +93,9 @@ def find_tail(
         raise BridgeRefused(BridgeRefusalReason.THINKING_DROPPED)
     if not _is_written(answer, reasoning, written, is_cut) or _spells_end_token(answer, reasoning, end_tokens):
         raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
-    return marked_after[ends[0].start() :]
+    has_parts = bool(reasoning or answer.get("tool_calls"))
+    opening = written[: first_mark(written)] if has_parts else ""
+    return Tail(opening, marked_after[ends[0].start() :])
 
 
 def _is_written(answer: Message, reasoning: str, written: str, is_cut: bool) -> bool:

@@ -86,6 +86,14 @@ def mark_messages(
     ]
 
 
+def mark_empty_message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return a message without a text, or with white space alone, with marks before its text."""
+    marks = f"{_mark_of(Mark.BEGIN, index)}{_mark_of(Mark.END, index)}"
+    content = message["content"]
+    marked = f"{marks}{content}" if isinstance(content, str) else [{"type": "text", "text": marks}, *content]
+    return {**message, "content": marked}
+
+
 def contains_marks(text: str) -> bool:
     """Whether a text contains marks, or characters that would be taken for marks."""
     return _ANY_MARK.search(text) is not None
@@ -138,6 +146,9 @@ def message_boundaries(
     ends: list[int] = []
     at = 0
     indices = [index for index in spans if index >= first_index]
+    if not indices:  # no message can be told from the next one, so the first gets the text of all
+        cuts = _cuts(text, 0, len(text), end_pattern)
+        return [cuts[-1][1] if cuts else 0] * len(roles)
     for index, next_index in zip(indices, (*indices[1:], None), strict=True):
         here = index - first_index
         ends += [at] * (here - len(ends))  # messages without a text of their own

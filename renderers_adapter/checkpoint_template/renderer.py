@@ -26,6 +26,9 @@ from renderers_adapter.checkpoint_template.text_memory import Clock, TextMemory
 from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererOptions
 from renderers_adapter.special_text import MaskingTokenizer
 
+_REASONING_TOKENS = ("<think>", "</think>")
+"""Many templates write an empty block of reasoning for an answer without reasoning."""
+
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -64,6 +67,7 @@ class TemplateRenderer:
         self._arguments = dict(arguments)
         self._end_ids = [tokenizer.token_id(token) for token in end_tokens]
         self._end_pattern = re.compile("|".join(map(re.escape, sorted(end_tokens, key=len, reverse=True))))
+        self._reasoning_ids = {tokenizer.convert_tokens_to_ids(token) for token in _REASONING_TOKENS}
         self._parser = parser
 
     def get_stop_token_ids(self) -> list[int]:
@@ -124,9 +128,11 @@ class TemplateRenderer:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from error
         self._memory.add([*conversation, *messages], tools, whole, clock)
         is_cut = not completion or completion[-1] not in self._end_ids
-        marked_tail = find_tail(prompt, whole, marked, answer, self._end_pattern, is_cut=is_cut)
-        spans = find_spans(marked_tail, first_index=1)
-        tokens = self._tokens(without_marks(marked_tail), [message["role"] for message in messages], spans, 1)
+        tail = find_tail(prompt, whole, marked, answer, self._end_pattern, is_cut=is_cut)
+        if not self._control_tokens(tail.opening) <= set(completion) | self._reasoning_ids:
+            raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)  # such as a header that the prompt does not have
+        spans = find_spans(tail.marked_text, first_index=1)
+        tokens = self._tokens(without_marks(tail.marked_text), [message["role"] for message in messages], spans, 1)
         if tokens.token_ids[0] not in self._end_ids:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
         if is_cut:
@@ -142,6 +148,10 @@ class TemplateRenderer:
     ) -> Any:
         """Parse a completion with the parsers of the configuration."""
         return self._parser.parse(token_ids, prompt_ids, tools)
+
+    def _control_tokens(self, text: str) -> set[int]:
+        control_ids: frozenset[int] = self._tokenizer.control_ids
+        return set(control_ids.intersection(self._tokenizer.encode(text)))
 
     def _text(
         self,

@@ -68,7 +68,7 @@ from transports import Frames
 from transports.codec import decode, encode
 from transports.errors import CodecError
 
-SCHEMA = 106
+SCHEMA = 107
 """The version of the schema: 100 times the major version, plus the minor version."""
 
 _DEFAULT_FINISH_REASON = FinishReason.STOP

@@ -144,6 +144,12 @@ def test_a_reader_of_an_older_version_reads_another_end_token_as_a_refused_bridg
     assert wire["end_token"] is True
 
 
+def test_a_reader_of_an_older_version_reads_changed_earlier_text_as_a_refused_bridge() -> None:
+    wire = decode(encode_record(RECORDS["looking_back_step"]))
+    assert wire["source"] == "refused"
+    assert wire["earlier_text"] is True
+
+
 def test_the_usual_values_of_a_turn_and_main_roots_are_not_sent() -> None:
     usual, finished = RECORDS["usual_step"], RECORDS["rollout_finished"]
     assert isinstance(finished, RolloutFinished)

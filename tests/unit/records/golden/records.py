@@ -115,6 +115,11 @@ def other_ended_step() -> Step:
     return replace(banning_step(), prompt_source=PromptSource.END_TOKEN)
 
 
+def looking_back_step() -> Step:
+    """Return a step with the source of schema 1.07: the template writes earlier text in another way."""
+    return replace(banning_step(), prompt_source=PromptSource.EARLIER_TEXT)
+
+
 def ended_by(
     status: RolloutStatus, limit: RolloutLimit, *, reward: float | None = None, error: str | None = None
 ) -> RolloutFinished:
@@ -150,6 +155,7 @@ RECORDS: dict[str, Record] = {
     "banning_step": banning_step(),
     "foreign_step": foreign_step(),
     "other_ended_step": other_ended_step(),
+    "looking_back_step": looking_back_step(),
     "rollout_finished": RolloutFinished(
         header=header(3),
         status=RolloutStatus.OK,
