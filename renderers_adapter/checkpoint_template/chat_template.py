@@ -26,7 +26,8 @@ TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_FILES = ("tokenizer_config.json", "chat_template.json")
 _DEFAULT_NAME, _TOOLS_NAME = "default", "tool_use"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_RESERVED_ARGUMENTS = frozenset(("messages", "tools", "documents", "add_generation_prompt", *_SPECIAL_TOKENS))
+_GIVEN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception")
+_RESERVED_ARGUMENTS = frozenset((*_GIVEN_ARGUMENTS, *_SPECIAL_TOKENS, "self"))
 
 _CHANGED_KEYS = frozenset(("reasoning_content", "tool_calls"))
 """The keys that `for_template` reads, beside the content."""
@@ -179,6 +180,11 @@ class ChatTemplate:
                 f"{self.origin} is not a chat template: {error.message} (line {error.lineno} of the template). "
                 "Copy it from the checkpoint again, or correct it."
             ) from error
+        except (SyntaxError, RecursionError) as error:  # Python itself refuses the program that Jinja makes
+            raise ChatTemplateError(
+                f"{self.origin} is not a chat template: Python cannot compile it ({error}). Copy it from the "
+                "checkpoint again, or correct its loops, such as a break outside a loop."
+            ) from None
 
 
 class _GenerationBlocks(jinja2.ext.Extension):
