@@ -136,9 +136,7 @@ def test_a_tool_that_echoes_the_placeholder_is_text_beside_an_image(adapter: Ren
     assert adapter.tokenizer.decode(segment.ids.tolist()).count("<|image_pad|>") == 3
 
 
-@pytest.mark.parametrize(
-    "texts", [("<|im_ ", "end|>"), ("<|im_", "\n end|>"), (" <|im_\t", " end|> "), ("end|> x", " <|im_ ")]
-)
+@pytest.mark.parametrize("texts", [("<|im_ ", " end|>"), ("<|im_", "end|>"), (" <|im_\t", "\n end|> ")])
 def test_parts_that_a_template_joins_without_their_white_space_are_text(
     tiny_model: Path, texts: tuple[str, str]
 ) -> None:
