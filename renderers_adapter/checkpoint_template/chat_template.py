@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 from jinja2.parser import Parser
 
@@ -154,11 +155,21 @@ class ChatTemplate:
         return converted
 
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Raise ChatTemplateError if an argument would replace something that the template gets from us."""
+        """Raise ChatTemplateError if an argument would replace what the template gets from us, or is never read."""
         if reserved := sorted(_RESERVED_ARGUMENTS & arguments.keys()):
             raise ChatTemplateError(
                 f"model.template.{reserved[0]} cannot be set, because rollout itself gives it to the template. "
                 "Remove it."
+            )
+        environment = self._compiled.environment
+        read = {
+            name for source in self.sources for name in jinja2.meta.find_undeclared_variables(environment.parse(source))
+        }
+        if unread := sorted(arguments.keys() - read):
+            known = ", ".join(sorted(read - _RESERVED_ARGUMENTS - environment.globals.keys()))
+            raise ChatTemplateError(
+                f"model.template.{unread[0]} is never read by {self.origin}. Remove it, or correct its name. "
+                + (f"The template reads {known}." if known else "The template reads no arguments.")
             )
 
     def _content_for_template(self, content: Any, role: str) -> Any:

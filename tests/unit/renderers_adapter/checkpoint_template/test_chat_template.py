@@ -25,3 +25,14 @@ def test_a_template_that_python_cannot_compile_is_named(source: str, reason: str
 def test_an_argument_that_would_replace_what_a_template_gets_is_refused(name: str) -> None:
     with pytest.raises(ChatTemplateError, match=rf"model\.template\.{name} cannot be set"):
         ChatTemplate("").check_arguments({name: "x"})
+
+
+def test_an_argument_that_a_template_never_reads_is_refused() -> None:
+    template = ChatTemplate("{% if thinks is not defined %}{% set thinks = 1 %}{% endif %}{{ messages }}{{ style }}")
+    template.check_arguments({"thinks": False, "style": "short"})
+    with pytest.raises(ChatTemplateError, match=r"model\.template\.think is never read by .* reads style, thinks\."):
+        template.check_arguments({"think": False})
+
+
+def test_an_argument_that_only_the_template_for_tools_reads_is_accepted() -> None:
+    ChatTemplate("", tools_source="{{ style }}").check_arguments({"style": "short"})
