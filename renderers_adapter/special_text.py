@@ -72,11 +72,19 @@ class ControlTokenFinder:
         if self._any_mark is None or not self._any_mark.search(text):
             return marks
         marks |= {start + self._mark_at[token] for start, token in self.find(text)}
-        for length in range(1, min(len(text), self._longest_part) + 1):
-            if text[-length:] in self._beginnings:
-                marks.add(len(text) - length + _first_mark(text[-length:]))
-            if text[:length] in self._endings:
-                marks.add(_last_mark(text[:length]))
+        marks |= self._find_edge_marks(text, 0, len(text))
+        begin, end = len(text) - len(text.lstrip()), len(text.rstrip())
+        if begin < end and (begin, end) != (0, len(text)):  # many templates remove this white space
+            marks |= self._find_edge_marks(text, begin, end)
+        return marks
+
+    def _find_edge_marks(self, text: str, begin: int, end: int) -> set[int]:
+        marks: set[int] = set()
+        for length in range(1, min(end - begin, self._longest_part) + 1):
+            if (last := text[end - length : end]) in self._beginnings:
+                marks.add(end - length + _first_mark(last))
+            if (first := text[begin : begin + length]) in self._endings:
+                marks.add(begin + _last_mark(first))
         return marks
 
     def find_key_marks(self, key: str) -> set[int]:

@@ -105,7 +105,7 @@ def _is_written(answer: Message, reasoning: str, written: str, is_cut: bool) -> 
     """
     calls: Sequence[Message] = answer.get("tool_calls") or ()
     has_calls, text = bool(calls), _text(answer).strip()
-    if has_calls and find_mark(written, Mark.CALL) is None and calls[-1].get("id", "\n") not in written:
+    if has_calls and find_mark(written, Mark.CALL) is None and not _writes_id(calls[-1], written, text + reasoning):
         return False  # some templates write the id of a call, and no name
     if is_cut and written != written.rstrip():
         return False
@@ -116,6 +116,12 @@ def _is_written(answer: Message, reasoning: str, written: str, is_cut: bool) -> 
         return False
     before, after = written[:begin], written[end + 1 :]
     return (bool(reasoning) or not before.strip()) and (has_calls or not after.strip())
+
+
+def _writes_id(call: Message, written: str, own_text: str) -> bool:
+    """Whether the id of a call is written, and not only spelled by the answer's own text."""
+    call_id = call.get("id") or ""
+    return bool(call_id) and written.count(call_id) > own_text.count(call_id)
 
 
 def _spells_end_token(answer: Message, reasoning: str, end_tokens: re.Pattern[str]) -> bool:

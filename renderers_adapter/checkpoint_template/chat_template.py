@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 from jinja2.parser import Parser
 
@@ -26,7 +27,8 @@ TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_FILES = ("tokenizer_config.json", "chat_template.json")
 _DEFAULT_NAME, _TOOLS_NAME = "default", "tool_use"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_RESERVED_ARGUMENTS = frozenset(("messages", "tools", "documents", "add_generation_prompt", *_SPECIAL_TOKENS))
+_GIVEN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception")
+_RESERVED_ARGUMENTS = frozenset((*_GIVEN_ARGUMENTS, *_SPECIAL_TOKENS, "self"))
 
 _CHANGED_KEYS = frozenset(("reasoning_content", "tool_calls"))
 """The keys that `for_template` reads, beside the content."""
@@ -153,11 +155,21 @@ class ChatTemplate:
         return converted
 
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Raise ChatTemplateError if an argument would replace something that the template gets from us."""
+        """Raise ChatTemplateError if an argument would replace what the template gets from us, or is never read."""
         if reserved := sorted(_RESERVED_ARGUMENTS & arguments.keys()):
             raise ChatTemplateError(
                 f"model.template.{reserved[0]} cannot be set, because rollout itself gives it to the template. "
                 "Remove it."
+            )
+        environment = self._compiled.environment
+        read = {
+            name for source in self.sources for name in jinja2.meta.find_undeclared_variables(environment.parse(source))
+        }
+        if unread := sorted(arguments.keys() - read):
+            known = ", ".join(sorted(read - _RESERVED_ARGUMENTS - environment.globals.keys()))
+            raise ChatTemplateError(
+                f"model.template.{unread[0]} is never read by {self.origin}. Remove it, or correct its name. "
+                + (f"The template reads {known}." if known else "The template reads no arguments.")
             )
 
     def _content_for_template(self, content: Any, role: str) -> Any:
@@ -179,6 +191,11 @@ class ChatTemplate:
                 f"{self.origin} is not a chat template: {error.message} (line {error.lineno} of the template). "
                 "Copy it from the checkpoint again, or correct it."
             ) from error
+        except (SyntaxError, RecursionError) as error:  # Python itself refuses the program that Jinja makes
+            raise ChatTemplateError(
+                f"{self.origin} is not a chat template: Python cannot compile it ({error}). Copy it from the "
+                "checkpoint again, or correct its loops, such as a break outside a loop."
+            ) from None
 
 
 class _GenerationBlocks(jinja2.ext.Extension):

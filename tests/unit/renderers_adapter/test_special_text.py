@@ -18,7 +18,7 @@ from renderers_adapter.families import FAMILIES
 from renderers_adapter.options import RendererOptions, SpecialText
 from renderers_adapter.rendered import UnsupportedConversation
 from renderers_adapter.special_text import MaskingTokenizer, SpecialTextRefused
-from renderers_adapter.tokenizer import FastTokenizer, TokenizerError
+from renderers_adapter.tokenizer import FastTokenizer, TokenizerError, load_tokenizer
 from renderers_adapter.tokens import PlaceholderError, as_logical_ids
 from tests.unit.renderers_adapter.conversations import BUILT_IN, IMAGE, SYSTEM, rendered_ids, user
 
@@ -134,6 +134,16 @@ def test_a_tool_that_echoes_the_placeholder_is_text_beside_an_image(adapter: Ren
     (segment,) = adapter.render([user(echo, IMAGE, echo)], None).segments
     assert len(segment.image_offsets) == 1
     assert adapter.tokenizer.decode(segment.ids.tolist()).count("<|image_pad|>") == 3
+
+
+@pytest.mark.parametrize("texts", [("<|im_ ", " end|>"), ("<|im_", "end|>"), (" <|im_\t", "\n end|> ")])
+def test_parts_that_a_template_joins_without_their_white_space_are_text(
+    tiny_model: Path, texts: tuple[str, str]
+) -> None:
+    tokenizer = MaskingTokenizer(load_tokenizer(tiny_model))
+    masked = tokenizer.mask([{"content": text} for text in texts])
+    joined = "".join(message["content"].strip() for message in (*masked, masked[0]))
+    assert not tokenizer.control_ids.intersection(tokenizer.encode(joined))
 
 
 @pytest.mark.parametrize("text", ["a < b and c > d", "<", "> quoted", "<|im_", "end|> <", "[<b>]</b> <thin k>"])

@@ -88,7 +88,7 @@ def test_an_end_token_in_the_arguments_of_a_call_is_not_taken_for_the_end(opens:
     assert refusal is BridgeRefusalReason.RENDERER_REFUSED
 
 
-CALLED = {
+CALLED: dict[str, Any] = {
     "role": "assistant",
     "content": "",
     "tool_calls": [{"id": "1", "type": "function", "function": {"name": "look", "arguments": {}}}],
@@ -105,6 +105,20 @@ def test_a_result_is_bridged_also_if_it_is_empty(opens: Opens, content: str, sai
     bridged = adapter.bridge([QUESTION, CALLED], as_logical_ids([]), completion, [result], None)
     text = adapter.tokenizer.decode([*joined(bridged.segments), *bridged.generation_prompt.tolist()])
     assert text == f"\n<|im_start|>tool\n{content}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("call_id", ["1", "", None])
+def test_a_call_that_the_template_leaves_out_refuses_the_bridge(opens: Opens, call_id: str | None) -> None:
+    called = answer("1 red", tool_calls=[{**CALLED["tool_calls"][0], "id": call_id}])
+    result = {"role": "tool", "tool_call_id": "1", "content": "done"}
+    said = "1 red<tool_call>look</tool_call><|im_end|>"
+    assert refusal_of(opens(PLAIN), called, said, [result]) is BridgeRefusalReason.RENDERER_REFUSED
+
+
+def test_a_call_of_which_the_template_writes_only_the_id_is_bridged(opens: Opens) -> None:
+    adapter = opens(BEFORE + "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.id }}{% endfor %}" + AFTER)
+    result = {"role": "tool", "tool_call_id": "1", "content": "done"}
+    assert refusal_of(adapter, {**CALLED, "content": "1 red"}, "1 red 1<|im_end|>", [result]) is None
 
 
 def test_an_empty_result_that_the_template_leaves_out_refuses_the_bridge(opens: Opens) -> None:
