@@ -336,7 +336,7 @@ def test_a_content_is_a_text_or_a_list_of_parts_as_the_template_reads_it(content
 @pytest.mark.parametrize("source", ["", LOOPS])
 def test_the_result_of_a_tool_is_always_a_text(source: str) -> None:
     template = ChatTemplate(source)
-    contents = ("a", [PART, OTHER_PART], "", [])
+    contents: tuple[Any, ...] = ("a", [PART, OTHER_PART], "", [])
     given = [template.for_template({"role": "tool", "content": content}, None)["content"] for content in contents]
     assert given == ["a", "a\nb", "", ""]
 
