@@ -57,13 +57,15 @@ class ChatTemplate:
         tools_source: str | None = None,
         special_tokens: Mapping[str, str] | None = None,
         origin: str = "the chat template",
+        tools_origin: str | None = None,
     ) -> None:
         self.origin = origin
         self._source = source
         self._tools_source = tools_source
         self._special_tokens = dict(special_tokens or {})
-        self._compiled = self._compile(source)
-        self._compiled_with_tools = self._compiled if tools_source is None else self._compile(tools_source)
+        self._compiled = self._compiled_with_tools = _compile(source, origin)
+        if tools_source is not None:
+            self._compiled_with_tools = _compile(tools_source, tools_origin or origin)
 
     @classmethod
     def load(cls, directory: Path, file: Path | None = None) -> "ChatTemplate":
@@ -81,8 +83,13 @@ class ChatTemplate:
         path = directory / TEMPLATE_FILE
         if path.is_file():
             tools_path = directory / "additional_chat_templates" / f"{_TOOLS_NAME}.jinja"
-            tools_source = _read_text(tools_path) if tools_path.is_file() else None
-            return cls(_read_text(path), tools_source=tools_source, special_tokens=special_tokens, origin=str(path))
+            return cls(
+                _read_text(path),
+                tools_source=_read_text(tools_path) if tools_path.is_file() else None,
+                special_tokens=special_tokens,
+                origin=str(path),
+                tools_origin=str(tools_path),
+            )
         for name in _TOKENIZER_FILES:
             if (found := _read_json(directory / name).get("chat_template")) is not None:
                 return cls._from_config(found, special_tokens, directory / name)
@@ -107,16 +114,24 @@ class ChatTemplate:
         source, tools_source = by_name[_DEFAULT_NAME], by_name.get(_TOOLS_NAME)
         return cls(source, tools_source=tools_source, special_tokens=special_tokens, origin=str(path))
 
+    @cached_property
+    def _takes_parts(self) -> bool:
+        return loops_over_content(self._compiled.environment.parse(self._source))
+
+    @cached_property
+    def _takes_parts_with_tools(self) -> bool:
+        if self._tools_source is None:
+            return self._takes_parts
+        return loops_over_content(self._compiled.environment.parse(self._tools_source))
+
     @property
     def sources(self) -> Sequence[str]:
         """The texts of the template: the one for every conversation, and the one for conversations with tools."""
         return [source for source in (self._source, self._tools_source) if source is not None]
 
-    @cached_property
-    def takes_content_parts(self) -> bool:
+    def takes_content_parts(self, tools: Sequence[Mapping[str, Any]] | None) -> bool:
         """Whether the template loops over the parts of a content, so that it gets lists instead of texts."""
-        environment = self._compiled.environment
-        return any(loops_over_content(environment.parse(source)) for source in self.sources)
+        return self._takes_parts_with_tools if tools else self._takes_parts
 
     def render(
         self,
@@ -141,13 +156,14 @@ class ChatTemplate:
             **{"strftime_now": strftime_now, **self._special_tokens, **arguments},
         )
 
-    def for_template(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a message in canonical form as this template reads it."""
+    def for_template(self, message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Any]:
+        """Return a message in canonical form as the template reads it in a conversation with these tools."""
         content = message.get("content")
-        if isinstance(content, str) and not self.takes_content_parts and not message.keys() & _CHANGED_KEYS:
+        takes_parts = self.takes_content_parts(tools) and message["role"] != "tool"
+        if isinstance(content, str) and not takes_parts and not message.keys() & _CHANGED_KEYS:
             return message
         converted = dict(message)
-        converted["content"] = self._content_for_template(content, message["role"])
+        converted["content"] = _content_for_template(content, takes_parts=takes_parts)
         if (reasoning := message.get("reasoning_content")) is not None:
             converted["reasoning"] = reasoning
         if not message.get("tool_calls"):
@@ -172,30 +188,30 @@ class ChatTemplate:
                 + (f"The template reads {known}." if known else "The template reads no arguments.")
             )
 
-    def _content_for_template(self, content: Any, role: str) -> Any:
-        # vLLM joins the parts of a tool's result in every template, and those of other messages if the template
-        # does not loop over them.
-        if isinstance(content, list):
-            parts = [{"type": "text", "text": part["text"]} for part in content]
-        else:
-            parts = [] if not content else [{"type": "text", "text": content}]
-        if self.takes_content_parts and role != "tool":
-            return parts
-        return "\n".join(part["text"] for part in parts)
 
-    def _compile(self, source: str) -> jinja2.Template:
-        try:
-            return _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ChatTemplateError(
-                f"{self.origin} is not a chat template: {error.message} (line {error.lineno} of the template). "
-                "Copy it from the checkpoint again, or correct it."
-            ) from error
-        except (SyntaxError, RecursionError) as error:  # Python itself refuses the program that Jinja makes
-            raise ChatTemplateError(
-                f"{self.origin} is not a chat template: Python cannot compile it ({error}). Copy it from the "
-                "checkpoint again, or correct its loops, such as a break outside a loop."
-            ) from None
+def _compile(source: str, origin: str) -> jinja2.Template:
+    try:
+        return _environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ChatTemplateError(
+            f"{origin} is not a chat template: {error.message} (line {error.lineno} of the template). "
+            "Copy it from the checkpoint again, or correct it."
+        ) from error
+    except (SyntaxError, RecursionError) as error:  # Python itself refuses the program that Jinja makes
+        raise ChatTemplateError(
+            f"{origin} is not a chat template: Python cannot compile it ({error}). Copy it from the "
+            "checkpoint again, or correct its loops, such as a break outside a loop."
+        ) from None
+
+
+def _content_for_template(content: Any, *, takes_parts: bool) -> Any:
+    # vLLM joins the parts of a tool's result in every template, and those of other messages if the template does not
+    # loop over them.
+    if isinstance(content, list):
+        parts = [{"type": "text", "text": part["text"]} for part in content]
+    else:
+        parts = [] if not content else [{"type": "text", "text": content}]
+    return parts if takes_parts else "\n".join(part["text"] for part in parts)
 
 
 class _GenerationBlocks(jinja2.ext.Extension):

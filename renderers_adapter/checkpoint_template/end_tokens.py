@@ -38,7 +38,7 @@ def find_end_tokens(
 def _closing_token(template: ChatTemplate, arguments: Mapping[str, Any], tokenizer: MaskingTokenizer) -> str | None:
     """Return the control token that the template writes directly after an answer, or None."""
     messages = [
-        template.for_template({"role": role, "content": content})
+        template.for_template({"role": role, "content": content}, None)
         for role, content in (("user", "a question"), ("assistant", _STAND_IN), ("user", "a question"))
     ]
     try:

@@ -80,7 +80,7 @@ class TemplateRenderer:
         Raises:
             jinja2.TemplateError: the template refuses the conversation.
         """
-        given = [self._template.for_template(message) for message in messages]
+        given = [self._template.for_template(message, tools) for message in messages]
         clock = Clock()
         text = self._text(given, tools, clock, add_generation_prompt=add_generation_prompt)
         if add_generation_prompt:
@@ -118,8 +118,8 @@ class TemplateRenderer:
             BridgeRefused: the whole conversation must be rendered; `reason` says why.
         """
         try:
-            *history, answer = (self._template.for_template(message) for message in conversation)
-            added = [self._template.for_template(message) for message in messages]
+            *history, answer = (self._template.for_template(message, tools) for message in conversation)
+            added = [self._template.for_template(message, tools) for message in messages]
             prompt = self._text(history, tools) if prompt is None else prompt
             clock = Clock()
             whole = self._text([*history, answer, *added], tools, clock)

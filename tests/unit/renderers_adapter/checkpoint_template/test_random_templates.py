@@ -111,7 +111,7 @@ class Truth:
     ) -> tuple[list[int] | None, str]:
         """Return the tokens with the answers `sampled` in their places; None and why if only a full render is right."""
         masked, masked_tools = self._masking.mask((list(messages), list(tools) if tools else None))
-        given = [self._template.for_template(message) for message in masked]
+        given = [self._template.for_template(message, masked_tools) for message in masked]
         whole = self._template.render(given, masked_tools, {})
         ids: list[int] = []
         at = 0
