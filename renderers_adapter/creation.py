@@ -1,7 +1,6 @@
 """Creates the renderer of a model: one of the `renderers` package, or one that uses the checkpoint's chat template.
 
-Only this module and the parser of answers import the `renderers` package. They do so when an adapter is opened, because
-the import takes more than a second.
+The `renderers` package is imported when an adapter is opened, because the import takes half a second.
 """
 
 import json
@@ -12,6 +11,7 @@ from typing import Any
 from renderers_adapter.errors import AdapterError
 from renderers_adapter.families import RendererFamily
 from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererMismatch, RendererOptions
+from renderers_adapter.renderers_package import import_renderers
 from renderers_adapter.special_text import MaskingTokenizer
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -67,8 +67,7 @@ def load_processor_config(directory: Path) -> dict[str, Any]:
 
 
 def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, template: Mapping[str, Any]) -> Any:
-    from renderers import config_from_name, create_renderer
-
+    renderers = import_renderers()
     if numbering_arguments := sorted(_IMAGE_NUMBERING_ARGUMENTS & template.keys()):
         raise RendererMismatch(
             f"the template argument {numbering_arguments[0]!r} numbers the images of a whole conversation, but a "
@@ -78,8 +77,8 @@ def _create_renderer(family: RendererFamily, tokenizer: MaskingTokenizer, templa
         renderer_tokenizer = (
             _TokenizerWithMissingTokens(tokenizer, family.missing_tokens) if family.missing_tokens else tokenizer
         )
-        return create_renderer(
-            renderer_tokenizer, config_from_name(family.renderer), chat_template_kwargs=dict(template) or None
+        return renderers.create_renderer(
+            renderer_tokenizer, renderers.config_from_name(family.renderer), chat_template_kwargs=dict(template) or None
         )
     except Exception as error:  # renderers raise different errors for a token that does not exist
         if type(error).__module__ == "openai_harmony":

@@ -4,7 +4,6 @@ The parsers are those of the `renderers` package. Without a parser, everything t
 """
 
 import difflib
-import importlib
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from renderers_adapter.errors import AdapterError
+from renderers_adapter.renderers_package import import_renderers
 from renderers_adapter.special_text import MaskingTokenizer
 
 
@@ -191,7 +191,7 @@ class AnswerParser:
     def _parse_calls(
         self, parser: ToolParser, ids: list[int], tools: Sequence[Mapping[str, Any]] | None
     ) -> Sequence[Any]:
-        function = getattr(importlib.import_module("renderers.parsing"), parser.function)
+        function = getattr(import_renderers("renderers.parsing"), parser.function)
         arguments = {**parser.arguments, **({"tools": tools} if parser.takes_tools else {})}
         calls: Sequence[Any] = function(self._tokenizer, ids, stop_ids=set(), **self._call_ids, **arguments).tool_calls
         return calls
@@ -204,10 +204,8 @@ class AnswerParser:
         return next((at for at in range(first, -1, -1) if ids[at] == self._first_call_id), first)
 
     def _parse_reasoning(self, ids: list[int], prompt_ids: Sequence[int]) -> _Reasoning:
-        from renderers.reasoning import scan_reasoning
-
         call_id = self._first_call_id if self._tool_parser and self._tool_parser.ends_reasoning else None
-        found = scan_reasoning(
+        found = import_renderers("renderers.reasoning").scan_reasoning(
             self._tokenizer,
             ids,
             prefilled=self._decode(prompt_ids[-_MAX_OPENING_TOKENS:]).rstrip().endswith(REASONING_BEGIN),

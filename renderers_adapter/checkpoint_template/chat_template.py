@@ -177,6 +177,8 @@ class ChatTemplate:
                 f"model.template.{reserved[0]} cannot be set, because rollout itself gives it to the template. "
                 "Remove it."
             )
+        if not arguments:
+            return
         environment = self._compiled.environment
         read = {
             name for source in self.sources for name in jinja2.meta.find_undeclared_variables(environment.parse(source))
