@@ -14,6 +14,7 @@ from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.checkpoint_template.answer_parser import AnswerParser
 from renderers_adapter.checkpoint_template.bridge import find_tail, mark_answer_and_messages
 from renderers_adapter.checkpoint_template.chat_template import ChatTemplate, format_now
+from renderers_adapter.checkpoint_template.control_token_check import Checked, ControlTokenCheck
 from renderers_adapter.checkpoint_template.end_tokens import find_end_tokens
 from renderers_adapter.checkpoint_template.message_marks import (
     Spans,
@@ -23,8 +24,8 @@ from renderers_adapter.checkpoint_template.message_marks import (
     without_marks,
 )
 from renderers_adapter.checkpoint_template.text_memory import Clock, TextMemory
-from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererOptions
-from renderers_adapter.special_text import MaskingTokenizer
+from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererOptions, SpecialText
+from renderers_adapter.special_text import MaskingTokenizer, SpecialTextRefused
 
 _REASONING_TOKENS = ("<think>", "</think>")
 """Many templates write an empty block of reasoning for an answer without reasoning."""
@@ -60,8 +61,10 @@ class TemplateRenderer:
         end_tokens: Sequence[str],
         parser: AnswerParser,
         memory: TextMemory,
+        special_text: SpecialText = SpecialText.TEXT,
     ) -> None:
         self._template = template
+        self._check = None if special_text is SpecialText.ALLOW else ControlTokenCheck(tokenizer)
         self._memory = memory
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
@@ -83,12 +86,14 @@ class TemplateRenderer:
         given = [self._template.for_template(message, tools) for message in messages]
         clock = Clock()
         text = self._text(given, tools, clock, add_generation_prompt=add_generation_prompt)
+        is_changed = self._template.changed_a_text
         if add_generation_prompt:
             self._memory.add(messages, tools, text, clock)
         spans = locate_messages(
             given, text, lambda marked: self._text(marked, tools, add_generation_prompt=add_generation_prompt)
         )
-        return self._tokens(text, [message["role"] for message in messages], spans)
+        checked = self._encode(text, spans, given, tools, is_changed, add_generation_prompt=add_generation_prompt)
+        return self._by_message(checked, [message["role"] for message in messages], spans)
 
     def find_prompt(self, messages: Messages, tools: Messages | None) -> str | None:
         """Return the text of a prompt that was rendered lately without marks for control tokens; None if there is none.
@@ -123,6 +128,7 @@ class TemplateRenderer:
             prompt = self._text(history, tools) if prompt is None else prompt
             clock = Clock()
             whole = self._text([*history, answer, *added], tools, clock)
+            is_changed = self._template.changed_a_text
             marked = self._text([*history, *mark_answer_and_messages(answer, added)], tools)
         except Exception as error:  # a template may raise any error; the render of the whole conversation names it
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from error
@@ -132,7 +138,12 @@ class TemplateRenderer:
         if not self._control_tokens(tail.opening) <= set(completion) | self._reasoning_ids:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)  # such as a header that the prompt does not have
         spans = find_spans(tail.marked_text, first_index=1)
-        tokens = self._tokens(without_marks(tail.marked_text), [message["role"] for message in messages], spans, 1)
+        begin = len(whole) - len(without_marks(tail.marked_text))
+        try:
+            checked = self._encode(whole, spans, [answer, *added], tools, is_changed, begin=begin, history=history)
+        except SpecialTextRefused:  # the render of the whole conversation names the message
+            raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from None
+        tokens = self._by_message(checked, [message["role"] for message in messages], spans, 1)
         if tokens.token_ids[0] not in self._end_ids:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
         if is_cut:
@@ -169,10 +180,38 @@ class TemplateRenderer:
             strftime_now=format_now if clock is None else clock.format_now,
         )
 
-    def _tokens(self, text: str, roles: Sequence[str], spans: Spans, first_index: int = 0) -> TokensByMessage:
-        encoded = self._tokenizer(text, return_offsets_mapping=True)
+    def _encode(
+        self,
+        text: str,
+        spans: Spans,
+        messages: Messages,
+        tools: Messages | None,
+        is_changed: bool,
+        *,
+        add_generation_prompt: bool = True,
+        begin: int = 0,
+        history: Messages = (),
+    ) -> Checked:
+        """Encode a rendered text from `begin` on. Spans number the messages without the history."""
+        if self._check is None:
+            return Checked(text[begin:], self._tokenizer(text[begin:], return_offsets_mapping=True))
+        return self._check.require_own_tokens(
+            text,
+            spans,
+            messages,
+            tools,
+            lambda marked, marked_tools: self._text(marked, marked_tools, add_generation_prompt=add_generation_prompt),
+            is_changed=is_changed,
+            begin=begin,
+            history=history,
+        )
+
+    def _by_message(
+        self, checked: Checked, roles: Sequence[str], spans: Spans, first_index: int = 0
+    ) -> TokensByMessage:
+        encoded = checked.encoded
         offsets = encoded["offset_mapping"]
-        ends = message_boundaries(text, roles, spans, self._end_pattern, first_index)
+        ends = message_boundaries(checked.text, roles, spans, self._end_pattern, first_index)
         indices: list[int] = []
         for index, end in enumerate(ends):
             at = len(indices)
@@ -219,6 +258,6 @@ def template_renderer_factory(
         end_tokens = find_end_tokens(directory, template, arguments, tokenizer)
         end_ids = [tokenizer.token_id(token) for token in end_tokens]
         parser = AnswerParser(tokenizer, end_ids, options.tool_parser, options.reasoning_parser)
-        return TemplateRenderer(template, tokenizer, arguments, end_tokens, parser, memory)
+        return TemplateRenderer(template, tokenizer, arguments, end_tokens, parser, memory, options.special_text)
 
     return create
