@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.checkpoint_template.answer_parser import AnswerParser
 from renderers_adapter.checkpoint_template.bridge import find_tail, mark_answer_and_messages
@@ -24,11 +26,16 @@ from renderers_adapter.checkpoint_template.message_marks import (
     without_marks,
 )
 from renderers_adapter.checkpoint_template.text_memory import Clock, TextMemory
+from renderers_adapter.errors import AdapterError
 from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererOptions, SpecialText
+from renderers_adapter.rendered import UnsupportedConversation
 from renderers_adapter.special_text import MaskingTokenizer, SpecialTextRefused
 
 _REASONING_TOKENS = ("<think>", "</think>")
 """Many templates write an empty block of reasoning for an answer without reasoning."""
+
+_MAX_REASON = 500
+"""The maximum number of characters of a template's error in ours."""
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -58,7 +65,7 @@ class TemplateRenderer:
         template: ChatTemplate,
         tokenizer: MaskingTokenizer,
         arguments: Mapping[str, Any],
-        end_tokens: Sequence[str],
+        end_tokens: Mapping[int, str],
         parser: AnswerParser,
         memory: TextMemory,
         special_text: SpecialText = SpecialText.TEXT,
@@ -68,8 +75,9 @@ class TemplateRenderer:
         self._memory = memory
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
-        self._end_ids = [tokenizer.token_id(token) for token in end_tokens]
-        self._end_pattern = re.compile("|".join(map(re.escape, sorted(end_tokens, key=len, reverse=True))))
+        self._end_ids = list(end_tokens)
+        end_texts = sorted(filter(None, end_tokens.values()), key=len, reverse=True)
+        self._end_pattern = re.compile("|".join(map(re.escape, end_texts)) or "(?!)")
         self._reasoning_ids = {tokenizer.convert_tokens_to_ids(token) for token in _REASONING_TOKENS}
         self._parser = parser
 
@@ -81,7 +89,9 @@ class TemplateRenderer:
         """Return the tokens of a whole conversation.
 
         Raises:
-            jinja2.TemplateError: the template refuses the conversation.
+            UnsupportedConversation: the template refuses the conversation, or has an error.
+            SpecialTextRefused: the template makes a control token of the text of a message.
+            TooManyTokens: the text is too long for every model.
         """
         given = [self._template.for_template(message, tools) for message in messages]
         clock = Clock()
@@ -172,13 +182,23 @@ class TemplateRenderer:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        return self._template.render(
-            messages,
-            tools,
-            self._arguments,
-            add_generation_prompt=add_generation_prompt,
-            strftime_now=format_now if clock is None else clock.format_now,
-        )
+        try:
+            return self._template.render(
+                messages,
+                tools,
+                self._arguments,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=format_now if clock is None else clock.format_now,
+            )
+        except AdapterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a template may raise any error, whose traceback helps nobody
+            kind = "" if type(error) is TemplateError else f"{type(error).__name__}: "
+            reason = " ".join(self._tokenizer.restore(str(error)).split())[:_MAX_REASON].removesuffix(".")
+            raise UnsupportedConversation(
+                f"{self._template.origin} refuses this conversation: {kind}{reason}. Change the messages, or correct "
+                "the template."
+            ) from None
 
     def _encode(
         self,
@@ -256,8 +276,7 @@ def template_renderer_factory(
 
     def create(tokenizer: MaskingTokenizer) -> TemplateRenderer:
         end_tokens = find_end_tokens(directory, template, arguments, tokenizer)
-        end_ids = [tokenizer.token_id(token) for token in end_tokens]
-        parser = AnswerParser(tokenizer, end_ids, options.tool_parser, options.reasoning_parser)
+        parser = AnswerParser(tokenizer, list(end_tokens), options.tool_parser, options.reasoning_parser)
         return TemplateRenderer(template, tokenizer, arguments, end_tokens, parser, memory, options.special_text)
 
     return create
