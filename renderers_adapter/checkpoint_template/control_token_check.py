@@ -4,8 +4,8 @@ The marks of `MaskingTokenizer.mask` are at control tokens that a message spells
 copies, joins and trims texts. They do not hold if it changes a text, or writes a text into the middle of a control
 token. Then the conversation is rendered again with marks at all signs of control tokens in its messages, such as `<`:
 
-- If the template writes the same text, each character of a control token is known to be the template's or a message's,
-  and the message's tokens are encoded as text.
+- If the template writes the same text, each sign in a control token is known to be the template's or a message's.
+  Control tokens of messages are then encoded as text.
 - If it writes another text, the control tokens must be the same.
 
 Otherwise `SpecialTextRefused` names the message.

@@ -32,7 +32,7 @@ def find_end_tokens(
     if closing is not None:
         ids.append(tokenizer.token_id(closing))
     if not ids:
-        without_token = f" (the ids {', '.join(map(str, named))} are no tokens of the tokenizer)" if named else ""
+        without_token = f" (the ids {', '.join(map(str, named))} are not in the tokenizer)" if named else ""
         raise ChatTemplateError(
             f"nothing says which token ends an answer: neither eos_token_id in {' or '.join(_CONFIG_FILES)} of "
             f"{directory}{without_token}, nor eos_token in tokenizer_config.json, nor the chat template. Add the "

@@ -100,7 +100,7 @@ def test_a_word_as_an_end_token_stops_an_answer_and_has_no_text(finds: Finds, id
 
 
 def test_ids_without_a_token_are_named_if_nothing_else_ends_an_answer(finds: Finds) -> None:
-    with pytest.raises(ChatTemplateError, match="the ids 1000000, -1 are no tokens of the tokenizer"):
+    with pytest.raises(ChatTemplateError, match="the ids 1000000, -1 are not in the tokenizer"):
         finds(generation_config={"eos_token_id": [10**6, -1]})
 
 
