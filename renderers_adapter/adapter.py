@@ -10,6 +10,7 @@ from typing import Any
 
 from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.creation import load_processor_config, renderer_factory
+from renderers_adapter.errors import TooManyTokens
 from renderers_adapter.families import ALL_MEDIA_TOKENS, RendererFamily, get_family
 from renderers_adapter.geometry import Geometry, geometry_for
 from renderers_adapter.options import RendererOptions, SpecialText
@@ -113,7 +114,9 @@ class RendererAdapter:
         Raises:
             UnsupportedConversation: the family's template cannot write this conversation, or a bridge would give other
                 tokens.
-            SpecialTextRefused: a message or a tool contains a control token, and the configuration does not allow this.
+            SpecialTextRefused: a message or a tool contains a control token, and the configuration does not allow this;
+                or the checkpoint's template makes one of its text.
+            TooManyTokens: the checkpoint's template writes a text that is too long for every model.
         """
         self._refuse_unsupported(messages, tools, starts_conversation=True)
         with self._lock:
@@ -122,7 +125,7 @@ class RendererAdapter:
                 rendered = self._renderer.render(
                     masked_messages, tools=masked_tools, add_generation_prompt=True, **self._render_options
                 )
-            except (TokenizerError, UnsupportedConversation):
+            except (TokenizerError, UnsupportedConversation, TooManyTokens):
                 raise
             except Exception as error:  # noqa: BLE001 - a renderer may raise any error
                 reason = self._masking_tokenizer.restore(str(error))
@@ -255,6 +258,8 @@ class RendererAdapter:
                         f"message {index} is a tool's result without a `name`, but the template of {self._family.name} "
                         "needs it; set `name` to the name of the tool that was called."
                     )
+        if self._family.uses_checkpoint_template:
+            _refuse_images(messages)
         _check_roles(messages, starts_conversation=starts_conversation)
 
     def _refusal_reason(
@@ -300,6 +305,15 @@ def _check_roles(messages: Sequence[Mapping[str, Any]], *, starts_conversation: 
             raise UnsupportedConversation(
                 f"message {index} is a {role} message with an image, which a full render would drop. "
                 "Put the image into a user or tool message."
+            )
+
+
+def _refuse_images(messages: Sequence[Mapping[str, Any]]) -> None:
+    for index, message in enumerate(messages):
+        if count_images(message):
+            raise UnsupportedConversation(
+                f"message {index} contains an image, but the renderer template accepts only text. Set model.renderer "
+                "to a built-in renderer with images (docs/models.md), or leave the image out."
             )
 
 

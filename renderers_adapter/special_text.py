@@ -12,8 +12,8 @@ may complete such a token. If no control token results, the ids are the same as 
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from renderers_adapter.rendered import UnsupportedConversation
@@ -38,6 +38,11 @@ _KNOWN_KEYS = frozenset(
 """The keys of messages, tools and JSON schemas that renderers look up. They must not get marks."""
 
 
+CHOOSING_KEYS = frozenset(("role", "type"))
+"""The keys by whose values templates choose what they write."""
+_QUOTES, _SIGNS_IN_WORDS = frozenset("\"'\\"), frozenset("_-/.:")
+
+
 class SpecialTextRefused(UnsupportedConversation):
     """The text of a message or a tool contains a control token, and the configuration does not allow this."""
 
@@ -56,6 +61,15 @@ class ControlTokenFinder:
         characters = {c for token in longest_first for c in (token[_first_mark(token)], token[_last_mark(token)])}
         self._any_mark = re.compile("|".join(map(re.escape, characters))) if characters else None
         self._tag_names = {token.strip("</>") for token in longest_first if token[0] == "<" and token[-1] == ">"}
+
+    @cached_property
+    def signs(self) -> re.Pattern[str]:
+        """Finds the signs by which control tokens differ from words, such as `<` and `|`. Each token has one."""
+        signs: set[str] = set()
+        for token in self._mark_at:
+            own = {sign for sign in token if not sign.isalnum() and not sign.isspace() and sign not in _QUOTES}
+            signs |= own - _SIGNS_IN_WORDS or own
+        return re.compile(f"[{re.escape(''.join(sorted(signs)))}]" if signs else "(?!)")
 
     def find(self, text: str) -> Iterator[tuple[int, str]]:
         """Yield the position and the text of every control token in a text, including overlapping ones."""
@@ -134,11 +148,39 @@ class MaskingTokenizer:
 
     def mask(self, value: _T) -> _T:
         """Return the messages and tools with marks in their texts. The marks are valid until the next call."""
-        if not self.needs_marks(value):
-            return value
-        escapes = {text[at : at + 6].lower() for text, _ in _texts(value) for at in _positions(text, "\\ud")}
-        free = (chr(code) for code in _SURROGATES if f"\\u{code:04x}" not in escapes)
-        surrogate_of: dict[str, str] = {}
+        return self._mark(value, self._find_marks, {}) if self.needs_marks(value) else value
+
+    def mask_signs(self, value: _T, words: Collection[str] = ()) -> _T:
+        """Return messages and tools of `mask` with marks at all signs of control tokens, too, and at the texts `words`.
+
+        So a character of a control token can be followed through a template that changes texts. Quotes get no marks,
+        because templates write them as escapes. Roles and types get none, because templates choose by them.
+        """
+        surrogate_of = {character: mark for mark, character in self._originals.items() if len(mark) == 1}
+
+        def find(text: str, is_key: bool) -> set[int]:
+            if is_key and text in _KNOWN_KEYS:
+                return set()
+            marks = {found.start() for found in self._finder.signs.finditer(text)}
+            word = text.strip()
+            if not is_key and word in words:
+                marks.add(text.index(word))
+            return marks
+
+        return self._mark(value, find, surrogate_of, CHOOSING_KEYS)
+
+    def _mark(
+        self,
+        value: _T,
+        find_marks: Callable[[str, bool], set[int]],
+        surrogate_of: dict[str, str],
+        kept_keys: Collection[str] = (),
+    ) -> _T:
+        """Return messages and tools with marks. `surrogate_of` has the marks that they contain already."""
+        known = set(surrogate_of.values())
+        taken = {text[at : at + 6].lower() for text, _ in _texts(value) for at in _positions(text, "\\ud")}
+        taken.update(f"\\u{ord(surrogate):04x}" for surrogate in known)
+        free = (chr(code) for code in _SURROGATES if f"\\u{code:04x}" not in taken)
 
         def surrogate_for(character: str) -> str:
             surrogate = surrogate_of.get(character) or next(free, None)
@@ -150,21 +192,22 @@ class MaskingTokenizer:
             return surrogate_of.setdefault(character, surrogate)
 
         def mask_text(text: str, is_key: bool) -> str:
-            if lone := _LONE_SURROGATE.search(text):
-                # Encode a lone surrogate of the message itself here, so that it raises its usual error.
-                self._tokenizer.encode(text[: lone.end()])
+            for lone in _LONE_SURROGATE.finditer(text):
+                if lone[0] not in known:
+                    # Encode a lone surrogate of the message itself here, so that it raises its usual error.
+                    self._tokenizer.encode(text[: lone.end()])
             pieces: list[str] = []
             end = 0
-            for at in sorted(self._find_marks(text, is_key)):
+            for at in sorted(find_marks(text, is_key)):
                 pieces += (text[end:at], surrogate_for(text[at]))
                 end = at + 1
             return "".join((*pieces, text[end:]))
 
-        masked: _T = _map_texts(value, mask_text)
+        masked: _T = _map_texts(value, mask_text, kept_keys)
         self._originals = {surrogate: character for character, surrogate in surrogate_of.items()}
         # Some templates write JSON in ASCII, where marks become JSON escapes.
         self._originals |= {f"\\u{ord(surrogate):04x}": text for text, surrogate in surrogate_of.items()}
-        self._marks = re.compile("|".join(map(re.escape, self._originals)))
+        self._marks = re.compile("|".join(map(re.escape, self._originals))) if surrogate_of else None
         return masked
 
     def _find_marks(self, text: str, is_key: bool) -> set[int]:
@@ -175,6 +218,11 @@ class MaskingTokenizer:
     def restore(self, text: str) -> str:
         """Return a text in which the original characters replace the marks."""
         return text if self._marks is None else self._marks.sub(lambda mark: self._originals[mark[0]], text)
+
+    def template_tokens(self, masked_text: str) -> list[int]:
+        """Return the control tokens of a text that have no marked character."""
+        text = masked_text if self._marks is None else self._marks.sub(_FILLER, masked_text)
+        return [token for token in self._tokenizer.encode(text) if token in self._tokenizer.control_ids]
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text as `FastTokenizer.encode` does, but encode marked control tokens as text."""
@@ -221,11 +269,11 @@ class MaskingTokenizer:
         encoded = self._tokenizer(text, return_offsets_mapping=True)
         takes_mark = any(
             bisect_left(marked_at, begin) < bisect_left(marked_at, end)
-            for _, begin, end in self._control_tokens_of(encoded)
+            for _, begin, end in self.control_tokens_of(encoded)
         )
         return None if takes_mark else encoded
 
-    def _control_tokens_of(self, encoded: EncodedText) -> list[tuple[int, int, int]]:
+    def control_tokens_of(self, encoded: EncodedText) -> list[tuple[int, int, int]]:
         """Return the id, the start and the end of each control token in an encoded text."""
         return [
             (token, begin, end)
@@ -237,7 +285,7 @@ class MaskingTokenizer:
         """Encode `text`, and keep only the control tokens of `template_text`, which has the same length."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        template_tokens = self._control_tokens_of(self._tokenizer(template_text, return_offsets_mapping=True))
+        template_tokens = self.control_tokens_of(self._tokenizer(template_text, return_offsets_mapping=True))
         end = 0
         for token, begin, next_end in (*template_tokens, (None, len(text), len(text))):
             between = self._tokenizer.encode_as_text(text[end:begin], begins=end == 0)
@@ -279,11 +327,19 @@ def _texts(value: Any, is_key: bool = False) -> Iterator[tuple[str, bool]]:
             yield from _texts(item)
 
 
-def _map_texts(value: Any, change: Callable[[str, bool], str], is_key: bool = False) -> Any:
+def _map_texts(
+    value: Any, change: Callable[[str, bool], str], kept_keys: Collection[str] = (), is_key: bool = False
+) -> Any:
+    """Return messages or tools with changed texts. Texts under the keys `kept_keys` stay as they are."""
     if isinstance(value, str):
         return change(value, is_key)
     if isinstance(value, Mapping):
-        return {_map_texts(key, change, is_key=True): _map_texts(item, change) for key, item in value.items()}
+        return {
+            _map_texts(key, change, is_key=True): item
+            if key in kept_keys and isinstance(item, str)
+            else _map_texts(item, change, kept_keys)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return type(value)(_map_texts(item, change) for item in value)
+        return type(value)(_map_texts(item, change, kept_keys) for item in value)
     return value

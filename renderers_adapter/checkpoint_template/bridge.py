@@ -4,13 +4,15 @@ A template is a program, so nothing is known about it. The real conversation is 
 messages, and the text after the answer is used only if
 
 - the template writes everything before the answer exactly as it wrote the prompt of this answer,
-- it writes the answer: its reasoning, its text and its calls, and without calls nothing but white space after them,
+- it writes the answer: its reasoning, its text and its calls,
+- nothing but white space stands before a text without reasoning, and after a text without calls,
 - the policy sampled the control tokens that the template writes before the reasoning or the calls of the answer,
 - exactly one end token stands between the prompt and the new messages, and it is none of the answer's own text, and
 - marks in the answer and in the new messages change nothing.
 
 By induction over the turns, the prompt then equals the whole conversation with the sampled tokens in the place of each
-answer. Otherwise `BridgeRefused` says why the whole conversation must be rendered.
+answer. What a template writes between the parts of an answer, or after its reasoning or calls, is not compared with the
+sampled tokens, which stay. Otherwise `BridgeRefused` says why the whole conversation must be rendered.
 """
 
 import json

@@ -20,8 +20,8 @@ import jinja2.nodes
 from jinja2.parser import Parser
 
 from renderers_adapter.checkpoint_template.content_loops import loops_over_content
-from renderers_adapter.checkpoint_template.sandbox import TemplateSandbox
-from renderers_adapter.errors import AdapterError
+from renderers_adapter.checkpoint_template.sandbox import TemplateSandbox, TextWatch
+from renderers_adapter.errors import AdapterError, TooManyTokens
 
 TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_FILES = ("tokenizer_config.json", "chat_template.json")
@@ -29,6 +29,9 @@ _DEFAULT_NAME, _TOOLS_NAME = "default", "tool_use"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GIVEN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception")
 _RESERVED_ARGUMENTS = frozenset((*_GIVEN_ARGUMENTS, *_SPECIAL_TOKENS, "self"))
+
+_MAX_CHARACTERS = 8_000_000
+"""The maximum length of a rendered text: about twice as much as fits into a context of a million tokens."""
 
 _CHANGED_KEYS = frozenset(("reasoning_content", "tool_calls"))
 """The keys that `for_template` reads, beside the content."""
@@ -63,9 +66,10 @@ class ChatTemplate:
         self._source = source
         self._tools_source = tools_source
         self._special_tokens = dict(special_tokens or {})
-        self._compiled = self._compiled_with_tools = _compile(source, origin)
+        self._watch = TextWatch()
+        self._compiled = self._compiled_with_tools = _compile(source, origin, self._watch)
         if tools_source is not None:
-            self._compiled_with_tools = _compile(tools_source, tools_origin or origin)
+            self._compiled_with_tools = _compile(tools_source, tools_origin or origin, self._watch)
 
     @classmethod
     def load(cls, directory: Path, file: Path | None = None) -> "ChatTemplate":
@@ -129,6 +133,11 @@ class ChatTemplate:
         """The texts of the template: the one for every conversation, and the one for conversations with tools."""
         return [source for source in (self._source, self._tools_source) if source is not None]
 
+    @property
+    def changed_a_text(self) -> bool:
+        """Whether the last `render` in this thread did more than copy, join and trim texts."""
+        return self._watch.has_changed
+
     def takes_content_parts(self, tools: Sequence[Mapping[str, Any]] | None) -> bool:
         """Whether the template loops over the parts of a content, so that it gets lists instead of texts."""
         return self._takes_parts_with_tools if tools else self._takes_parts
@@ -146,15 +155,26 @@ class ChatTemplate:
 
         Raises:
             jinja2.TemplateError: the template refuses the conversation.
+            TooManyTokens: the text is too long for every model.
         """
         compiled = self._compiled_with_tools if tools else self._compiled
-        return compiled.render(
+        self._watch.has_changed = False
+        pieces = compiled.generate(
             messages=messages,
             tools=list(tools) if tools else None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **{"strftime_now": strftime_now, **self._special_tokens, **arguments},
         )
+        written: list[str] = []
+        left = _MAX_CHARACTERS
+        for piece in pieces:
+            written.append(piece)
+            if (left := left - len(piece)) < 0:
+                raise TooManyTokens(
+                    f"{self.origin} writes more than {_MAX_CHARACTERS:,} characters for this conversation."
+                )
+        return "".join(written)
 
     def for_template(self, message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Any]:
         """Return a message in canonical form as the template reads it in a conversation with these tools."""
@@ -191,9 +211,9 @@ class ChatTemplate:
             )
 
 
-def _compile(source: str, origin: str) -> jinja2.Template:
+def _compile(source: str, origin: str, watch: TextWatch) -> jinja2.Template:
     try:
-        return _environment().from_string(source)
+        return _environment(watch).from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ChatTemplateError(
             f"{origin} is not a chat template: {error.message} (line {error.lineno} of the template). "
@@ -231,9 +251,9 @@ class _GenerationBlocks(jinja2.ext.Extension):
         return str(caller())
 
 
-def _environment() -> jinja2.Environment:
+def _environment(watch: TextWatch) -> jinja2.Environment:
     environment = TemplateSandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
+        watch, trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception

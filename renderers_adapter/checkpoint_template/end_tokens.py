@@ -14,25 +14,32 @@ _STAND_IN = "an answer"
 
 def find_end_tokens(
     directory: Path, template: ChatTemplate, arguments: Mapping[str, Any], tokenizer: MaskingTokenizer
-) -> list[str]:
+) -> dict[int, str]:
     """Return the end tokens that the checkpoint's files name, and the one with which its template closes an answer.
+
+    The result has the text of each control token by its id. A word as an end token also stops an answer, but has an
+    empty text here: the same text may be anywhere in a conversation. Ids without a token are left out, as no answer
+    can be decoded that ends with one.
 
     Raises:
         ChatTemplateError: there is none, so an answer would only end at its limit.
     """
-    ids = [token_id for name in _CONFIG_FILES for token_id in _end_ids(directory / name)]
+    named = [token_id for name in _CONFIG_FILES for token_id in _end_ids(directory / name)]
+    ids = [token_id for token_id in named if token_id >= 0 and tokenizer.backend.id_to_token(token_id) is not None]
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
-    found = [tokenizer.decode(token_id) for token_id in ids if 0 <= token_id < tokenizer.vocab_size]
     closing = _closing_token(template, arguments, tokenizer)
-    tokens = list(dict.fromkeys((*found, *([closing] if closing else []))))
-    if not tokens:
+    if closing is not None:
+        ids.append(tokenizer.token_id(closing))
+    if not ids:
+        without_token = f" (the ids {', '.join(map(str, named))} are not in the tokenizer)" if named else ""
         raise ChatTemplateError(
             f"nothing says which token ends an answer: neither eos_token_id in {' or '.join(_CONFIG_FILES)} of "
-            f"{directory}, nor eos_token in tokenizer_config.json, nor the chat template. Add the checkpoint's "
-            "generation_config.json."
+            f"{directory}{without_token}, nor eos_token in tokenizer_config.json, nor the chat template. Add the "
+            "checkpoint's generation_config.json."
         )
-    return tokens
+    text_of = dict(zip(sorted(tokenizer.control_ids), tokenizer.control_tokens, strict=True))
+    return {token_id: text_of.get(token_id, "") for token_id in ids}
 
 
 def _closing_token(template: ChatTemplate, arguments: Mapping[str, Any], tokenizer: MaskingTokenizer) -> str | None:

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from renderers_adapter.bridge_refusal import BridgeRefusalReason, BridgeRefused
 from renderers_adapter.checkpoint_template.answer_parser import AnswerParser
 from renderers_adapter.checkpoint_template.bridge import find_tail, mark_answer_and_messages
 from renderers_adapter.checkpoint_template.chat_template import ChatTemplate, format_now
+from renderers_adapter.checkpoint_template.control_token_check import Checked, ControlTokenCheck
 from renderers_adapter.checkpoint_template.end_tokens import find_end_tokens
 from renderers_adapter.checkpoint_template.message_marks import (
     Spans,
@@ -23,11 +26,16 @@ from renderers_adapter.checkpoint_template.message_marks import (
     without_marks,
 )
 from renderers_adapter.checkpoint_template.text_memory import Clock, TextMemory
-from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererOptions
-from renderers_adapter.special_text import MaskingTokenizer
+from renderers_adapter.errors import AdapterError
+from renderers_adapter.options import TEMPLATE_FILE_ARGUMENT, RendererOptions, SpecialText
+from renderers_adapter.rendered import UnsupportedConversation
+from renderers_adapter.special_text import MaskingTokenizer, SpecialTextRefused
 
 _REASONING_TOKENS = ("<think>", "</think>")
 """Many templates write an empty block of reasoning for an answer without reasoning."""
+
+_MAX_REASON = 500
+"""The maximum number of characters of a template's error in ours."""
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -57,16 +65,19 @@ class TemplateRenderer:
         template: ChatTemplate,
         tokenizer: MaskingTokenizer,
         arguments: Mapping[str, Any],
-        end_tokens: Sequence[str],
+        end_tokens: Mapping[int, str],
         parser: AnswerParser,
         memory: TextMemory,
+        special_text: SpecialText = SpecialText.TEXT,
     ) -> None:
         self._template = template
+        self._check = None if special_text is SpecialText.ALLOW else ControlTokenCheck(tokenizer)
         self._memory = memory
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
-        self._end_ids = [tokenizer.token_id(token) for token in end_tokens]
-        self._end_pattern = re.compile("|".join(map(re.escape, sorted(end_tokens, key=len, reverse=True))))
+        self._end_ids = list(end_tokens)
+        end_texts = sorted(filter(None, end_tokens.values()), key=len, reverse=True)
+        self._end_pattern = re.compile("|".join(map(re.escape, end_texts)) or "(?!)")
         self._reasoning_ids = {tokenizer.convert_tokens_to_ids(token) for token in _REASONING_TOKENS}
         self._parser = parser
 
@@ -78,17 +89,21 @@ class TemplateRenderer:
         """Return the tokens of a whole conversation.
 
         Raises:
-            jinja2.TemplateError: the template refuses the conversation.
+            UnsupportedConversation: the template refuses the conversation, or has an error.
+            SpecialTextRefused: the template makes a control token of the text of a message.
+            TooManyTokens: the text is too long for every model.
         """
         given = [self._template.for_template(message, tools) for message in messages]
         clock = Clock()
         text = self._text(given, tools, clock, add_generation_prompt=add_generation_prompt)
+        is_changed = self._template.changed_a_text
         if add_generation_prompt:
             self._memory.add(messages, tools, text, clock)
         spans = locate_messages(
             given, text, lambda marked: self._text(marked, tools, add_generation_prompt=add_generation_prompt)
         )
-        return self._tokens(text, [message["role"] for message in messages], spans)
+        checked = self._encode(text, spans, given, tools, is_changed, add_generation_prompt=add_generation_prompt)
+        return self._by_message(checked, [message["role"] for message in messages], spans)
 
     def find_prompt(self, messages: Messages, tools: Messages | None) -> str | None:
         """Return the text of a prompt that was rendered lately without marks for control tokens; None if there is none.
@@ -123,6 +138,7 @@ class TemplateRenderer:
             prompt = self._text(history, tools) if prompt is None else prompt
             clock = Clock()
             whole = self._text([*history, answer, *added], tools, clock)
+            is_changed = self._template.changed_a_text
             marked = self._text([*history, *mark_answer_and_messages(answer, added)], tools)
         except Exception as error:  # a template may raise any error; the render of the whole conversation names it
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from error
@@ -132,7 +148,12 @@ class TemplateRenderer:
         if not self._control_tokens(tail.opening) <= set(completion) | self._reasoning_ids:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)  # such as a header that the prompt does not have
         spans = find_spans(tail.marked_text, first_index=1)
-        tokens = self._tokens(without_marks(tail.marked_text), [message["role"] for message in messages], spans, 1)
+        begin = len(whole) - len(without_marks(tail.marked_text))
+        try:
+            checked = self._encode(whole, spans, [answer, *added], tools, is_changed, begin=begin, history=history)
+        except SpecialTextRefused:  # the render of the whole conversation names the message
+            raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED) from None
+        tokens = self._by_message(checked, [message["role"] for message in messages], spans, 1)
         if tokens.token_ids[0] not in self._end_ids:
             raise BridgeRefused(BridgeRefusalReason.RENDERER_REFUSED)
         if is_cut:
@@ -161,18 +182,56 @@ class TemplateRenderer:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        return self._template.render(
+        try:
+            return self._template.render(
+                messages,
+                tools,
+                self._arguments,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=format_now if clock is None else clock.format_now,
+            )
+        except AdapterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a template may raise any error, whose traceback helps nobody
+            kind = "" if type(error) is TemplateError else f"{type(error).__name__}: "
+            reason = " ".join(self._tokenizer.restore(str(error)).split())[:_MAX_REASON].removesuffix(".")
+            raise UnsupportedConversation(
+                f"{self._template.origin} refuses this conversation: {kind}{reason}. Change the messages, or correct "
+                "the template."
+            ) from None
+
+    def _encode(
+        self,
+        text: str,
+        spans: Spans,
+        messages: Messages,
+        tools: Messages | None,
+        is_changed: bool,
+        *,
+        add_generation_prompt: bool = True,
+        begin: int = 0,
+        history: Messages = (),
+    ) -> Checked:
+        """Encode a rendered text from `begin` on. Spans number the messages without the history."""
+        if self._check is None:
+            return Checked(text[begin:], self._tokenizer(text[begin:], return_offsets_mapping=True))
+        return self._check.require_own_tokens(
+            text,
+            spans,
             messages,
             tools,
-            self._arguments,
-            add_generation_prompt=add_generation_prompt,
-            strftime_now=format_now if clock is None else clock.format_now,
+            lambda marked, marked_tools: self._text(marked, marked_tools, add_generation_prompt=add_generation_prompt),
+            is_changed=is_changed,
+            begin=begin,
+            history=history,
         )
 
-    def _tokens(self, text: str, roles: Sequence[str], spans: Spans, first_index: int = 0) -> TokensByMessage:
-        encoded = self._tokenizer(text, return_offsets_mapping=True)
+    def _by_message(
+        self, checked: Checked, roles: Sequence[str], spans: Spans, first_index: int = 0
+    ) -> TokensByMessage:
+        encoded = checked.encoded
         offsets = encoded["offset_mapping"]
-        ends = message_boundaries(text, roles, spans, self._end_pattern, first_index)
+        ends = message_boundaries(checked.text, roles, spans, self._end_pattern, first_index)
         indices: list[int] = []
         for index, end in enumerate(ends):
             at = len(indices)
@@ -217,8 +276,7 @@ def template_renderer_factory(
 
     def create(tokenizer: MaskingTokenizer) -> TemplateRenderer:
         end_tokens = find_end_tokens(directory, template, arguments, tokenizer)
-        end_ids = [tokenizer.token_id(token) for token in end_tokens]
-        parser = AnswerParser(tokenizer, end_ids, options.tool_parser, options.reasoning_parser)
-        return TemplateRenderer(template, tokenizer, arguments, end_tokens, parser, memory)
+        parser = AnswerParser(tokenizer, list(end_tokens), options.tool_parser, options.reasoning_parser)
+        return TemplateRenderer(template, tokenizer, arguments, end_tokens, parser, memory, options.special_text)
 
     return create

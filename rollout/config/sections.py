@@ -49,9 +49,20 @@ def _resolve_template_file(template: dict[str, Any], info: ValidationInfo) -> di
         return template
     file = template[TEMPLATE_FILE_ARGUMENT]
     if not isinstance(file, str):
-        raise ValueError(f"expected the path of a chat template as {TEMPLATE_FILE_ARGUMENT}, found {file!r}")
+        raise ValueError(
+            f"expected the path of a chat template as {TEMPLATE_FILE_ARGUMENT}"
+        )  # the caller adds the value
     return {**template, TEMPLATE_FILE_ARGUMENT: str(_resolve_path(Path(file), info))}
 
+
+def _refuse_collection(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        raise ValueError("expected a text, a number, true, false or null")
+    return value
+
+
+TemplateArgument = Annotated[str | int | float | bool | None, BeforeValidator(_refuse_collection)]
+"""The value of an argument of a chat template."""
 
 MultimodalMode = Literal["auto", "content_parts", "mmraw"]
 """How images are sent to an engine; see `EngineConfig.multimodal`."""
@@ -90,7 +101,7 @@ class ModelConfig(Section):
     renderer: str
     """The name of the model's chat format in the package renderers, or template, which uses the chat template in the
     model's directory."""
-    template: Annotated[dict[str, str | int | float | bool | None], AfterValidator(_resolve_template_file)] = Field(
+    template: Annotated[dict[str, TemplateArgument], AfterValidator(_resolve_template_file)] = Field(
         default_factory=dict
     )
     """Arguments of the model's chat template by name, such as enable_thinking. With the renderer template, file is the

@@ -60,7 +60,8 @@ class ImageTable:
             if self._geometry is None:
                 raise MessageError(
                     f"messages[{first_index + image.message_index}] contains an image, but the renderer of this model "
-                    "accepts only text. Choose a multimodal renderer in model.renderer."
+                    "accepts only text. Set model.renderer to a built-in renderer with images (docs/models.md), or "
+                    "leave the image out."
                 )
             payload, token_count = _layout_payload_and_tokens(self._geometry, asset.width, asset.height)
             self._entries[asset.mm_hash] = _ImageEntry(ImageRef(asset.url, asset.mm_hash, payload), token_count)

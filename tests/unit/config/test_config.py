@@ -370,8 +370,16 @@ def test_a_relative_path_of_a_template_belongs_to_the_directory_of_the_file(tmp_
 
 def test_the_path_of_a_template_is_a_text(tmp_path: Path) -> None:
     error = load_error(write(tmp_path), "model.template.file=3")
-    assert "model.template" in error
-    assert "expected the path of a chat template as file, found 3" in error
+    assert "model.template: expected the path of a chat template as file, found {'file': 3}." in error
+    assert error.count("found") == 1
+
+
+@pytest.mark.parametrize("name", ["file", "style"])
+@pytest.mark.parametrize(("value", "found"), [("[a, b]", "['a', 'b']"), ("{a: b}", "{'a': 'b'}")])
+def test_an_argument_of_a_template_is_one_value(tmp_path: Path, name: str, value: str, found: str) -> None:
+    error = load_error(write(tmp_path), f"model.template.{name}={value}")
+    assert error.endswith(f"model.template.{name}: expected a text, a number, true, false or null, found {found}.")
+    assert error.count("model.template.") == 2  # the override, and the key
 
 
 def test_the_digest_contains_the_name_of_a_template_and_not_its_directory(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_template_that_counts_the_messages_refuses_the_bridge_for_earlier_text
 def test_an_error_of_the_template_in_a_bridge_is_named_by_the_full_render(opens: Opens, error: str) -> None:
     adapter = opens(PLAIN + "{% if messages|length > 1 %}{% set m = messages[0] %}" + error + "{% endif %}")
     assert refusal_of(adapter, answer("red"), "red<|im_end|>") is BridgeRefusalReason.RENDERER_REFUSED
-    with pytest.raises(UnsupportedConversation, match="the renderer template refuses this conversation"):
+    with pytest.raises(UnsupportedConversation, match=r"chat_template\.jinja refuses this conversation"):
         adapter.render([QUESTION, answer("red"), NEXT], None)
 
 

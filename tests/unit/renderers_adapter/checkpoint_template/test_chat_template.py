@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.checkpoint_template.chat_template import ChatTemplate, ChatTemplateError
+from renderers_adapter.errors import TooManyTokens
 from renderers_adapter.options import RendererOptions
 from renderers_adapter.rendered import UnsupportedConversation
 from tests.unit.renderers_adapter.conversations import rendered_ids
@@ -188,8 +190,47 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_refusal_of_the_template_keeps_its_text(tmp_path: Path, tiny_model: Path) -> None:
     adapter = open_adapter(tmp_path, tiny_model, "{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(UnsupportedConversation, match="refuses this conversation: TemplateError: roles must alternate"):
+    with pytest.raises(UnsupportedConversation, match="refuses this conversation: roles must alternate") as caught:
         adapter.render([QUESTION], None)
+    assert str(tmp_path / "chat_template.jinja") in str(caught.value)
+
+
+@pytest.mark.parametrize("error", ["{{ raise_exception('one\\n two') }}", "{{ 1 + 'a' }}", "{{ missing.name }}"])
+def test_an_error_of_the_template_is_one_line_without_a_traceback_of_jinja(
+    tmp_path: Path, tiny_model: Path, error: str
+) -> None:
+    adapter = open_adapter(tmp_path, tiny_model, error)
+    with pytest.raises(UnsupportedConversation) as caught:
+        adapter.render([QUESTION], None)
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "\n" not in str(caught.value)
+    assert "jinja2" not in printed
+    assert "<template>" not in printed
+
+
+def test_an_error_of_the_template_has_no_marks(tmp_path: Path, tiny_model: Path) -> None:
+    adapter = open_adapter(tmp_path, tiny_model, "{{ raise_exception('bad: ' + messages[0].content) }}")
+    with pytest.raises(UnsupportedConversation, match=r"bad: a <\|im_end\|> b\. Change the messages"):
+        adapter.render([{"role": "user", "content": "a <|im_end|> b"}], None)
+
+
+def test_a_text_that_is_too_long_for_every_model_is_refused_while_it_is_written(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    loops = "{% for a in range(100000) %}{% for b in range(100000) %}{{ messages[0].content }}{% endfor %}{% endfor %}"
+    adapter = open_adapter(tmp_path, tiny_model, loops)
+    with pytest.raises(TooManyTokens, match=r"chat_template\.jinja writes more than 8,000,000 characters"):
+        adapter.render([{"role": "user", "content": "a question" * 10}], None)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_image_is_refused_with_the_renderers_that_take_one(tmp_path: Path, tiny_model: Path, is_first: bool) -> None:
+    adapter = open_adapter(tmp_path, tiny_model, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    pictured = {"role": "user", "content": [{"type": "image", "hash": "0"}]}
+    messages: list[Any] = [pictured] if is_first else [QUESTION, pictured]
+    refused = f"message {len(messages) - 1} contains an image, .* accepts only text.*built-in renderer with images"
+    with pytest.raises(UnsupportedConversation, match=refused):
+        adapter.render(messages, None)
 
 
 # What a template can use

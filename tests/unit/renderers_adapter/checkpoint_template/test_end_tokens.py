@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from renderers_adapter.adapter import RendererAdapter
 from renderers_adapter.checkpoint_template.chat_template import ChatTemplate, ChatTemplateError
 from renderers_adapter.checkpoint_template.end_tokens import find_end_tokens
 from renderers_adapter.special_text import MaskingTokenizer
 from renderers_adapter.tokenizer import load_tokenizer
+from tests.unit.renderers_adapter.conversations import joined
 
 Finds = Callable[..., list[str]]
 
@@ -31,7 +33,8 @@ def finds(tmp_path: Path, tiny_model: Path) -> Finds:
             text = values if isinstance(values, str) else json.dumps(values)
             (tmp_path / f"{name}.json").write_text(text, "utf-8")
         tokenizer = MaskingTokenizer(load_tokenizer(tmp_path))
-        return find_end_tokens(tmp_path, ChatTemplate(source), {"style": style}, tokenizer)
+        found = find_end_tokens(tmp_path, ChatTemplate(source), {"style": style}, tokenizer)
+        return [text or str(token_id) for token_id, text in found.items()]
 
     return find
 
@@ -90,6 +93,26 @@ def test_all_sources_are_joined_without_repetitions(finds: Finds, ids: dict[str,
 @pytest.mark.parametrize("outside", [-1, 10**6, None, "2"])
 def test_an_id_that_the_vocabulary_does_not_have_is_left_out(finds: Finds, ids: dict[str, int], outside: Any) -> None:
     assert finds(generation_config={"eos_token_id": [outside, ids[TURN_END]]}) == [TURN_END]
+
+
+def test_a_word_as_an_end_token_stops_an_answer_and_has_no_text(finds: Finds, ids: dict[str, int]) -> None:
+    assert finds(generation_config={"eos_token_id": [13, ids[TURN_END]]}) == ["13", TURN_END]
+
+
+def test_ids_without_a_token_are_named_if_nothing_else_ends_an_answer(finds: Finds) -> None:
+    with pytest.raises(ChatTemplateError, match="the ids 1000000, -1 are not in the tokenizer"):
+        finds(generation_config={"eos_token_id": [10**6, -1]})
+
+
+@pytest.mark.parametrize("source", [SILENT, CLOSING])
+def test_a_conversation_is_rendered_with_a_word_as_an_end_token(tmp_path: Path, tiny_model: Path, source: str) -> None:
+    shutil.copy(tiny_model / "tokenizer.json", tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(source, "utf-8")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 13}', "utf-8")
+    adapter = RendererAdapter.open(tmp_path, "template")
+    assert 13 in adapter.stop_token_ids
+    rendered = adapter.render([{"role": "user", "content": "Hello, you."}], None)
+    assert "Hello, you." in adapter.tokenizer.decode([*joined(rendered.segments), *rendered.generation_prompt.tolist()])
 
 
 @pytest.mark.parametrize("values", [{}, {"eos_token_id": None}, {"eos_token_id": []}, {"eos_token_id": 10**6}, []])

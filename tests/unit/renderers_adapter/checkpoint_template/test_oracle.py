@@ -148,7 +148,7 @@ def test_where_both_bridge_the_tokens_are_equal_and_every_other_refusal_is_liste
     opening, completion = sampled(adapter, history, answer, added, tools)
     said = as_message(adapter.parse(opening, completion, tools))
     tokenizer = MaskingTokenizer(adapter.tokenizer)
-    ends = [adapter.tokenizer.decode(end) for end in adapter.stop_token_ids]
+    ends = {end: adapter.tokenizer.decode(end) for end in adapter.stop_token_ids}
     parser = AnswerParser(tokenizer, adapter.stop_token_ids, None, None)
     renderer = TemplateRenderer(FamilyTemplate(family, adapter), tokenizer, {}, ends, parser, TextMemory())
 
