@@ -98,7 +98,7 @@ class ScriptedEngine:
             )
         except PolicyFault as fault:
             raise self._policy_failed_error(str(fault), self._line_of_answer()) from fault
-        all_tokens = (*tokens, certain_token(self._request_reader.end_tokens.main))
+        all_tokens = (*tokens, certain_token(self._request_reader.end_tokens.closing(request.token_ids)))
         return ScriptedJob(parsed.prompt, parsed.stop_conditions, all_tokens, self.settings)
 
     def reload(self, directory: Path | None) -> None:

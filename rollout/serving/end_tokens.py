@@ -1,5 +1,6 @@
 """Finds the tokens that end an answer of a model, as vLLM does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,13 @@ class EndTokens:
 
     main: int
     others: frozenset[int]
+
+    def closing(self, prompt: Sequence[int]) -> int:
+        """Return the token with which a script ends its answer: the first end token of the prompt, or else `main`.
+
+        The first one closes the first message. The last one may open the answer: `<|assistant|>` ends answers of Phi-3.
+        """
+        return next((token_id for token_id in prompt if token_id == self.main or token_id in self.others), self.main)
 
 
 def find_end_tokens(directory: Path, tokenizer: FastTokenizer) -> EndTokens:
