@@ -46,6 +46,11 @@ def renderer_factory(
     return lambda tokenizer: _create_renderer(family, tokenizer, options.template)
 
 
+def has_processor_config(directory: Path) -> bool:
+    """Whether a checkpoint has the configuration of an image processor."""
+    return any((directory / name).is_file() for name in _PROCESSOR_FILES)
+
+
 def load_processor_config(directory: Path) -> dict[str, Any]:
     """Return the configuration of a checkpoint's image processor.
 

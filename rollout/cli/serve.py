@@ -99,7 +99,7 @@ def network(
     api_key_env: ApiKeyEnv = None,
     debug: Debug = False,
 ) -> None:
-    """Serve MODEL, a Qwen3-VL or Qwen2.5-VL, with torch and transformers alone: for laptops, tests and small runs.
+    """Serve MODEL, a Qwen3-VL, Qwen2.5-VL or Llama, with torch and transformers: for laptops, tests and small runs.
 
     It answers POST /inference/v1/generate as vLLM does, batches requests, and takes new weights like vLLM with
     VLLM_SERVER_DEV_MODE=1: POST /pause, /collective_rpc, /update_weight_version, /resume. Needs the extra `trainer`.

@@ -150,13 +150,13 @@ def check_images(config: Config) -> str:
 
 
 def check_engine_settings(config: Config) -> Finding:
-    """Check the key of the engines, or the script of the embedded engine; return the finding. Ask no engine."""
+    """Check the key of the engines, or what the embedded engine reads at its start; return the finding. Ask none."""
     if config.engine.urls:
         api_key_from_config(config)
         return CheckResult("engine", f"{', '.join(config.engine.urls)}: only --live asks it", CheckStatus.NOTHING)
-    from rollout.serving.policies import load_policy
+    from rollout.serving.embedded import EmbeddedSettings, ScriptedEngine
 
-    load_policy(config.engine.embedded.policy)
+    ScriptedEngine(EmbeddedSettings(model_dir=config.model.path, policy=config.engine.embedded.policy))
     return f"embedded, the script {config.engine.embedded.policy}; no neural network"
 
 

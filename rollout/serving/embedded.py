@@ -39,7 +39,7 @@ class EmbeddedSettings:
     """The settings of one embedded engine.
 
     Attributes:
-        model_dir: the directory with the tokenizer and the image processor's configuration, of the Qwen-VL family.
+        model_dir: the directory of a text model or of the Qwen-VL family; its weights are not read.
         model_name: the model name that requests must use.
         policy: the scripted policy, as `package.module:Class`.
         max_model_len: the limit for prompt and answer together, in expanded tokens.
@@ -98,7 +98,7 @@ class ScriptedEngine:
             )
         except PolicyFault as fault:
             raise self._policy_failed_error(str(fault), self._line_of_answer()) from fault
-        all_tokens = (*tokens, certain_token(self._request_reader.eos_token_id))
+        all_tokens = (*tokens, certain_token(self._request_reader.end_tokens.closing(request.token_ids)))
         return ScriptedJob(parsed.prompt, parsed.stop_conditions, all_tokens, self.settings)
 
     def reload(self, directory: Path | None) -> None:

@@ -3,20 +3,20 @@
 All our engines use this reader, so they refuse the same requests with the same errors.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from renderers_adapter.creation import load_processor_config
 from renderers_adapter.decoding_memory import DEFAULT_DECODING_MEMORY, shared_decoding_memory
-from renderers_adapter.geometry import GeometryError, geometry_for
-from renderers_adapter.tokenizer import TokenizerError, load_tokenizer
+from renderers_adapter.tokenizer import load_tokenizer
+from rollout.serving.end_tokens import find_end_tokens
 from rollout.serving.engine import ModelCard, StopConditions
-from rollout.serving.image_pads import ExpandedPrompt, expand_pads, find_image_pads
+from rollout.serving.image_input import ImageInput
+from rollout.serving.image_pads import ExpandedPrompt
 from rollout.serving.media import MediaReader
-from rollout.serving.protocol import GenerateBody, RequestRefused
+from rollout.serving.protocol import ContentPart, GenerateBody, RequestRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class ParsedRequest:
 
 
 class RequestReader:
-    """Reads requests for one model of the Qwen-VL family. Several threads may call `read`.
+    """Reads requests for one model of text, or of the Qwen-VL family. Several threads may call `read`.
 
     Attributes:
         tokenizer: the tokenizer of the model.
-        eos_token_id: the token that ends an answer.
+        end_tokens: the tokens that end an answer.
 
     Raises:
-        TokenizerError, AdapterError: the model's directory lacks a file or a token.
+        TokenizerError, AdapterError: a file of the model's directory is missing or wrong.
     """
 
     def __init__(
@@ -53,17 +53,8 @@ class RequestReader:
     ) -> None:
         self.tokenizer = load_tokenizer(model_card.directory)
         self._model_card = model_card
-        self._image_pad_id = self.tokenizer.token_id("<|image_pad|>")
-        self._forbidden_token_ids = {
-            name: self.tokenizer.token_id(name) for name in ("<|video_pad|>", "<|vision_pad|>")
-        }
-        if self.tokenizer.eos_token_id is None:
-            raise TokenizerError(
-                f"{model_card.directory} does not say which token ends an answer; set eos_token in "
-                "tokenizer_config.json."
-            )
-        self.eos_token_id = self.tokenizer.eos_token_id
-        self._geometry = geometry_for("qwen_vl", load_processor_config(model_card.directory))
+        self.end_tokens = find_end_tokens(model_card.directory, self.tokenizer)
+        self._image_input = ImageInput.of_model(model_card.directory, self.tokenizer)
         self._media = MediaReader(allowed_directories, shared_decoding_memory(image_memory))
 
     def read(self, request: GenerateBody) -> ParsedRequest:
@@ -74,12 +65,7 @@ class RequestReader:
         """
         parts = request.content_parts or ()
         self._check_vocabulary(request.token_ids)
-        pad_offsets = find_image_pads(request.token_ids, self._image_pad_id, len(parts))
-        images = [self._media.read(index, part) for index, part in enumerate(parts)]
-        image_token_counts = [
-            self._image_token_count(index, image.width, image.height) for index, image in enumerate(images)
-        ]
-        prompt = expand_pads(request.token_ids, pad_offsets, image_token_counts)
+        images, prompt = self._read_images(request.token_ids, parts)
         available_tokens = self._model_card.max_model_len - len(prompt.token_ids)
         if available_tokens < 1:
             raise RequestRefused(
@@ -88,10 +74,10 @@ class RequestReader:
                 param="token_ids",
             )
         sampling = request.sampling_params
-        stop_token_ids = frozenset(sampling.stop_token_ids or ())
+        stop_token_ids = self.end_tokens.others.union(sampling.stop_token_ids or ())
         stop_conditions = StopConditions(
             min(sampling.max_tokens or available_tokens, available_tokens),
-            frozenset({self.eos_token_id}),
+            frozenset({self.end_tokens.main}),
             stop_token_ids,
         )
         return ParsedRequest(images, prompt, stop_conditions)
@@ -104,15 +90,18 @@ class RequestReader:
                 f"which is outside the vocabulary of {self.tokenizer.vocab_size} tokens.",
                 param="token_ids",
             )
-        for name, token_id in self._forbidden_token_ids.items():
-            if token_id in token_ids:
-                raise RequestRefused(
-                    f"token_ids[{token_ids.index(token_id)}] is {name}; this engine supports only images.",
-                    param="token_ids",
-                )
 
-    def _image_token_count(self, index: int, width: int, height: int) -> int:
-        try:
-            return self._geometry.layout(width=width, height=height).tokens
-        except GeometryError as error:
-            raise RequestRefused(f"content_parts[{index}]: {error}", param=f"content_parts[{index}]") from error
+    def _read_images(
+        self, token_ids: list[int], parts: Sequence[ContentPart]
+    ) -> tuple[list[Image.Image], ExpandedPrompt]:
+        if self._image_input is None:
+            if parts:
+                raise RequestRefused(
+                    f"This model takes no images, but content_parts has {len(parts)}; send text only. If the model "
+                    "takes images, copy preprocessor_config.json from its checkpoint.",
+                    param="content_parts",
+                )
+            return [], ExpandedPrompt(token_ids, ())
+        pad_offsets = self._image_input.find_pads(token_ids, len(parts))
+        images = [self._media.read(index, part) for index, part in enumerate(parts)]
+        return images, self._image_input.expand(token_ids, pad_offsets, images)

@@ -87,7 +87,7 @@ class ScriptedAnswersEngine:
         tokens = [certain_token(token_id) for token_id in answer.token_ids]
         stop_conditions = parsed.stop_conditions
         if answer.ends:
-            tokens.append(certain_token(self._reader.eos_token_id))
+            tokens.append(certain_token(self._reader.end_tokens.closing(request.token_ids)))
         else:
             stop_conditions = replace(stop_conditions, max_tokens=min(stop_conditions.max_tokens, len(tokens)))
         return ScriptedJob(parsed.prompt, stop_conditions, tokens, self._settings)

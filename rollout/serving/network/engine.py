@@ -42,8 +42,12 @@ class NetworkEngine:
             min(settings.max_model_len or self._network.max_model_len, self._network.max_model_len),
         )
         self._request_reader = RequestReader(self.model_card, settings.allowed_directories)
-        self._image_processor = image_processor_for(
-            "qwen_vl", load_processor_config(settings.model_dir), backend=_RESIZE_BACKEND, pixels="normalised"
+        self._image_processor = (
+            image_processor_for(
+                "qwen_vl", load_processor_config(settings.model_dir), backend=_RESIZE_BACKEND, pixels="normalised"
+            )
+            if self._network.takes_images
+            else None
         )
         self._patch_cache = SingleFlightCache[ProcessedImage](
             _PATCH_CACHE_BYTES, lambda processed: processed.patches.nbytes
@@ -85,6 +89,8 @@ class NetworkEngine:
         self._batcher.close()
 
     def _prompt_images(self, request: GenerateBody, parsed: ParsedRequest) -> tuple[PromptImage, ...]:
+        if self._image_processor is None:
+            return ()
         parts = request.content_parts or ()
         return tuple(
             PromptImage(part.uuid, self._patch_cache.get(part.uuid, partial(self._image_processor.process, image)))

@@ -1,11 +1,11 @@
-"""The network: a checkpoint of a Qwen-VL family. With it, transformers computes several sequences at once."""
+"""The network: a checkpoint of a Qwen-VL family or of Llama. Transformers computes several sequences at once."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, GenerationConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.utils import logging as transformers_logging
 
@@ -15,7 +15,8 @@ from rollout.serving.network.decode_batch import DecodeBatch, layers_of
 from rollout.serving.network.prompts import NetworkPrompt
 from rollout.serving.network.vision import ImageEncoder, VisionFeatures
 
-SUPPORTED_MODEL_TYPES = ("qwen3_vl", "qwen2_5_vl")
+IMAGE_MODEL_TYPES = ("qwen3_vl", "qwen2_5_vl")
+TEXT_MODEL_TYPES = ("llama",)
 
 
 class Network:
@@ -37,10 +38,11 @@ class Network:
             raise ConfigurationError(
                 f"{directory} has no checkpoint that transformers can load: {str(error)[:300]}"
             ) from error
-        if self._config.model_type not in SUPPORTED_MODEL_TYPES:
+        if self._config.model_type not in (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES):
             raise ConfigurationError(
                 f"{directory} is a checkpoint of {self._config.model_type}; "
-                f"this engine supports {' and '.join(SUPPORTED_MODEL_TYPES)}. Serve others with `rollout serve vllm`."
+                f"this engine supports {', '.join((*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES))}. "
+                "Serve others with `rollout serve vllm`."
             )
         try:
             self._use_model(self._load(directory))
@@ -48,8 +50,15 @@ class Network:
             raise ConfigurationError(error.message) from error
 
     @property
+    def takes_images(self) -> bool:
+        """Whether the checkpoint has a vision tower."""
+        return self._config.model_type in IMAGE_MODEL_TYPES
+
+    @property
     def merge_size(self) -> int:
-        """The number of patches along each side that are merged into one token."""
+        """The number of patches along each side that are merged into one token; 1 without a vision tower."""
+        if not self.takes_images:
+            return 1
         merge_size: int = self._model.config.vision_config.spatial_merge_size
         return merge_size
 
@@ -76,7 +85,7 @@ class Network:
             positions[:, row, start:] = torch.from_numpy(prompt.positions)
         cache = DynamicCache(config=self._model.config.get_text_config())
         images = [image for prompt in prompts for image in prompt.images]
-        features = self._encoder.encode(images)
+        features = {} if self._encoder is None else self._encoder.encode(images)
         attention_mask = attention_mask.to(self._device)
         logits = self._forward(
             input_ids,
@@ -117,7 +126,7 @@ class Network:
         out = self._model(
             input_ids.to(self._device),
             attention_mask,
-            positions.to(self._device),
+            (positions if self.takes_images else positions[0]).to(self._device),
             cache,
             use_cache=True,
             logits_to_keep=1,
@@ -128,7 +137,8 @@ class Network:
 
     def _load(self, directory: Path) -> Any:
         try:
-            model, loading_info = AutoModelForImageTextToText.from_pretrained(
+            model_class = AutoModelForImageTextToText if self.takes_images else AutoModelForCausalLM
+            model, loading_info = model_class.from_pretrained(
                 directory,
                 config=self._config,
                 # It is not used, but without it transformers fails for a directory that has only weights.
@@ -148,7 +158,7 @@ class Network:
     def _use_model(self, model: Any) -> None:
         self._model = model
         # Cached features depend on the weights, so each model has a new cache.
-        self._encoder = ImageEncoder(model.model.get_image_features, self._device)
+        self._encoder = ImageEncoder(model.model.get_image_features, self._device) if self.takes_images else None
 
 
 def _encoder_outputs(features: Sequence[VisionFeatures]) -> dict[str, Any]:

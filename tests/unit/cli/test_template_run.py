@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rollout.rundir.manifest import resume_run
+from tests.chat_families.families import FAMILIES, write_checkpoint
 from tests.unit.cli.in_process import run_cli, set_options
 from tests.unit.doctor.template_errors import TEMPLATE_ERRORS
 
@@ -41,6 +42,27 @@ def test_a_run_is_bridged_with_the_template_of_the_checkpoint(tmp_path: Path, mo
     assert "reward  1.000" in played.stdout
     assert re.search(r"prompts  [1-9]\d* bridged, 8 rendered in full: 8 first of a rollout", played.stdout)
     assert "all checks passed" in played.stdout
+
+
+@pytest.mark.parametrize("family", ["Llama 3.x", "Phi-3", "Gemma 3"])
+def test_a_run_with_a_model_of_text_is_bridged(tmp_path: Path, family: str) -> None:
+    model = write_checkpoint(FAMILIES[family], tmp_path / "model")
+    path = write_environment(tmp_path, "chat", "template")
+    settings = set_options("tasks.count=2", f"model.path={model}")
+    assert run_cli("doctor", str(path), *settings).returncode == 0
+    played = run_cli("run", str(path), *settings)
+    assert played.returncode == 0, played.stderr
+    assert re.search(r"prompts  [1-9]\d* bridged, 8 rendered in full: 8 first of a rollout", played.stdout)
+
+
+@pytest.mark.parametrize("command", ["doctor", "run"])
+def test_a_wrong_end_token_of_the_model_is_a_bad_configuration(tmp_path: Path, command: str) -> None:
+    model = write_checkpoint(FAMILIES["Llama 3.x"], tmp_path / "model")
+    (model / "generation_config.json").write_text('{"eos_token_id": 1000000}', "utf-8")
+    path = write_environment(tmp_path, "chat", "template")
+    result = run_cli(command, str(path), *set_options("tasks.count=1", f"model.path={model}"))
+    assert result.returncode == 2
+    assert "generation_config.json has 1000000" in " ".join((result.stdout + result.stderr).split())
 
 
 def test_a_run_without_a_parser_of_calls_calls_no_tool(tmp_path: Path, model: Path) -> None:

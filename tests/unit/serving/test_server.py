@@ -71,6 +71,7 @@ def test_a_missing_policy_is_an_error_before_the_start() -> None:
 def test_an_incomplete_model_directory_is_an_error_before_the_start(tmp_path: Path, missing: str) -> None:
     model = Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
     (model / missing).unlink()
+    (model / "config.json").write_text('{"vision_config": {}}', "utf-8")
     with pytest.raises(AdapterError, match=missing):
         EmbeddedServer(EmbeddedSettings(model_dir=model))
 
