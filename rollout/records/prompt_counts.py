@@ -39,7 +39,7 @@ def describe_prompt(source: PromptSource) -> str:
 def report_prompts(counts: Mapping[str, int]) -> dict[str, Any]:
     """Return the counts, by the values of `PromptSource`, in the form of the option `--json`.
 
-    Of the reasons, only those that occurred are there; the most frequent one is first.
+    Only reasons that occurred are there; the most frequent one is first.
     """
     rendered = {str(source): counts[source] for source in _LATER_REASONS if counts.get(source)}
     return {
