@@ -134,7 +134,7 @@ def _message_lines(
     yield f"#{node.index} {_describe_role(trajectory, node)}  [{', '.join(facts)}]"
     if changed is not None:
         yield f"    earlier text at turn {changed.turn}: {json.dumps(changed.before, ensure_ascii=False)}"
-        yield f"    the same text now{' ' * len(str(changed.turn))}:  {json.dumps(changed.now, ensure_ascii=False)}"
+        yield f"    the same text now:{' ' * (len(str(changed.turn)) + 5)}{json.dumps(changed.now, ensure_ascii=False)}"
     for text in _message_texts(node.message):
         yield from (f"    {line}" for line in text.splitlines() or [""])
     for slot in run.images:

@@ -36,7 +36,7 @@ def test_a_turn_shows_its_reason_and_the_changed_text_on_a_line_each(run_directo
     shown = run_cli("inspect", run_directory, "000000.0").stdout
     assert "prompt rendered: first of a rollout" in shown
     assert "prompt rendered: earlier text changed" in shown
-    assert re.search(r'earlier text at turn 0: "1 in all\\u001b\[31m.*"\n    the same text now .*: +"3 in all', shown)
+    assert re.search(r'earlier text at turn 0: "1 in all\\u001b\[31m.*"\n    the same text now: +"3 in all', shown)
     assert "\x1b" not in shown
 
 
