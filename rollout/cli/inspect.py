@@ -39,8 +39,9 @@ def inspect(
     Below a conversation are the end of what its program printed, and the other files of this attempt.
 
     Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (an image in two messages counts
-    once), tokens, sampled, rendered, versions, seconds and error. Rendered
-    counts later turns whose prompt is not bridged. A terminal shows the columns that fit. A pipe gets all columns, separated by tabs.
+    once), tokens, sampled, rendered, versions, seconds and error. The column rendered
+    counts later turns whose prompt is not bridged. A terminal shows the columns that fit. A pipe gets all columns,
+    separated by tabs.
     """
     import anyio
 
