@@ -13,6 +13,7 @@ from rollout.cli.options import Debug, Json, RunDirOrParent, newest_run
 from rollout.cli.output import write_json
 
 if TYPE_CHECKING:
+    from rollout.cli.inspect_prompts import ChangedText
     from rollout.trainer import Trajectory
 
 
@@ -38,7 +39,8 @@ def inspect(
     Below a conversation are the end of what its program printed, and the other files of this attempt.
 
     Columns: rollout, environment, group, attempt, status, limit, reward, turns, images (an image in two messages counts
-    once), tokens, sampled, versions, seconds and error. A terminal shows the columns that fit. A pipe gets all columns,
+    once), tokens, sampled, rendered, versions, seconds and error. The column rendered
+    counts later turns whose prompt is not bridged. A terminal shows the columns that fit. A pipe gets all columns,
     separated by tabs.
     """
     import anyio
@@ -75,15 +77,33 @@ def _print_trajectory(directory: Path, trajectory: "Trajectory", *, full: bool, 
     from rollout.texts import escape_controls
 
     traceback = find_traceback(directory, trajectory)
+    changed_texts = _find_changed_texts(directory, trajectory)
     artifacts = artifacts_directory(directory, trajectory)
     if as_json:
         from rollout.cli.inspect_export import trajectory_document
 
         found = {"traceback": traceback, "artifacts": artifact_documents(artifacts)}
-        write_json({**trajectory_document(trajectory), **found})
+        write_json({**trajectory_document(trajectory, changed_texts), **found})
         return
     from rollout.cli.inspect_conversation import conversation_lines
 
-    lines = chain(conversation_lines(trajectory, traceback, full=full), artifact_lines(artifacts, full=full))
+    lines = chain(
+        conversation_lines(trajectory, traceback, full=full, changed_texts=changed_texts),
+        artifact_lines(artifacts, full=full),
+    )
     for line in lines:
         sys.stdout.write(f"{escape_controls(line)}\n")
+
+
+def _find_changed_texts(directory: Path, trajectory: "Trajectory") -> "dict[int, ChangedText]":
+    """Return the earlier text that the chat template changed; none, with a line on stderr, without the tokenizer."""
+    from rollout.cli.inspect_prompts import TokenizerNotFound, find_changed_texts, has_changed_text, open_decoder
+
+    if not has_changed_text(trajectory):
+        return {}
+    try:
+        decode = open_decoder(directory, trajectory.environment)
+    except TokenizerNotFound as error:
+        sys.stderr.write(f"rollout: the earlier text that changed is not shown: {error}\n")
+        return {}
+    return find_changed_texts(trajectory, decode)

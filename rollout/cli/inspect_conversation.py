@@ -4,25 +4,36 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from textwrap import indent
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from rollout.cli.inspect_prompts import ChangedText
 from rollout.records.endings import RolloutLimit
 from rollout.records.kinds import ROOT, Step
 from rollout.records.messages import Message
+from rollout.records.prompt_counts import describe_prompt
 from rollout.trainer import Trajectory, TrajectoryNode, check
 
 _SHOWN_HASH_LENGTH = 12
+_NO_TEXTS: Mapping[int, ChangedText] = MappingProxyType({})
 
 
-def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: bool) -> Iterator[str]:
+def conversation_lines(
+    trajectory: Trajectory,
+    traceback: str | None,
+    *,
+    full: bool,
+    changed_texts: Mapping[int, ChangedText] = _NO_TEXTS,
+) -> Iterator[str]:
     """Yield the lines that show a trajectory. A message in several branches is shown once, with the first of them.
 
     Args:
         trajectory: the trajectory to show.
         traceback: the traceback of its error, if there is one.
         full: whether to show the schemas of tools and the whole addresses of images.
+        changed_texts: the earlier text that the chat template changed, by `Step.turn`.
     """
     started = trajectory.started
     yield f"{trajectory.identity}  attempt {trajectory.attempt}  {_describe_end(trajectory)}"
@@ -43,7 +54,7 @@ def conversation_lines(trajectory: Trajectory, traceback: str | None, *, full: b
                     yield f"{kind.value} conversation"
                 yield from _tool_lines(trajectory.steps[node.step].tools or (), full=full)
             yield ""
-            yield from _message_lines(trajectory, node, full=full)
+            yield from _message_lines(trajectory, node, changed_texts, full=full)
             shown.add(node.index)
     if traceback is not None:
         yield ""
@@ -96,17 +107,22 @@ def _signature(schema: Mapping[str, Any]) -> str:
     return f"{schema.get('name')}({', '.join(properties) if isinstance(properties, Mapping) else ''})"
 
 
-def _message_lines(trajectory: Trajectory, node: TrajectoryNode, *, full: bool) -> Iterator[str]:
+def _message_lines(
+    trajectory: Trajectory, node: TrajectoryNode, changed_texts: Mapping[int, ChangedText], *, full: bool
+) -> Iterator[str]:
     run = node.run
     expanded = len(run.ids) + sum(slot.length - 1 for slot in run.images)
     facts = [f"{expanded} tokens"]
     if run.images:
         facts.append(f"{len(run.ids)} before expansion")
+    changed = None
     if node.sampled:
         step = trajectory.steps[node.step]
+        changed = changed_texts.get(step.turn)
         spans = step.versions
         versions = ", ".join(dict.fromkeys(span.version for span in spans)) or "unknown"
         facts += [
+            describe_prompt(step.prompt_source),
             f"sampled {run.sampled_from}:{len(run.ids)}",
             f"mean logprob {float(np.mean(run.logprobs)):.3f}",
             f"version {versions}",
@@ -116,6 +132,9 @@ def _message_lines(trajectory: Trajectory, node: TrajectoryNode, *, full: bool) 
             facts.append(f"reward {reward:g}")
         facts += _turn_marks(trajectory, step)
     yield f"#{node.index} {_describe_role(trajectory, node)}  [{', '.join(facts)}]"
+    if changed is not None:
+        yield f"    earlier text at turn {changed.turn}: {json.dumps(changed.before, ensure_ascii=False)}"
+        yield f"    the same text now:{' ' * (len(str(changed.turn)) + 5)}{json.dumps(changed.now, ensure_ascii=False)}"
     for text in _message_texts(node.message):
         yield from (f"    {line}" for line in text.splitlines() or [""])
     for slot in run.images:

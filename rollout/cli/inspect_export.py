@@ -1,13 +1,15 @@
 """Writes trajectories to files for other tools: JSON lines, or Parquet if pyarrow is installed."""
 
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
+from rollout.cli.inspect_prompts import ChangedText, prompt_documents
 from rollout.cli.inspect_rows import COLUMNS, InspectError, row_of
 from rollout.cli.queue_records import to_plain
 from rollout.texts import dump_json
@@ -15,11 +17,15 @@ from rollout.trainer import Trajectory, samples
 
 _ROWS_AT_ONCE = 256
 _TURN_COLUMNS = ("unreceived_turns", "untrained_turns")
-_JSON_COLUMNS = ("metrics", "rewards", "turn_rewards", "root_kinds", "task")
+_JSON_COLUMNS = ("metrics", "rewards", "turn_rewards", "root_kinds", "task", "prompts")
+_NO_TEXTS: Mapping[int, ChangedText] = MappingProxyType({})
 
 
-def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
-    """Return a whole trajectory as JSON-like data: its row, its message graph, and its training samples."""
+def trajectory_document(trajectory: Trajectory, changed_texts: Mapping[int, ChangedText] = _NO_TEXTS) -> dict[str, Any]:
+    """Return a whole trajectory as JSON-like data: its row, its message graph, and its training samples.
+
+    `changed_texts` has the earlier text that the chat template changed, by `Step.turn`.
+    """
     return {
         **asdict(row_of(trajectory)),
         "run": trajectory.run,
@@ -31,6 +37,7 @@ def trajectory_document(trajectory: Trajectory) -> dict[str, Any]:
         "root_kinds": {str(root): kind.value for root, kind in trajectory.root_kinds.items()},
         "task": to_plain(trajectory.started.task) if trajectory.started else None,
         "assets": trajectory.started.assets if trajectory.started else None,
+        "prompts": prompt_documents(trajectory, changed_texts),
         "nodes": [
             {
                 "index": node.index,
@@ -110,7 +117,7 @@ class _Parquet:
         sample = {"leaf": whole, "token_ids": numbers, "mask": arrow.list_(arrow.bool_()), "version_index": numbers}
         sample |= {"logprobs": arrow.list_(arrow.float32()), "versions": arrow.list_(text)}
         sample |= {"turn_index": numbers, "token_rewards": arrow.list_(arrow.float32())}
-        kinds = dict.fromkeys(("attempt", "turns", "images", "tokens", "sampled"), whole)
+        kinds = dict.fromkeys(("attempt", "turns", "images", "tokens", "sampled", "rendered"), whole)
         kinds |= {"reward": arrow.float64(), "seconds": arrow.float64(), "samples": arrow.list_(arrow.struct(sample))}
         kinds |= dict.fromkeys(_TURN_COLUMNS, numbers)
         names = ("run", *COLUMNS, "assets", *_TURN_COLUMNS, *_JSON_COLUMNS, "nodes", "samples")

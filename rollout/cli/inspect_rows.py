@@ -9,6 +9,7 @@ from typing import Any
 
 from rollout.errors import ConfigurationError
 from rollout.records.endings import RolloutLimit
+from rollout.records.prompt_counts import is_later_render
 from rollout.rundir.claims import Claims
 from rollout.rundir.directory import RunDirectory
 from rollout.trainer import Trajectory
@@ -45,6 +46,7 @@ class Row:
         images: how many different images it has; an image in two messages counts once.
         tokens: how many tokens all messages have, each message counted once, with the images expanded.
         sampled: how many of these tokens the policy sampled.
+        rendered: how many turns after the first have a prompt that was rendered whole, and not bridged.
         versions: the versions of the weights that sampled it, oldest first.
         seconds: how long the attempt took.
         error: the type and the message of its error; empty if it has none.
@@ -61,6 +63,7 @@ class Row:
     images: int
     tokens: int
     sampled: int
+    rendered: int
     versions: str
     seconds: float
     error: str
@@ -89,6 +92,7 @@ def row_of(trajectory: Trajectory) -> Row:
         images=len({slot.hash for slot in slots}),
         tokens=sum(len(run.ids) for run in runs) + sum(slot.length - 1 for slot in slots),
         sampled=sum(len(run.ids) - run.sampled_from for run in runs),
+        rendered=sum(is_later_render(step.prompt_source) for step in trajectory.steps),
         versions=" ".join(dict.fromkeys(spans)),
         seconds=round(trajectory.seconds, 3),
         error=f"{error.get('type')}: {error.get('message')}" if error else "",

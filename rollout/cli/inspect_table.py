@@ -21,14 +21,15 @@ _SHOWN_COLUMNS = (
     "images",
     "tokens",
     "sampled",
+    "rendered",
     "versions",
     "seconds",
     "error",
 )
-_LEAST_IMPORTANT_FIRST = ("seconds", "versions", "limit", "sampled", "images", "tokens", "turns")
+_LEAST_IMPORTANT_FIRST = ("seconds", "versions", "limit", "sampled", "rendered", "images", "tokens", "turns")
 """The columns that a narrow terminal leaves out, in this order."""
-_OPTIONAL_COLUMNS = ("limit", "error")
-"""The columns that are left out if they are empty in every row."""
+_OPTIONAL_COLUMNS = ("limit", "rendered", "error")
+"""The columns that are left out if they are empty or 0 in every row."""
 _GAP = 2
 _ERROR_WIDTHS = (30, 60)
 """The lowest and the highest width of an error, in characters. Other columns are left out first."""

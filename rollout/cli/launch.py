@@ -161,6 +161,7 @@ def _print_summary(
     state: "LaunchState", report: Mapping[str, Any], errors: "Sequence[DistinctError]", console: Console
 ) -> None:
     from rollout.records.gateway_counts import summarize_gateway
+    from rollout.records.prompt_counts import summarize_prompts
     from rollout.rundir.limits import warn_if_all_limited
     from rollout.rundir.missing_turns import warn_if_no_turns
 
@@ -176,6 +177,7 @@ def _print_summary(
         rows.append((environment.name, line))
         if environment.rows_used is not None:
             rows.append(("", str(environment.rows_used)))
+    rows.append(("prompts", summarize_prompts(state.outcomes.totals.prompts)))
     if (gateway := summarize_gateway(state.outcomes.totals.gateway)) is not None:
         rows.append(("gateway", gateway))
     deaths = (

@@ -70,9 +70,9 @@ def _exit_code(state: "RunState") -> int:
 
 def _print_summary(state: "RunState", config: "Config", errors: "Sequence[DistinctError]", console: Console) -> None:
     from rollout.records.gateway_counts import summarize_gateway
+    from rollout.records.prompt_counts import summarize_prompts
     from rollout.rundir.limits import warn_if_all_limited
     from rollout.rundir.missing_turns import warn_if_no_turns
-    from rollout.session.prompt import summarize_prompt_sources
 
     report, trainer = state.report(), state.trainer_counters
     status = ", ".join(f"{count} {name}" for name, count in sorted(report["status"].items())) or "none finished"
@@ -88,7 +88,7 @@ def _print_summary(state: "RunState", config: "Config", errors: "Sequence[Distin
         ("rollouts", f"{report['rollouts']} of {state.total_rollouts}  ({status})"),
         ("reward", f"{reward}{escape(named)}"),
         ("turns", f"{report['turns']:,}  ({report['turns'] / seconds:.0f}/s, {report['images']:,} different images)"),
-        ("prompts", summarize_prompt_sources(state.worker.prompt_sources if state.worker is not None else {})),
+        ("prompts", summarize_prompts(state.totals.prompts)),
         ("queue", f"{report['queue_bytes']:,} bytes{bytes_per_turn}"),
         ("trainer", f"{trainer.groups} groups, {trainer.samples} samples, {trainer.tokens:,} tokens{verdict}"),
         ("engine", escape(state.engine_description)),

@@ -15,7 +15,7 @@ import structlog
 from renderers_adapter.errors import AdapterError
 from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
-from rollout.errors import RolloutError, primary_error
+from rollout.errors import ConfigurationError, RolloutError, primary_error
 from rollout.launch.failure_limit import FailureLimit
 from rollout.log import log_to_json_file
 from rollout.metrics.export import MetricsExport, export_metrics
@@ -37,7 +37,7 @@ from rollout.worker.leaving import run_leaving_behind
 from rollout.worker.resources import open_shared_resources
 from rollout.worker.setup import build_run_metadata, find_or_start_engines, open_policy
 from rollout.worker.worker import Worker
-from transports import Queue, QueueError, open_queue
+from transports import Queue, QueueError, QueueURLError, UnknownTransport, open_queue
 
 log = structlog.get_logger()
 
@@ -160,9 +160,19 @@ RunDisplay = Callable[["RunState", anyio.Event], Coroutine[Any, Any, None]]
 def run_in_process(config: Config, state: RunState, display: RunDisplay) -> None:
     """Play every rollout of the configuration. Return then, even if tasks or threads of environments still run.
 
+    If a setting ends the run before its first rollout, the directory of the run is removed.
+
     Raises:
         RolloutError, QueueError, AdapterError: the run could not start, or its infrastructure kept failing.
     """
+    try:
+        _run_locked(config, state, display)
+    except (ConfigurationError, AdapterError, QueueURLError, UnknownTransport):
+        state.directory.remove_if_unplayed()
+        raise
+
+
+def _run_locked(config: Config, state: RunState, display: RunDisplay) -> None:
     with state.directory.lock(), log_to_json_file(state.directory.path / "log.jsonl", run=state.directory.run_id):
         try:
             run_leaving_behind(_run_in_process(config, state, display))

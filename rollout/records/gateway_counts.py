@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from rollout.records.shares import percent
+
 FOREIGN_PREFIX = "foreign: "
 """A name with this prefix counts the foreign echoes of one reason, such as `foreign: message inserted`."""
 IGNORED_TOOL_PREFIX = "ignored tools: "
@@ -118,7 +120,7 @@ def summarize_gateway(counts: Mapping[str, int]) -> str | None:
     turns = report["turns"]
     line = f"{turns:,} turn{'' if turns == 1 else 's'}"
     if (followers := turns - report["first"]) > 0:
-        line += f", {_percent(report['bridged'], followers)} bridged"
+        line += f", {percent(report['bridged'], followers)} bridged"
     if echoes := _list_counts(report["echoes"]):
         line += f"; echoes: {echoes}"
         if reasons := ", ".join(f"{reason} {number:,}" for reason, number in report["foreign_reasons"].items()):
@@ -142,9 +144,3 @@ def _with_prefix(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
 
 def _list_counts(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in numbers.items() if number)
-
-
-def _percent(part: int, whole: int) -> str:
-    """Return a share in percent; 100 and 0 only if nothing or everything is missing."""
-    tenths = 1000 * part // whole if part * 2 > whole else -(-1000 * part // whole)
-    return f"{tenths / 10:g} %"

@@ -92,6 +92,7 @@ class Outcome:
         close_failed: whether the environment's `close` failed or took too long.
         retry_reason: the latest reason why the environment asked for another attempt; None if it did not.
         gateway: what happened in the gateway, see `rollout.records.gateway_counts`; empty if no program used it.
+        prompts: the number of turns by how their prompt was made, with the values of `PromptSource`.
     """
 
     rollout: str
@@ -113,6 +114,7 @@ class Outcome:
     close_failed: bool = False
     retry_reason: str | None = None
     gateway: dict[str, int] = field(default_factory=dict)
+    prompts: dict[str, int] = field(default_factory=dict)
 
 
 _OUTCOME_ADAPTER = TypeAdapter(Outcome)

@@ -17,6 +17,7 @@ launch.lock               locked by `rollout run` or `rollout launch`, so that o
 
 import fcntl
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,14 @@ class RunDirectory:
             write_private_file(self.path / file_name, dump_yaml(values).encode())
         except OSError as error:
             raise RunDirectoryError(f"{self.path / file_name} cannot be written: {error.strerror}.") from None
+
+    def remove_if_unplayed(self) -> None:
+        """Remove the directory if no attempt at a rollout started in it, so that it has only settings and logs.
+
+        Only the process that created the directory may call this, after it left `lock`.
+        """
+        if next(self.path.glob("claims/*/*"), None) is None:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def next_launch_number(self) -> int:
         """Count a launch of this run, and return its number, from 1 on. Only the process with the lock may call this.

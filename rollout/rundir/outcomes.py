@@ -14,6 +14,7 @@ from typing import Any
 
 from rollout.records.endings import RolloutLimit
 from rollout.records.gateway_counts import add_gateway_counts, report_gateway
+from rollout.records.prompt_counts import report_prompts
 from rollout.rundir.claims import Claims, Outcome
 
 _PAUSE_FACTOR = 20
@@ -122,6 +123,7 @@ class OutcomeTotals:
         named_rewards: the mean of each named reward, by name.
         metrics: the mean of each metric of the scores, by name.
         gateway: what happened in the gateway, see `rollout.records.gateway_counts.GatewayCount`.
+        prompts: the number of turns by how their prompt was made, with the values of `PromptSource`.
     """
 
     rollouts: int = 0
@@ -140,6 +142,7 @@ class OutcomeTotals:
     named_rewards: _Means = field(default_factory=lambda: defaultdict(_Mean))
     metrics: _Means = field(default_factory=lambda: defaultdict(_Mean))
     gateway: Counter[str] = field(default_factory=Counter)
+    prompts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -166,6 +169,7 @@ class OutcomeTotals:
         self.retry_reason = outcome.retry_reason or self.retry_reason
         self.close_failures += outcome.close_failed
         add_gateway_counts(self.gateway, outcome.gateway)
+        self.prompts.update(outcome.prompts)
         if outcome.error is not None:
             self.errors.add(outcome)
         if outcome.reward is not None:
@@ -195,6 +199,7 @@ class OutcomeTotals:
             "retry_reason": self.retry_reason,
             "close_failures": self.close_failures,
             "limits": dict(self.limits),
+            "prompts": report_prompts(self.prompts),
             "gateway": report_gateway(self.gateway),
         }
 

@@ -33,28 +33,6 @@ _MAX_CACHED_PATHS = 4
 """The maximum number of paths whose joined tokens are cached. Other tokens are joined again when they are needed."""
 
 
-_RENDER_REASONS = {
-    PromptSource.FIRST: "first of a rollout",
-    PromptSource.NEW_CONVERSATION: "another conversation",
-    PromptSource.RETRY: "asked again",
-    PromptSource.COMPACTION: "history changed",
-    PromptSource.ASSISTANT: "foreign answer",
-    PromptSource.THINKING: "reasoning dropped",
-    PromptSource.END_TOKEN: "other end token",
-    PromptSource.EARLIER_TEXT: "earlier text changed",
-    PromptSource.REFUSED: "bridge refused",
-}
-"""The reasons for a full render, as the summary of a run shows them; docs/traces.md explains each reason."""
-
-
-def summarize_prompt_sources(counts: Mapping[PromptSource, int]) -> str:
-    """Return a line with the number of bridged prompts, and the number of rendered prompts for each reason."""
-    reasons = [f"{counts[source]:,} {words}" for source, words in _RENDER_REASONS.items() if counts.get(source)]
-    rendered = sum(counts.get(source, 0) for source in _RENDER_REASONS)
-    why = f": {', '.join(reasons)}" if reasons else ""
-    return f"{counts.get(PromptSource.BRIDGE, 0):,} bridged, {rendered:,} rendered in full{why}"
-
-
 @dataclass(frozen=True, slots=True)
 class TokenPath:
     """The joined tokens from a root to a node.

@@ -6,7 +6,6 @@ infrastructure in a row, the worker ends, so that it does not use up the attempt
 An order that the worker did not finish is not acked, so the queue delivers it again, to this worker or another one.
 """
 
-from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,6 @@ import structlog
 from rollout.config.load import Config
 from rollout.environments.base import Environment, Retry
 from rollout.errors import RolloutError
-from rollout.records.kinds import PromptSource
 from rollout.rundir.claims import Claim, Claims, Outcome
 from rollout.rundir.outcomes import OutcomeTotals
 from rollout.session.policy import PolicyClient
@@ -64,7 +62,6 @@ class Worker:
 
     Attributes:
         totals: the totals of the rollouts that this worker has finished.
-        prompt_sources: the number of prompts of these rollouts, by the source of the prompt.
         draining: whether the worker accepts no more orders.
     """
 
@@ -79,7 +76,6 @@ class Worker:
         shared_resources: object = None,
     ) -> None:
         self.totals = OutcomeTotals()
-        self.prompt_sources: Counter[PromptSource] = Counter()
         self.draining = False
         self._config = config
         self._policy = policy
@@ -309,7 +305,7 @@ class Worker:
             close_failed=attempt.close_failure is not None,
             retry_reason=history.retry_reason,
             gateway=dict(counters.gateway),
+            prompts={source.value: number for source, number in counters.prompt_sources.items()},
         )
         self.totals.add(outcome)
-        self.prompt_sources.update(counters.prompt_sources)
         return outcome

@@ -109,7 +109,9 @@ def test_the_output_in_a_pipe_has_every_column_and_is_not_wrapped_or_padded(insp
 
 
 def row(number: int, **changed: Any) -> Row:
-    plain = Row(f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", "", 0.5, 30, 30, 12_345, 2_345, "v-7", 1.234, "")
+    plain = Row(
+        f"{number:06d}.0", "colors", f"{number:06d}", 1, "ok", "", 0.5, 30, 30, 12_345, 2_345, 0, "v-7", 1.234, ""
+    )
     return replace(plain, **changed)
 
 
@@ -167,7 +169,7 @@ def test_a_conversation_shows_the_limit_the_rewards_and_the_reward_of_a_turn(run
     first, *lines = conversation_lines(scored, None, full=False)
     assert first.endswith("ok  limit turns  reward 2  answer 2 (weight 1)  format 0 (weight 0.5)")
     assert [line for line in lines if "reward" in line] == [
-        "#3 assistant  [3 tokens, sampled 1:3, mean logprob -0.250, version 7, stop, reward 0.25]"
+        "#3 assistant  [3 tokens, prompt bridged, sampled 1:3, mean logprob -0.250, version 7, stop, reward 0.25]"
     ]
 
 
@@ -241,7 +243,10 @@ def test_one_trajectory_is_a_conversation_with_tokens_masks_and_images(inspect: 
     assert "#0 user  [66 tokens, 3 before expansion]\n    <image 00000000000000000000000000000000>" in shown
     assert "    image at 0, 64 tokens: 000000000000….png\n" in shown
     assert f"    image at 0, 64 tokens: {0:064x}.png\n" in inspect("a.1", full=True)
-    assert "#3 assistant  [3 tokens, sampled 1:3, mean logprob -0.250, version 7, stop]\n    answer 1" in shown
+    assert (
+        "#3 assistant  [3 tokens, prompt bridged, sampled 1:3, mean logprob -0.250, version 7, stop]\n    answer 1"
+        in shown
+    )
     assert "check" not in shown
 
 

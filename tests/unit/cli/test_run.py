@@ -67,7 +67,7 @@ def test_the_summary_has_rollouts_rewards_turns_and_checks(color_codeword: Seque
     for expected in (
         "6 of 6",
         "1.000",
-        "24 bridged, 6 rendered in full: 6 first of a rollout\n",
+        "prompts  100 % of 24 later turns bridged\n",
         "24 different images)",
         "3 groups, 6 samples",
         "all checks passed",

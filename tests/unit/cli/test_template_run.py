@@ -40,7 +40,7 @@ def test_a_run_is_bridged_with_the_template_of_the_checkpoint(tmp_path: Path, mo
     played = run_cli("run", str(path), *set_options("tasks.count=2", *settings))
     assert played.returncode == 0, played.stderr
     assert "reward  1.000" in played.stdout
-    assert re.search(r"prompts  [1-9]\d* bridged, 8 rendered in full: 8 first of a rollout", played.stdout)
+    assert re.search(r"prompts  100 % of [1-9]\d* later turns bridged\n", played.stdout)
     assert "all checks passed" in played.stdout
 
 

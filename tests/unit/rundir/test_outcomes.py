@@ -51,6 +51,7 @@ def test_a_report_sums_up_all_rollouts() -> None:
         "retry_reason": "no judge",
         "close_failures": 1,
         "limits": {"tokens": 1, "context": 1},
+        "prompts": {"first": 0, "bridged": 0, "rendered": {}},
         "gateway": None,
     }
     assert totals_of().report()["reward_mean"] is None
@@ -60,6 +61,12 @@ def test_a_report_has_what_happened_in_the_gateway_in_all_rollouts() -> None:
     counts = {"turns": 3, "first": 1, "bridged": 1, "exact": 1, "foreign": 1, "foreign: message inserted": 1}
     report = totals_of(outcome("a", gateway=counts), outcome("b"), outcome("c", gateway=counts)).report()["gateway"]
     assert (report["turns"], report["echoes"]["exact"], report["foreign_reasons"]) == (6, 2, {"message inserted": 2})
+
+
+def test_a_report_has_the_prompts_of_all_rollouts_by_reason() -> None:
+    counts = {"first": 1, "bridge": 2, "earlier_text": 3, "refused": 4}
+    report = totals_of(outcome("a", prompts=counts), outcome("b"), outcome("c", prompts=counts)).report()
+    assert report["prompts"] == {"first": 2, "bridged": 4, "rendered": {"refused": 8, "earlier_text": 6}}
 
 
 def test_a_metric_is_averaged_over_the_scores_that_have_it() -> None:
