@@ -52,7 +52,7 @@ def test_a_run_with_a_model_of_text_is_bridged(tmp_path: Path, family: str) -> N
     assert run_cli("doctor", str(path), *settings).returncode == 0
     played = run_cli("run", str(path), *settings)
     assert played.returncode == 0, played.stderr
-    assert re.search(r"prompts  [1-9]\d* bridged, 8 rendered in full: 8 first of a rollout", played.stdout)
+    assert re.search(r"prompts  100 % of [1-9]\d* later turns bridged\n", played.stdout)
 
 
 @pytest.mark.parametrize("command", ["doctor", "run"])
