@@ -17,6 +17,7 @@ from renderers_adapter.rendered import ParsedCompletion, UnsupportedConversation
 from renderers_adapter.tokens import LogicalIds, as_logical_ids
 from rollout.config.renderer_options import renderer_options
 from rollout.config.sections import ModelConfig
+from rollout.doctor.first_request import FirstRequest
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.doctor.template_probe import (
     ANSWER,
@@ -40,7 +41,7 @@ from rollout.session.replies import build_assistant_message
 _MAX_SHOWN = 80
 _REASONS = {
     BridgeRefusalReason.THINKING_DROPPED: "the template drops earlier reasoning",
-    BridgeRefusalReason.EARLIER_TEXT_CHANGED: "the new message changes earlier text",
+    BridgeRefusalReason.EARLIER_TEXT_CHANGED: "a new message changes earlier text",
     BridgeRefusalReason.END_TOKEN: "the template closes an answer with another token",
     BridgeRefusalReason.RENDERER_REFUSED: "nothing proves that a bridge is right",
 }
@@ -73,15 +74,23 @@ class TemplateChecks:
         model: the section `model` of the configuration.
         adapter: the adapter of the model.
         probe: its template; its opening was found.
+        request: the first request of the environment; None if it is not known.
         gives_tools: whether the environment gives tools; None if this is not known.
     """
 
     def __init__(
-        self, model: ModelConfig, adapter: RendererAdapter, probe: TemplateProbe, *, gives_tools: bool | None
+        self,
+        model: ModelConfig,
+        adapter: RendererAdapter,
+        probe: TemplateProbe,
+        request: FirstRequest | None,
+        *,
+        gives_tools: bool | None,
     ) -> None:
         self._model = model
         self._adapter = adapter
         self._probe = probe
+        self._request = request
         self._gives_tools = gives_tools
 
     def check_calls(self) -> CheckResult:
@@ -100,11 +109,12 @@ class TemplateChecks:
             return CheckResult("calls", f"the parser {parser} reads the call that the template writes")
         proposed = self._find_tool_parser(sampled)
         if parser is None:
-            if proposed is None:
-                return _nothing("calls", f"calls stay text, because no parser reads {sampled.describe()}")
-            return _nothing(
-                "calls", f"calls stay text: set model.tool_parser to {proposed}, which reads what the template writes"
+            advice = (
+                f"no parser reads {sampled.describe()}"
+                if proposed is None
+                else f"set model.tool_parser to {proposed}, which reads what the template writes"
             )
+            return _nothing("calls", f"calls stay text, so the environment gets none: {advice}")
         message = f"the parser {parser} reads {_describe_calls(parsed)} in the template's call {sampled.describe()}"
         if not self._gives_tools:
             return _nothing("calls", f"{message}; whether the environment gives tools is not known")
@@ -138,34 +148,42 @@ class TemplateChecks:
         return _nothing("reasoning", f"reasoning stays text, because no parser reads {sampled.describe()}")
 
     def describe_turns(self) -> CheckResult:
-        """Play second turns, and say which are bridged, and why the others are rendered whole."""
+        """Play second turns, and say which are bridged, and why the others are rendered whole.
+
+        They begin with the first request of the environment, if it is known.
+        """
+        request = self._request or FirstRequest(self._probe.opening, None)
         found: dict[str, list[str]] = {}
-        for name, answer, message, tools in self._turns():
-            found.setdefault(self._play(answer, message, tools), []).append(name)
-        return CheckResult("turns", "; ".join(f"{', '.join(names)}: {outcome}" for outcome, names in found.items()))
+        for name, answer, message in self._turns():
+            tools = TOOLS if message is CALL_RESULT and not request.tools else request.tools
+            found.setdefault(self._play(request.messages, answer, message, tools), []).append(name)
+        outcomes = "; ".join(f"{', '.join(names)}: {outcome}" for outcome, names in found.items())
+        return CheckResult("turns", outcomes)
 
-    def _turns(self) -> Iterator[tuple[str, Message, Message, Sequence[Message] | None]]:
+    def _turns(self) -> Iterator[tuple[str, Message, Message]]:
         reasons = self._model.reasoning_parser is not None and self._writes_reasoning()
-        yield "a question after an answer", TEXT_ANSWER, NEXT_QUESTION, None
+        yield "a question after an answer", TEXT_ANSWER, NEXT_QUESTION
         if reasons:
-            yield "a question after reasoning", REASONED_ANSWER, NEXT_QUESTION, None
+            yield "a question after reasoning", REASONED_ANSWER, NEXT_QUESTION
         if self._gives_tools is not False and self._model.tool_parser is not None:
-            yield "a tool's result", REASONED_CALL if reasons else CALL, CALL_RESULT, TOOLS
+            yield "a tool's result", REASONED_CALL if reasons else CALL, CALL_RESULT
 
-    def _play(self, answer: Message, message: Message, tools: Sequence[Message] | None) -> str:
+    def _play(
+        self, opening: Sequence[Message], answer: Message, message: Message, tools: Sequence[Message] | None
+    ) -> str:
         """Return how the prompt after an answer is made."""
         try:
-            sampled = self._sample(answer, tools)
+            sampled = self._sample(answer, tools, opening)
         except TemplateRefused as error:
             return f"refused ({error})"
         if sampled is None:
-            return "not tried, because the template writes a prompt in another way when its answer is there"
+            return f"rendered whole, because {_REASONS[BridgeRefusalReason.EARLIER_TEXT_CHANGED]}"
         replied, calls = build_assistant_message(self._parse(self._adapter, sampled), 0)
         if message["role"] == "tool":
             if not calls or calls[0].error is not None:
                 return "not tried, because the call is not read"
             message = {**message, "tool_call_id": calls[0].id}
-        whole = [each.message for each in canonicalise([*self._probe.opening, replied, message], ())]
+        whole = [each.message for each in canonicalise([*opening, replied, message], ())]
         try:
             self._adapter.bridge(whole[:-1], sampled.prompt, sampled.completion, whole[-1:], tools)
         except BridgeRefused as refusal:
@@ -178,9 +196,11 @@ class TemplateChecks:
             return f"refused ({error})"
         return "bridged"
 
-    def _sample(self, answer: Message, tools: Sequence[Message] | None) -> _Sampled | None:
+    def _sample(
+        self, answer: Message, tools: Sequence[Message] | None, opening: Sequence[Message] | None = None
+    ) -> _Sampled | None:
         """Return an answer as if it was sampled; None if the template writes its prompt in another way then."""
-        found = self._probe.answer(answer, tools)
+        found = self._probe.answer(answer, tools, opening)
         if found is None:
             return None
         prompt, written = found
@@ -199,10 +219,9 @@ class TemplateChecks:
     def _writes_reasoning(self) -> bool:
         """Whether the template writes the reasoning of the last answer."""
         try:
-            reasoned, plain = self._probe.answer(REASONED_ANSWER), self._probe.answer(TEXT_ANSWER)
+            return REASONING in self._probe.text([*self._probe.opening, REASONED_ANSWER], add_generation_prompt=False)
         except TemplateRefused:
             return False
-        return reasoned is not None and REASONING in reasoned[1] and reasoned != plain
 
     def _find_tool_parser(self, sampled: _Sampled) -> str | None:
         """Return the parser that reads the template's call, the most probable one first."""

@@ -44,12 +44,14 @@ class FirstRequest:
     """The first request of an environment.
 
     Attributes:
-        messages: the conversation.
+        messages: the conversation; if `is_rendered`, in canonical form.
         tools: the schemas of the tools; None without tools.
+        is_rendered: whether the renderer of the model writes it.
     """
 
-    messages: Sequence[Message]
+    messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None
+    is_rendered: bool = False
 
 
 def check_first_request(
@@ -74,6 +76,7 @@ def check_first_request(
             return _image_result(config, images[0].message_index), request
         messages = [message.message for message in canonicalise(request.messages, ())]
         adapter.render(messages, request.tools)
+        request = FirstRequest(messages, request.tools, is_rendered=True)
     except (RolloutError, AdapterError) as error:
         return error_result(FIRST_REQUEST, error), request
     count = f"{len(messages)} message{'s'[: len(messages) != 1]}"

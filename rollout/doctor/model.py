@@ -93,4 +93,5 @@ class ModelChecks:
         gives_tools = True if declares_tools(self._config) else None
         if gives_tools is None and self._request is not None:
             gives_tools = bool(self._request.tools)
-        return TemplateChecks(self._config.model, self._adapter, self._probe, gives_tools=gives_tools)
+        request = self._request if self._request is not None and self._request.is_rendered else None
+        return TemplateChecks(self._config.model, self._adapter, self._probe, request, gives_tools=gives_tools)

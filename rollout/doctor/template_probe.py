@@ -124,8 +124,10 @@ class TemplateProbe:
         except Exception as error:
             raise TemplateRefused(f"{type(error).__name__}: {error_text(error)}") from error
 
-    def answer(self, answer: Message, tools: Sequence[Message] | None = None) -> tuple[str, str] | None:
-        """Return the prompt of the opening, and a text that the policy could sample after it for an answer.
+    def answer(
+        self, answer: Message, tools: Sequence[Message] | None = None, opening: Sequence[Message] | None = None
+    ) -> tuple[str, str] | None:
+        """Return the prompt of an opening, and a text that the policy could sample after it for an answer.
 
         It is what the template writes after the prompt. If the prompt begins reasoning, and the template leaves it out
         of the answer, then the text contains reasoning of ours. Returns None if the template writes the prompt in
@@ -134,8 +136,9 @@ class TemplateProbe:
         Raises:
             TemplateRefused: the template raises an error.
         """
-        prompt = self.text(self.opening, tools)
-        whole = self.text([*self.opening, answer], tools, add_generation_prompt=False)
+        opening = self.opening if opening is None else opening
+        prompt = self.text(opening, tools)
+        whole = self.text([*opening, answer], tools, add_generation_prompt=False)
         if whole.startswith(prompt):
             return prompt, whole[len(prompt) :]
         begun = _BEGUN_REASONING.search(prompt)

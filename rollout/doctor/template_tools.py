@@ -17,7 +17,7 @@ from rollout.doctor.template_probe import (
 )
 from rollout.environments.multi_turn import MultiTurnEnvironment
 
-_FIX = "set model.template.file to a template that writes them, or choose another model"
+_FIX = "set model.template.file to a template that writes them, or choose a model whose template does"
 
 
 def declares_tools(config: Config) -> bool:
@@ -34,32 +34,31 @@ def check_tools(probe: TemplateProbe, *, declared: bool, requested: bool | None)
         declared: whether the environment's class declares tools.
         requested: whether the environment's first request has tools; None if this is not known.
     """
-    missing = _missing(probe)
-    written = "the template writes tools, their calls and their results" if not missing else "; ".join(missing)
+    problems = _problems(probe)
+    written = f"the template {' and '.join(problems)}" if problems else "the template writes tools, calls and results"
     if not declared and requested is False:
         return CheckResult("tools", f"the first request has no tools; {written}", CheckStatus.NOTHING)
-    if not missing:
+    if not problems:
         return CheckResult("tools", written)
     if declared or requested:
-        message = f"the environment gives tools, but {written}"
+        message = f"the environment gives tools, but the model does not see everything: {written}"
         return CheckResult("tools", message, CheckStatus.BAD, _FIX, is_configuration_error=declared)
-    unknown = "whether the environment gives tools is not known"
-    return CheckResult("tools", f"{written}; {unknown}", CheckStatus.NOTHING)
+    return CheckResult("tools", f"{written}; whether the environment gives tools is not known", CheckStatus.NOTHING)
 
 
-def _missing(probe: TemplateProbe) -> list[str]:
-    """Return what the template does not write, each as a clause."""
-    missing = []
+def _problems(probe: TemplateProbe) -> list[str]:
+    """Return what the template does not write, as the end of a sentence about it."""
+    left_out, refused = [], []
     for subject, word, messages in (
-        ("tools, so the model never sees them", TOOL_NAME, ()),
-        ("calls of tools", ARGUMENT, (CALL,)),
-        ("results of tools", RESULT, (CALL, CALL_RESULT)),
+        ("tools", TOOL_NAME, ()),
+        ("calls", ARGUMENT, (CALL,)),
+        ("results", RESULT, (CALL, CALL_RESULT)),
     ):
         try:
             text = probe.text([*probe.opening, *messages], TOOLS, add_generation_prompt=not messages)
         except TemplateRefused as error:
-            missing.append(f"the template refuses {subject.partition(',')[0]} ({error})")
+            refused.append(f"refuses {subject} ({error})")
             break
         if word not in text:
-            missing.append(f"the template leaves out {subject}")
-    return missing
+            left_out.append(subject)
+    return ([f"leaves out {' and '.join(left_out)}"] if left_out else []) + refused
