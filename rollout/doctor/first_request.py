@@ -7,6 +7,7 @@ this way. The model never answers: the rollout is cancelled, and the environment
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from rollout.config.load import Config
 from rollout.config.model_type import fitting_renderers
 from rollout.doctor.results import CheckResult, CheckStatus, error_result
 from rollout.environments.base import QUEUE_SOURCE, Environment, Model, Reply
+from rollout.environments.endpoint import Endpoint, EndpointSocket, EndpointUnavailable, RootRule
 from rollout.environments.program import Program
 from rollout.errors import RolloutError, describe_user_error
 from rollout.images.message_parts import find_image_parts
@@ -37,6 +39,10 @@ _EXPENSIVE_METHODS = ("shared", "admission", "check_machine")
 
 class NoFirstRequest(RolloutError):
     """The environment failed, or took too long, before it asked the model."""
+
+
+class EndpointAsked(NoFirstRequest):
+    """The environment opened an endpoint for a program before it asked the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ def check_first_request(
         return CheckResult(FIRST_REQUEST, message, CheckStatus.NOTHING), None
     try:
         request = ask_first_request(config)
+    except EndpointAsked as error:
+        return CheckResult(FIRST_REQUEST, str(error), CheckStatus.NOTHING), None
     except RolloutError as error:
         return CheckResult(FIRST_REQUEST, str(error), CheckStatus.UNKNOWN), None
     try:
@@ -140,17 +148,19 @@ async def _ask(config: Config, task: Task) -> FirstRequest:
             playing = asyncio.ensure_future(environment.run(task, model))
             try:
                 await asyncio.wait([playing, model.asked], timeout=_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-                return _result(environment, model.request, playing)
+                return _result(environment, model, playing)
             finally:
                 playing.cancel()
                 await asyncio.wait({playing}, timeout=_TIMEOUT)
                 await _close(environment)
 
 
-def _result(environment: Environment, request: FirstRequest | None, playing: "asyncio.Future[Any]") -> FirstRequest:
+def _result(environment: Environment, model: "_SilentModel", playing: "asyncio.Future[Any]") -> FirstRequest:
     name = type(environment).__name__
-    if request is not None:
-        return request
+    if model.request is not None:
+        return model.request
+    if model.opens_endpoint:
+        raise EndpointAsked(f"{name} plays a program, so its requests are not known; --agent plays it.")
     if not playing.done():
         raise NoFirstRequest(f"{name} did not ask the model within {_TIMEOUT:g} s.")
     if (error := playing.exception()) is not None:
@@ -175,10 +185,12 @@ class _SilentModel(Model):
     Attributes:
         request: the first request; None before it.
         asked: is done when there is a request.
+        opens_endpoint: whether the environment tried to open an endpoint.
     """
 
     def __init__(self, artifacts: Path) -> None:
         self.request: FirstRequest | None = None
+        self.opens_endpoint = False
         self.asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._never: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._artifacts = artifacts
@@ -195,6 +207,17 @@ class _SilentModel(Model):
             self.request = FirstRequest(messages, tools)
             self.asked.set_result(None)
         return await asyncio.shield(self._never)  # one of several calls may be cancelled
+
+    def endpoint(
+        self,
+        *,
+        root_kinds: RootRule | None = None,
+        socket: EndpointSocket | None = None,
+        accept_reward: bool = False,
+    ) -> AbstractAsyncContextManager[Endpoint]:
+        """Keep that the environment plays a program."""
+        self.opens_endpoint = True
+        raise EndpointUnavailable("doctor opens no endpoint, except with --agent.")
 
     def artifacts_directory(self) -> Path:
         """Return a directory that is removed afterwards."""

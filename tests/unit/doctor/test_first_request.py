@@ -68,6 +68,14 @@ def test_an_environment_that_does_not_ask_is_not_called_ok(tmp_path: Path, body:
     assert exit_code(run_checks(config, live=False)) == 3
 
 
+def test_an_environment_that_plays_a_program_is_left_to_the_option_agent(tmp_path: Path) -> None:
+    found = result_of(FIRST_REQUEST, text_only(tmp_path, "async with model.endpoint(): pass"))
+    assert (found.status, found.message) == (
+        CheckStatus.NOTHING,
+        "Chat plays a program, so its requests are not known; --agent plays it.",
+    )
+
+
 def test_an_environment_that_waits_for_ever_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.doctor.first_request._TIMEOUT", 0.05)
     found = result_of(FIRST_REQUEST, text_only(tmp_path, "import asyncio; await asyncio.Event().wait()"))
