@@ -190,6 +190,17 @@ class ChatTemplate:
             converted.pop("tool_calls", None)
         return converted
 
+    @property
+    def argument_names(self) -> Sequence[str]:
+        """The arguments that the template reads, such as `enable_thinking`, without those that it always gets."""
+        return sorted(self._names_read() - _RESERVED_ARGUMENTS - self._compiled.environment.globals.keys())
+
+    def _names_read(self) -> set[str]:
+        environment = self._compiled.environment
+        return {
+            name for source in self.sources for name in jinja2.meta.find_undeclared_variables(environment.parse(source))
+        }
+
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Raise ChatTemplateError if an argument would replace what the template gets from us, or is never read."""
         if reserved := sorted(_RESERVED_ARGUMENTS & arguments.keys()):
@@ -199,12 +210,9 @@ class ChatTemplate:
             )
         if not arguments:
             return
-        environment = self._compiled.environment
-        read = {
-            name for source in self.sources for name in jinja2.meta.find_undeclared_variables(environment.parse(source))
-        }
+        read = self._names_read()
         if unread := sorted(arguments.keys() - read):
-            known = ", ".join(sorted(read - _RESERVED_ARGUMENTS - environment.globals.keys()))
+            known = ", ".join(self.argument_names)
             raise ChatTemplateError(
                 f"model.template.{unread[0]} is never read by {self.origin}. Remove it, or correct its name. "
                 + (f"The template reads {known}." if known else "The template reads no arguments.")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from renderers_adapter.families import FAMILIES, TEMPLATE_FAMILY, get_family
+from renderers_adapter.families import FAMILIES, TEMPLATE_FAMILY, RendererFamily, get_family
 from rollout.config.sections import ModelConfig
 from rollout.errors import ConfigurationError
 
@@ -27,8 +27,8 @@ def check_model_type(model: ModelConfig) -> str:
     if not path.is_file():
         return f"no {_CONFIG_FILE}, so its model_type was not compared"
     values = _read_config(path)
-    model_type = values.get("model_type") if isinstance(values.get("model_type"), str) else None
-    fitting = [family for family in FAMILIES.values() if model_type in family.model_types]
+    model_type = _model_type(values)
+    fitting = _fitting_families(model_type)
     names = " or ".join(fitting_family.name for fitting_family in fitting)
     if family.uses_checkpoint_template:
         takes_images = _VISION_SECTION in values or any(fitting_family.geometry for fitting_family in fitting)
@@ -46,6 +46,25 @@ def check_model_type(model: ModelConfig) -> str:
         f"{path} has the model_type {model_type}, but the renderer {family.name} belongs to "
         f"{_describe_models(family.model_types)}. Set model.renderer to {names}, or model.path to another checkpoint."
     )
+
+
+def fitting_renderers(directory: Path) -> list[str]:
+    """Return the names of the built-in renderers that belong to the `model_type` of a checkpoint.
+
+    Raises:
+        ConfigurationError: config.json is not JSON.
+    """
+    path = directory / _CONFIG_FILE
+    return [family.name for family in _fitting_families(_model_type(_read_config(path)))] if path.is_file() else []
+
+
+def _model_type(values: dict[str, Any]) -> str | None:
+    model_type = values.get("model_type")
+    return model_type if isinstance(model_type, str) else None
+
+
+def _fitting_families(model_type: str | None) -> list[RendererFamily]:
+    return [family for family in FAMILIES.values() if model_type in family.model_types]
 
 
 def _describe_template(model_type: str | None, names: str, *, takes_images: bool) -> str:

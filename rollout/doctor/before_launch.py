@@ -16,10 +16,12 @@ from rollout.config.load import Config
 from rollout.config.model_directory import require_model
 from rollout.config.model_type import check_model_type
 from rollout.config.renderer_options import renderer_options
-from rollout.config.sections import ModelConfig
 from rollout.doctor.checks import check_engine_settings, check_images, check_this_machine
 from rollout.doctor.queues import can_be_asked, check_other_queue, check_trajectories_queue
 from rollout.doctor.results import CheckResult, CheckStatus
+from rollout.doctor.template_probe import TemplateProbe
+from rollout.doctor.template_prompt import check_prompt
+from rollout.doctor.template_tools import check_tools, declares_tools
 from rollout.errors import ConfigurationError
 from rollout.rundir.manifest import LaunchConfig
 from transports.redaction import hide_passwords
@@ -46,7 +48,7 @@ def check_before_launch(
             # Otherwise, each worker would fail with these errors.
             require_model(config.model.path, launch_config.file)
             check_model_type(config.model)
-            _check_renderer(config.model)
+            _check_renderer(config)
             check_this_machine(config)
             check_images(config)
             check_engine_settings(config)
@@ -68,12 +70,19 @@ def _check_queues(config: Config, run_directory: Path) -> list[CheckResult]:
     return [result for result in results if result is not None]
 
 
-def _check_renderer(model: ModelConfig) -> None:
+def _check_renderer(config: Config) -> None:
     """Check what needs no import of the `renderers` package, which takes more than a second."""
+    model = config.model
     family = get_family(model.renderer)
     create_renderer = renderer_factory(family, model.path, renderer_options(model))
-    if family.uses_checkpoint_template:
-        create_renderer(MaskingTokenizer(load_tokenizer(model.path)))
+    if not family.uses_checkpoint_template:
+        return
+    create_renderer(MaskingTokenizer(load_tokenizer(model.path)))
+    probe = TemplateProbe.of_model(model)
+    check_prompt(probe)
+    tools = check_tools(probe, declared=declares_tools(config), requested=None)
+    if tools.status is CheckStatus.BAD:
+        raise ConfigurationError(f"{tools.message}. To correct it, {tools.fix}.")
 
 
 def _refuse_memory_queues(config: Config) -> None:

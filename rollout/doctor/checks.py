@@ -11,7 +11,8 @@ from renderers_adapter.errors import AdapterError
 from rollout.config.environment_class import check_machine, require_usable
 from rollout.config.load import Config
 from rollout.doctor.disk import PlannedRollouts, check_disk
-from rollout.doctor.model import check_model
+from rollout.doctor.first_request import FIRST_REQUEST
+from rollout.doctor.model import ModelChecks
 from rollout.doctor.queues import check_other_queue, check_trajectories_queue
 from rollout.doctor.results import CheckResult, CheckStatus, error_result
 from rollout.engine.from_config import api_key_from_config
@@ -38,9 +39,11 @@ def run_checks(
     """
     results: list[CheckResult] = []
     tasks = _TaskCounter()
-    for subject, check in _checks(tasks):
+    for subject, check in _checks(tasks, ModelChecks(config, live=live)):
         if subject == "tasks" and _any_bad(results):
             results.append(CheckResult(subject, "not checked: the environment cannot be used", CheckStatus.UNKNOWN))
+        elif subject == FIRST_REQUEST and _any_bad(results):
+            continue  # no task is begun in a set-up that is wrong
         elif (result := _run_check(subject, check, config)) is not None:
             results.append(result)
     if not live:
@@ -160,7 +163,7 @@ def check_engine_settings(config: Config) -> Finding:
     return f"embedded, the script {config.engine.embedded.policy}; no neural network"
 
 
-def _checks(tasks: _TaskCounter) -> Iterator[tuple[str, Callable[[Config], Finding]]]:
+def _checks(tasks: _TaskCounter, model: ModelChecks) -> Iterator[tuple[str, Callable[[Config], Finding]]]:
     """Yield each check with its subject, in their order."""
     yield "configuration", _check_configuration
     yield "environment", _check_environment
@@ -168,7 +171,12 @@ def _checks(tasks: _TaskCounter) -> Iterator[tuple[str, Callable[[Config], Findi
     yield "tasks", tasks.check
     yield "images", check_images
     yield "engine", check_engine_settings
-    yield "model", check_model
+    yield "model", lambda config: model.check_files()
+    yield FIRST_REQUEST, lambda config: model.check_first_request()
+    yield "tools", lambda config: model.check_tools()
+    yield "calls", lambda config: model.check_calls()
+    yield "reasoning", lambda config: model.check_reasoning()
+    yield "turns", lambda config: model.describe_turns()
     yield "queue", lambda config: check_trajectories_queue(config, _future_run(config))
     yield "queue.tasks", lambda config: check_other_queue(config, "tasks", _future_run(config))
     yield "queue.control", lambda config: check_other_queue(config, "control", _future_run(config))

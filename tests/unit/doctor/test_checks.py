@@ -57,28 +57,6 @@ def test_a_checkpoint_without_a_template_is_an_error_of_the_configuration(
     assert bad.is_configuration_error
 
 
-def model_line(config: Config) -> str:
-    (found,) = [result for result in run_checks(config, live=False) if result.subject == "model"]
-    assert found.status is CheckStatus.OK
-    return found.message
-
-
-def test_the_line_of_a_template_says_where_it_is_and_proposes_parsers(config: Path, tiny_model: Path) -> None:
-    line = model_line(load_config(config, ["model.renderer=template"]))
-    assert "renderer template, text only; no config.json" in line
-    assert f"; template {tiny_model}/chat_template.jinja; an answer ends with <|im_end|>" in line
-    assert line.endswith(
-        "; calls would stay text: set model.tool_parser to qwen3, which reads what the template writes; "
-        "reasoning would stay text"
-    )
-
-
-def test_the_line_of_a_template_names_its_parsers(config: Path) -> None:
-    settings = ["model.renderer=template", "model.tool_parser=qwen3", "model.reasoning_parser=think"]
-    line = model_line(load_config(config, settings))
-    assert line.endswith("; the parser qwen3 reads calls; the parser think reads reasoning")
-
-
 def test_a_missing_directory_of_images_is_bad(config: Path, tmp_path: Path) -> None:
     bad = only_problem(load_config(config, [f"images.allow=[{tmp_path}/none]"]))
     assert (bad.subject, bad.message) == ("images", f"images.allow: {tmp_path}/none is not a directory.")
