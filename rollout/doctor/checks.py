@@ -157,6 +157,8 @@ def check_engine_settings(config: Config) -> Finding:
     if config.engine.urls:
         api_key_from_config(config)
         return CheckResult("engine", f"{', '.join(config.engine.urls)}: only --live asks it", CheckStatus.NOTHING)
+    if not config.model.path.is_dir():
+        return CheckResult("engine", "embedded: there is no model to serve", CheckStatus.NOTHING)
     from rollout.serving.embedded import EmbeddedSettings, ScriptedEngine
 
     ScriptedEngine(EmbeddedSettings(model_dir=config.model.path, policy=config.engine.embedded.policy))
