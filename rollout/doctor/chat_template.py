@@ -76,6 +76,7 @@ class TemplateChecks:
         probe: its template; its opening was found.
         request: the first request of the environment; None if it is not known.
         gives_tools: whether the environment gives tools; None if this is not known.
+        runs_calls: whether the environment's class declares tools, so that calls in the text would not be run.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class TemplateChecks:
         request: FirstRequest | None,
         *,
         gives_tools: bool | None,
+        runs_calls: bool,
     ) -> None:
         self._model = model
         self._adapter = adapter
         self._probe = probe
         self._request = request
         self._gives_tools = gives_tools
+        self._runs_calls = runs_calls
 
     def check_calls(self) -> CheckResult:
         """Parse the call that the template writes: the same call must come back."""
@@ -109,21 +112,18 @@ class TemplateChecks:
             return CheckResult("calls", f"the parser {parser} reads the call that the template writes")
         proposed = self._find_tool_parser(sampled)
         if parser is None:
-            advice = (
-                f"no parser reads {sampled.describe()}"
-                if proposed is None
-                else f"set model.tool_parser to {proposed}, which reads what the template writes"
-            )
-            return _nothing("calls", f"calls stay text, so the environment gets none: {advice}")
+            return self._without_tool_parser(sampled, proposed)
         message = f"the parser {parser} reads {_describe_calls(parsed)} in the template's call {sampled.describe()}"
         if not self._gives_tools:
             return _nothing("calls", f"{message}; whether the environment gives tools is not known")
-        fix = (
-            f"set model.tool_parser to {proposed}"
-            if proposed is not None
-            else "set model.template.file to a template whose calls a parser reads, or choose another model"
-        )
-        return CheckResult("calls", message, CheckStatus.BAD, fix)
+        return CheckResult("calls", message, CheckStatus.BAD, _fix_of_calls(proposed))
+
+    def _without_tool_parser(self, sampled: _Sampled, proposed: str | None) -> CheckResult:
+        message = f"without model.tool_parser, calls such as {sampled.describe()} stay text"
+        if self._runs_calls:
+            return CheckResult("calls", f"{message}, so no tool is run", CheckStatus.BAD, _fix_of_calls(proposed))
+        advice = "no parser reads them" if proposed is None else f"the parser {proposed} reads them"
+        return _nothing("calls", f"{message}; {advice}")
 
     def check_reasoning(self) -> CheckResult:
         """Parse the reasoning that the template writes: the same reasoning and the same text must come back."""
@@ -238,6 +238,12 @@ class TemplateChecks:
     def _with_parsers(self, tool_parser: str | None, reasoning_parser: str | None) -> RendererAdapter:
         options = replace(renderer_options(self._model), tool_parser=tool_parser, reasoning_parser=reasoning_parser)
         return RendererAdapter.open(self._model.path, TEMPLATE_FAMILY, options, tokenizer=self._adapter.tokenizer)
+
+
+def _fix_of_calls(proposed: str | None) -> str:
+    if proposed is not None:
+        return f"set model.tool_parser to {proposed}"
+    return "set model.template.file to a template whose calls a parser reads, or choose another model"
 
 
 def _nothing(subject: str, message: str) -> CheckResult:

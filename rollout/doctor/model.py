@@ -90,8 +90,11 @@ class ModelChecks:
     def _template(self) -> TemplateChecks | None:
         if self._probe is None or self._adapter is None:
             return None
-        gives_tools = True if declares_tools(self._config) else None
+        runs_calls = declares_tools(self._config)
+        gives_tools = True if runs_calls else None
         if gives_tools is None and self._request is not None:
             gives_tools = bool(self._request.tools)
         request = self._request if self._request is not None and self._request.is_rendered else None
-        return TemplateChecks(self._config.model, self._adapter, self._probe, request, gives_tools=gives_tools)
+        return TemplateChecks(
+            self._config.model, self._adapter, self._probe, request, gives_tools=gives_tools, runs_calls=runs_calls
+        )

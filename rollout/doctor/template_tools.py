@@ -3,6 +3,8 @@
 It imports only what renders a template, because `rollout launch` makes this check, too.
 """
 
+from collections.abc import Sequence
+
 from rollout.config.load import Config
 from rollout.doctor.results import CheckResult, CheckStatus
 from rollout.doctor.template_probe import (
@@ -61,4 +63,9 @@ def _problems(probe: TemplateProbe) -> list[str]:
             break
         if word not in text:
             left_out.append(subject)
-    return ([f"leaves out {' and '.join(left_out)}"] if left_out else []) + refused
+    return ([f"leaves out {_join(left_out)}"] if left_out else []) + refused
+
+
+def _join(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

@@ -40,7 +40,7 @@ def test_every_suite_of_the_page_exists(repository: Path) -> None:
 
 
 def test_the_page_names_every_parser() -> None:
-    (line,) = re.findall(r"`model\.tool_parser`\*\* is one of (.*?)\. Without", PAGE.text, re.DOTALL)
+    (line,) = re.findall(r"`model\.tool_parser`\*\* is one of (.*?)\.\s+Without", PAGE.text, re.DOTALL)
     assert set(re.findall(r"`([^`]+)`", line)) == set(TOOL_PARSERS)
     assert all(f"`model.reasoning_parser`** is `{name}`" in PAGE.text for name in REASONING_PARSERS)
 

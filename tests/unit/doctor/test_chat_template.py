@@ -63,16 +63,32 @@ def test_changed_arguments_are_not_the_same_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "parser"), PARSED)
-def test_the_parser_that_reads_the_calls_is_proposed(tmp_path: Path, family: str, parser: str) -> None:
-    found = result_of("calls", of_family(family, CALCULATOR, tmp_path, parsers=False))
-    assert found.status is CheckStatus.NOTHING
-    assert f": set model.tool_parser to {parser}, which reads what the template writes" in found.message
+def test_a_missing_parser_of_calls_is_bad_if_the_class_declares_tools(tmp_path: Path, family: str, parser: str) -> None:
+    bad = result_of("calls", of_family(family, CALCULATOR, tmp_path, parsers=False))
+    assert (bad.status, bad.fix) == (CheckStatus.BAD, f"set model.tool_parser to {parser}")
+    assert bad.message.endswith("stay text, so no tool is run")
+    fixed = of_family(family, CALCULATOR, tmp_path, [f"model.tool_parser={parser}"], parsers=False)
+    assert result_of("calls", fixed).status is CheckStatus.OK
 
 
-def test_no_parser_is_proposed_if_none_reads_the_calls(tmp_path: Path) -> None:
-    found = result_of("calls", of_family("Mistral", CALCULATOR, tmp_path))
+def test_another_template_is_the_fix_if_no_parser_reads_the_calls(tmp_path: Path) -> None:
+    bad = result_of("calls", of_family("Mistral", CALCULATOR, tmp_path))
+    assert bad.status is CheckStatus.BAD
+    assert "such as '[TOOL_CALLS]" in bad.message
+    assert (bad.fix or "").startswith("set model.template.file")
+
+
+@pytest.mark.parametrize(
+    ("family", "advice"), [("Qwen3", "the parser qwen3 reads them"), ("Mistral", "no parser reads them")]
+)
+def test_an_environment_that_gives_tools_itself_may_read_calls_from_the_text(
+    tmp_path: Path, family: str, advice: str
+) -> None:
+    tool = "{'type': 'function', 'function': {'name': 'look', 'parameters': {}}}"
+    body = f"await model.chat([{{'role': 'user', 'content': 'Hello?'}}], tools=[{tool}])"
+    found = result_of("calls", of_family(family, write_environment(tmp_path, body), tmp_path, parsers=False))
     assert found.status is CheckStatus.NOTHING
-    assert "no parser reads '[TOOL_CALLS]" in found.message
+    assert found.message.endswith(f"stay text; {advice}")
 
 
 def test_without_tools_no_parser_of_calls_is_needed(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_template_that_leaves_out_the_tools_of_an_environment_is_bad(tmp_path:
     bad = only_problem(of_family(family, CALCULATOR, tmp_path))
     assert bad.subject == "tools"
     assert bad.message.startswith("the environment gives tools, but the model does not see everything: ")
-    assert "the template leaves out tools and calls" in bad.message
+    assert "the template leaves out tools" in bad.message
     assert (bad.fix or "").startswith("set model.template.file to a template that writes them")
 
 
@@ -56,7 +56,7 @@ def test_tools_that_only_the_first_request_shows_are_found(tmp_path: Path) -> No
 def test_without_tools_in_the_first_request_a_template_without_tools_is_no_problem(tmp_path: Path) -> None:
     found = result_of("tools", of_family("Phi-3", write_environment(tmp_path, ONE_QUESTION), tmp_path))
     assert found.status is CheckStatus.NOTHING
-    assert found.message == "the first request has no tools; the template leaves out tools and calls and results"
+    assert found.message == "the first request has no tools; the template leaves out tools, calls and results"
 
 
 def test_an_environment_of_which_nothing_is_known_gets_information(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_an_environment_of_which_nothing_is_known_gets_information(tmp_path: Pat
 def test_a_launch_whose_template_leaves_out_the_tools_does_not_begin(tmp_path: Path) -> None:
     model = write_checkpoint(FAMILIES["Phi-3"], tmp_path / "model")
     launch_configs = load_launch_configs([CALCULATOR], ["model.renderer=template", f"model.path={model}"])
-    with pytest.raises(ConfigurationError, match=r"leaves out tools .* To correct it, set model\.template\.file"):
+    with pytest.raises(ConfigurationError, match=r"leaves out tools, .* To correct it, set model\.template\.file"):
         check_before_launch(launch_configs, None, has_own_workers=True)
 
 
