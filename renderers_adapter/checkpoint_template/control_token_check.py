@@ -80,7 +80,7 @@ class ControlTokenCheck:
         words = self._words_inside(tokens, messages)
         if not is_changed and owner is None and not words:
             return Checked(text[begin:], encoded)
-        restored, template_tokens = self._tokenizer.restore(text), self._tokenizer.template_tokens(text)
+        restored = self._tokenizer.restore(text)
         whole = [*history, *messages]
         marked = self._render_marked(whole, tools, words, render)
         if len(marked) == len(text) and self._tokenizer.restore(marked) == restored:
@@ -88,10 +88,10 @@ class ControlTokenCheck:
             owner = _owner(self._tokenizer.control_tokens_of(encoded), spans)
             if owner is None or _has_several_parts(messages[owner]):
                 return Checked(marked[begin:], encoded)
-        elif owner is None and self._tokenizer.template_tokens(marked) == template_tokens:
+        elif owner is None and self._tokenizer.template_tokens(marked) == self._tokenizer.template_tokens(text):
             return Checked(text[begin:], encoded)
         if owner is None:
-            owner = self._find_owner(template_tokens, whole, tools, words, render)
+            owner = self._find_owner(text, whole, tools, words, render)
         raise SpecialTextRefused(
             f"the chat template makes a control token of the text of {_name(whole, owner)}. Change this text, "
             "correct the template, or set model.special_text: allow, which accepts such tokens."
@@ -109,20 +109,21 @@ class ControlTokenCheck:
 
     def _find_owner(
         self,
-        template_tokens: Sequence[int],
+        text: str,
         messages: Messages,
         tools: Messages | None,
         words: Collection[str],
         render: Renders,
     ) -> int | None:
         """Return the message without whose signs the template writes other control tokens; None if none alone."""
+        template_tokens = self._tokenizer.template_tokens(text)
         for index, message in enumerate(messages):
             marked = self._tokenizer.mask_signs(message, words)
             try:
-                text = render([*messages[:index], marked, *messages[index + 1 :]], tools)
+                marked_text = render([*messages[:index], marked, *messages[index + 1 :]], tools)
             except Exception:  # noqa: BLE001, S112 - a template may raise any error
                 continue
-            if self._tokenizer.template_tokens(text) != template_tokens:
+            if self._tokenizer.template_tokens(marked_text) != template_tokens:
                 return index
         return None
 
