@@ -41,8 +41,8 @@ class NoFirstRequest(RolloutError):
     """The environment failed, or took too long, before it asked the model."""
 
 
-class EndpointAsked(NoFirstRequest):
-    """The environment opened an endpoint for a program before it asked the model."""
+class RequestNotSeen(NoFirstRequest):
+    """A sound environment has not asked the model yet: it plays a program, or its beginning takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def check_first_request(
         return CheckResult(FIRST_REQUEST, message, CheckStatus.NOTHING), None
     try:
         request = ask_first_request(config)
-    except EndpointAsked as error:
+    except RequestNotSeen as error:
         return CheckResult(FIRST_REQUEST, str(error), CheckStatus.NOTHING), None
     except RolloutError as error:
         return CheckResult(FIRST_REQUEST, str(error), CheckStatus.UNKNOWN), None
@@ -160,9 +160,9 @@ def _result(environment: Environment, model: "_SilentModel", playing: "asyncio.F
     if model.request is not None:
         return model.request
     if model.opens_endpoint:
-        raise EndpointAsked(f"{name} plays a program, so its requests are not known; --agent plays it.")
+        raise RequestNotSeen(f"{name} plays a program, so its requests are not known; --agent plays it.")
     if not playing.done():
-        raise NoFirstRequest(f"{name} did not ask the model within {_TIMEOUT:g} s.")
+        raise RequestNotSeen(f"{name} did not ask the model within {_TIMEOUT:g} s, so its requests are not known.")
     if (error := playing.exception()) is not None:
         raise NoFirstRequest(f"{name} failed before it asked the model: {describe_user_error(error)}") from error
     raise NoFirstRequest(f"{name} did not ask the model for its first task.")
